@@ -1,0 +1,245 @@
+//! What the operator wants, after parsing: values that cannot be wrong. Nothing here is checked a second time later.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A whole migration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Where the data comes from.
+    pub reader: Reader,
+    /// Where it goes.
+    pub writer: Writer,
+    /// What is kept and what is dropped.
+    pub filter: Filter,
+    /// Limits and files.
+    pub advanced: Advanced,
+    /// The disk spool.
+    pub spool: Spool,
+    /// What to do when something must be decided while running.
+    pub policy: Policy,
+    /// When the migration counts as caught up.
+    pub cutover: Cutover,
+    /// Differences from RedisShake that the operator should know, one sentence each, said at load.
+    pub notices: Vec<String>,
+}
+
+/// Where the data comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reader {
+    /// `[sync_reader]`: PSYNC as a replica.
+    Sync(SyncReader),
+    /// `[rdb_reader]`: one RDB file.
+    Rdb {
+        /// The file.
+        filepath: PathBuf,
+    },
+}
+
+/// `[sync_reader]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SyncReader {
+    /// The server.
+    pub endpoint: Endpoint,
+    /// Apply the RDB of a full sync.
+    pub sync_rdb: bool,
+    /// Apply the stream after it; `false` ends the run after the RDB.
+    pub sync_aof: bool,
+}
+
+/// `[redis_writer]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Writer {
+    /// The server.
+    pub endpoint: Endpoint,
+}
+
+/// How to reach one server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Where it listens.
+    pub address: Address,
+    /// ACL user; `None` = the default user.
+    pub username: Option<String>,
+    /// Its password.
+    pub password: Option<Secret>,
+    /// TLS settings; `None` = plain.
+    pub tls: Option<Tls>,
+}
+
+/// Where a server listens.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Address {
+    /// Host name or IP address (IPv6 without brackets) and port.
+    Tcp {
+        /// Host name or IP address.
+        host: String,
+        /// TCP port.
+        port: u16,
+    },
+    /// Path of a Unix socket, written `unix:/path` or `/path`.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Address::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Address::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// A password. It shows itself nowhere: `Debug` prints stars and there is no `Display`.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a password.
+    pub fn new(text: impl Into<String>) -> Self {
+        Secret(text.into())
+    }
+
+    /// The password itself, for the AUTH command and nothing else.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// TLS of one side. The certificate is verified unless `insecure`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Tls {
+    /// Accept any certificate (shown as a warning for as long as the run lasts).
+    pub insecure: bool,
+    /// PEM file of the authorities to trust; `None` = the system's.
+    pub ca_cert: Option<PathBuf>,
+    /// PEM file of our certificate chain, for mutual TLS.
+    pub cert: Option<PathBuf>,
+    /// PEM file of its key.
+    pub key: Option<PathBuf>,
+    /// Name to ask for and to verify; `None` = the host of the address.
+    pub server_name: Option<String>,
+}
+
+/// `[filter]`, as far as it is supported.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Filter {
+    /// Databases to keep; empty = all.
+    pub allow_db: BTreeSet<u32>,
+    /// Databases to drop.
+    pub block_db: BTreeSet<u32>,
+}
+
+/// `[advanced]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Advanced {
+    /// Data directory: spool, manifests, control socket and log. Relative to the working directory.
+    pub dir: PathBuf,
+    /// Worker threads; 0 = one per processor.
+    pub ncpu: usize,
+    /// Port of the HTTP status on 127.0.0.1; 0 = off.
+    pub status_port: u16,
+    /// Log file; relative to `dir`.
+    pub log_file: PathBuf,
+    /// Least level that is logged.
+    pub log_level: LogLevel,
+    /// Time between two progress lines of a headless run.
+    pub log_interval: Duration,
+    /// What to do when a key of the RDB exists on the destination already.
+    pub on_existing_key: OnExistingKey,
+    /// Most commands sent and not yet answered, per destination node.
+    pub pipeline_count_limit: usize,
+    /// `client-query-buffer-limit` of the destination (bytes): most that is sent and not yet answered.
+    pub max_querybuf_len: u64,
+    /// `proto-max-bulk-len` of the destination (bytes): a larger RESTORE is sent as commands; 0 = always commands.
+    pub max_bulk_len: u64,
+    /// Empty the destination before the full sync.
+    pub empty_db_before_sync: bool,
+}
+
+/// Log level of the file and the log pane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum LogLevel {
+    Debug,
+    Info,
+    Warn,
+}
+
+/// `rdb_restore_command_behavior`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnExistingKey {
+    /// Stop the migration.
+    Panic,
+    /// Replace it.
+    Rewrite,
+    /// Keep it and count it.
+    Skip,
+}
+
+impl OnExistingKey {
+    /// The word of the configuration file.
+    pub fn word(self) -> &'static str {
+        match self {
+            OnExistingKey::Panic => "panic",
+            OnExistingKey::Rewrite => "rewrite",
+            OnExistingKey::Skip => "skip",
+        }
+    }
+}
+
+/// `[spool]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spool {
+    /// Most bytes on disk.
+    pub max_bytes: u64,
+    /// Free bytes that must stay on the file system.
+    pub min_free_bytes: u64,
+}
+
+/// `[policy]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// What to do when the source cannot continue and offers a full sync only.
+    pub on_full_resync: OnFullResync,
+    /// What to do with a value that cannot be decoded or that the destination refuses.
+    pub on_bad_value: OnBadValue,
+}
+
+/// `[policy] on_full_resync`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnFullResync {
+    /// Take the new full sync.
+    Resync,
+    /// Stop and say so.
+    Stop,
+}
+
+/// `[policy] on_bad_value`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnBadValue {
+    /// Set it aside, count it, go on.
+    Quarantine,
+    /// Stop and say so.
+    Stop,
+}
+
+/// `[cutover]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cutover {
+    /// Lag gate (bytes).
+    pub max_lag_bytes: u64,
+    /// Lag gate (time).
+    pub max_lag: Duration,
+    /// How long the lag must have been under both gates.
+    pub hold_for: Duration,
+}

@@ -1,0 +1,10 @@
+//! shakedeck: a live console for moving a Redis or Valkey data set to another server while the application keeps running.
+
+pub mod config;
+pub mod control;
+pub mod demo;
+pub mod format;
+pub mod headless;
+pub mod rdb;
+pub mod status;
+pub mod ui;

@@ -1,0 +1,1 @@
+//! RDB decoding (filled by the rdb branch).

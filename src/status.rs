@@ -1,0 +1,500 @@
+//! What every front shows: one immutable snapshot of the whole migration.
+//!
+//! The engine publishes an [`Status`] four times a second; the console, the headless printer, the HTTP status and the
+//! control socket all read the same value, and nothing in it was computed by a front. Unknown is `None`, never a fake
+//! zero. Field names that stand in the README's JSON contract keep their name and unit.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use serde::{Deserialize, Serialize};
+
+/// The whole migration at one moment. Times are Unix milliseconds, sizes are bytes, rates are per second.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Names this migration across restarts; the checkpoint in the destination carries it.
+    pub run_id: String,
+    /// Version of the program that wrote this snapshot.
+    pub version: String,
+    /// The process that runs the engine.
+    pub pid: u32,
+    /// When the engine took this snapshot (Unix ms): the age of the data on screen is counted from here.
+    pub snapshot_unix_ms: u64,
+    /// When the engine started (Unix ms).
+    pub started_unix_ms: u64,
+    /// Seconds since the engine started.
+    pub elapsed_seconds: f64,
+    /// The one word that heads every screen.
+    pub state: State,
+    /// Why the state is what it is, in words, where there is more to say ("THROTTLED: limit 50 MB/s").
+    pub state_reason: Option<String>,
+    /// True only when every gate of `gates` is met, proved by offsets that the destination confirmed.
+    pub ready: bool,
+    /// Why not ready, the most important reason first; empty when `ready`.
+    pub not_ready: Vec<String>,
+    /// The same as a checklist.
+    pub gates: Vec<Gate>,
+    /// The source side in words.
+    pub source: Side,
+    /// The destination side in words.
+    pub destination: Side,
+    /// The phase timeline.
+    pub timeline: Vec<Step>,
+    /// One row per source master.
+    pub sources: Vec<SourceStatus>,
+    /// One row per destination master.
+    pub destinations: Vec<DestinationStatus>,
+    /// Disk use of the spool.
+    pub spool: SpoolStatus,
+    /// Totals since the start.
+    pub counters: Counters,
+    /// Everything refused, filtered or quarantined, by kind.
+    pub rejected: Vec<Rejected>,
+    /// Speed limit set by the operator, if any.
+    pub throttle: Throttle,
+    /// Operator events, oldest first; at most [`EVENT_CAPACITY`].
+    pub events: Vec<Event>,
+    /// Events that fell out of the ring.
+    pub events_dropped: u64,
+    /// Errors that the operator has not acknowledged.
+    pub unread_errors: u64,
+    /// One sample per second, oldest first; at most [`HISTORY_CAPACITY`].
+    pub history: Vec<Sample>,
+    /// How often the operator paused.
+    pub paused_times: u32,
+    /// Resident memory of the process that runs the engine (bytes).
+    pub memory_bytes: Option<u64>,
+    /// Where the full log is written.
+    pub log_file: Option<String>,
+    /// Data directory of this run (spool, manifest, control socket).
+    pub data_dir: String,
+    /// Things the operator must not forget, shown for as long as they last ("TLS NOT VERIFIED: source").
+    pub warnings: Vec<String>,
+    /// Set when the run has ended: how, in words, and the process's exit code.
+    pub outcome: Option<Outcome>,
+}
+
+/// Events kept in a snapshot.
+pub const EVENT_CAPACITY: usize = 500;
+/// Seconds of history kept in a snapshot (30 minutes).
+pub const HISTORY_CAPACITY: usize = 1_800;
+
+/// State of the whole migration. The words are a contract (README, `--exit-when`, `ctl wait`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// No source has answered PSYNC yet.
+    Connecting,
+    /// At least one source is still in its full sync.
+    Syncing,
+    /// Every source streams.
+    Streaming,
+    /// Streaming, and the lag has been under the gate for its hold time.
+    CaughtUp,
+    /// A pause was asked for; batches are still in flight.
+    Pausing,
+    /// Nothing is applied; the stream goes on into the spool.
+    Paused,
+    /// A cutover is in progress.
+    CuttingOver,
+    /// Applying has ended for good on this source; clients belong on the destination.
+    Switched,
+    /// A stop was asked for; batches are still in flight.
+    Stopping,
+    /// Ended in order.
+    Stopped,
+    /// Ended by an error.
+    Failed,
+}
+
+impl State {
+    /// Every state, in the order of a migration.
+    pub const ALL: [State; 11] = [
+        State::Connecting,
+        State::Syncing,
+        State::Streaming,
+        State::CaughtUp,
+        State::Pausing,
+        State::Paused,
+        State::CuttingOver,
+        State::Switched,
+        State::Stopping,
+        State::Stopped,
+        State::Failed,
+    ];
+
+    /// The word of the JSON contract.
+    pub fn word(self) -> &'static str {
+        match self {
+            State::Connecting => "connecting",
+            State::Syncing => "syncing",
+            State::Streaming => "streaming",
+            State::CaughtUp => "caught_up",
+            State::Pausing => "pausing",
+            State::Paused => "paused",
+            State::CuttingOver => "cutting_over",
+            State::Switched => "switched",
+            State::Stopping => "stopping",
+            State::Stopped => "stopped",
+            State::Failed => "failed",
+        }
+    }
+
+    /// True when the engine has ended and the state will not change again.
+    pub fn is_final(self) -> bool {
+        matches!(self, State::Stopped | State::Failed)
+    }
+}
+
+/// Phase of one source. `RdbReceive` and `RdbApply` overlap: the phase is the later one that has begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Opening the connection.
+    Connecting,
+    /// PING, AUTH, REPLCONF, PSYNC.
+    Handshake,
+    /// PSYNC was accepted; the source is still forking or saving.
+    WaitingBgsave,
+    /// The RDB arrives, nothing of it is applied yet.
+    RdbReceive,
+    /// The RDB is being applied (it may still be arriving).
+    RdbApply,
+    /// Incremental: the replication stream is applied.
+    Stream,
+    /// The link is down and will be tried again.
+    Reconnecting,
+    /// Nothing more will come from this source and all of it is applied.
+    Drained,
+    /// This source ended by an error.
+    Failed,
+}
+
+impl Phase {
+    /// The phase in words, for screens.
+    pub fn word(self) -> &'static str {
+        match self {
+            Phase::Connecting => "connecting",
+            Phase::Handshake => "handshake",
+            Phase::WaitingBgsave => "wait bgsave",
+            Phase::RdbReceive => "RDB receive",
+            Phase::RdbApply => "RDB apply",
+            Phase::Stream => "stream",
+            Phase::Reconnecting => "reconnecting",
+            Phase::Drained => "drained",
+            Phase::Failed => "failed",
+        }
+    }
+}
+
+/// One condition of READY TO CUT OVER.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gate {
+    /// Short name, used in "not ready: rdb, lag".
+    pub name: String,
+    /// The condition in words ("lag < 1 s").
+    pub text: String,
+    /// Met or not.
+    pub ok: bool,
+    /// The measured value or the reason ("41m08").
+    pub detail: String,
+}
+
+/// One side of the migration in words.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Side {
+    /// What answers there, once known ("redis 7.2.4", "valkey 8.0.1").
+    pub server: Option<String>,
+    /// "standalone", "cluster", "sentinel".
+    pub kind: String,
+    /// The configured address.
+    pub address: String,
+    /// Number of master nodes.
+    pub nodes: usize,
+}
+
+/// One step of the phase timeline.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// "connect", "handshake", "rdb receive", "rdb apply", "stream", "caught up", "cutover".
+    pub name: String,
+    /// How far it is.
+    pub state: StepState,
+    /// How long it took, or has taken so far (seconds).
+    pub seconds: Option<f64>,
+    /// "2 of 3" where several nodes take part.
+    pub note: Option<String>,
+}
+
+/// How far a step of the timeline is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StepState {
+    /// Not begun.
+    Pending,
+    /// Going on now.
+    Active,
+    /// Finished.
+    Done,
+    /// Ended by an error.
+    Failed,
+}
+
+/// One source master.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// "host:port" or the path of a Unix socket.
+    pub address: String,
+    /// "master" or "replica", once known.
+    pub role: Option<String>,
+    /// What this source is doing.
+    pub phase: Phase,
+    /// Why, where there is more to say ("reconnecting in 4 s (3rd try): connection refused").
+    pub reason: Option<String>,
+    /// Since when the phase lasts (Unix ms).
+    pub phase_since_unix_ms: u64,
+    /// Replication id, 40 hex digits, once known.
+    pub replid: Option<String>,
+    /// How the RDB travels: "disk" (`$<len>`) or "diskless" (`$EOF:`).
+    pub rdb_transfer: Option<String>,
+    /// RDB bytes received so far.
+    pub rdb_bytes_received: u64,
+    /// RDB size; `None` while a diskless source has not said it.
+    pub rdb_bytes_total: Option<u64>,
+    /// RDB bytes that the destination confirmed.
+    pub rdb_bytes_applied: u64,
+    /// Keys of the RDB that the destination confirmed.
+    pub keys_applied: u64,
+    /// Replication offset received.
+    pub offset_received: u64,
+    /// Replication offset that is safe on disk; this one is acknowledged to the source.
+    pub offset_durable: u64,
+    /// Replication offset that the destination confirmed.
+    pub offset_applied: u64,
+    /// `offset_received - offset_applied`.
+    pub lag_bytes: u64,
+    /// Age of the oldest byte not yet applied; during the full sync the time since FULLRESYNC.
+    pub lag_seconds: Option<f64>,
+    /// Commands confirmed by the destination, over the last 5 s.
+    pub ops_per_second: f64,
+    /// Bytes (RDB and stream) confirmed by the destination, over the last 5 s.
+    pub bytes_per_second: f64,
+    /// Bytes (RDB and stream) received from the source, over the last 5 s.
+    pub receive_bytes_per_second: f64,
+    /// Bytes of this source in the spool.
+    pub spool_bytes: u64,
+    /// Files of this source in the spool.
+    pub spool_files: u64,
+    /// Errors on this link and entries of it that were refused.
+    pub errors: u64,
+    /// How often the link was opened again.
+    pub reconnects: u64,
+    /// The last error in words.
+    pub last_error: Option<String>,
+    /// When the last REPLCONF ACK was sent (Unix ms).
+    pub last_ack_unix_ms: Option<u64>,
+    /// `repl-backlog-size` of the source, where CONFIG is allowed.
+    pub backlog_bytes: Option<u64>,
+    /// Hard limit of the source's replica output buffer, where CONFIG is allowed.
+    pub output_buffer_limit_bytes: Option<u64>,
+    /// Address of the writer that slows this source down.
+    pub held_back_by: Option<String>,
+    /// Time to the end of the RDB at the present speed; never before 1 % is applied.
+    pub eta_seconds: Option<f64>,
+}
+
+/// One destination master.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DestinationStatus {
+    /// "host:port" or the path of a Unix socket.
+    pub address: String,
+    /// Health of the writer.
+    pub state: WriterState,
+    /// Why, where there is more to say ("waiting: OOM command not allowed").
+    pub reason: Option<String>,
+    /// Slots served ("0-5460"), for clusters.
+    pub slots: Option<String>,
+    /// Commands sent and not yet answered.
+    pub in_flight: u64,
+    /// `pipeline_count_limit`.
+    pub in_flight_limit: u64,
+    /// Age of the oldest command in flight (ms).
+    pub oldest_ms: f64,
+    /// 99th percentile of the time from sending a batch to its confirmation (ms), over the last 10 s.
+    pub p99_ms: Option<f64>,
+    /// Commands confirmed, over the last 5 s.
+    pub ops_per_second: f64,
+    /// Bytes confirmed, over the last 5 s.
+    pub bytes_per_second: f64,
+    /// Commands sent again after an error.
+    pub retries: u64,
+    /// MOVED and ASK answers.
+    pub redirects: u64,
+    /// How often the connection was opened again.
+    pub reconnects: u64,
+    /// Error answers.
+    pub errors: u64,
+    /// The last error in words.
+    pub last_error: Option<String>,
+}
+
+/// Health of one writer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WriterState {
+    /// Opening the connection for the first time.
+    Connecting,
+    /// Answers in time.
+    Ok,
+    /// Answers late: the oldest command in flight is older than a second.
+    Slow,
+    /// Told to stand still (pause, or a full destination).
+    Waiting,
+    /// The connection was lost.
+    Reconnecting,
+    /// Ended by an error.
+    Failed,
+    /// Closed in order.
+    Closed,
+}
+
+impl WriterState {
+    /// The state in words, for screens.
+    pub fn word(self) -> &'static str {
+        match self {
+            WriterState::Connecting => "connecting",
+            WriterState::Ok => "ok",
+            WriterState::Slow => "SLOW",
+            WriterState::Waiting => "waiting",
+            WriterState::Reconnecting => "reconnecting",
+            WriterState::Failed => "FAILED",
+            WriterState::Closed => "closed",
+        }
+    }
+}
+
+/// Disk use of the spool.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct SpoolStatus {
+    /// Bytes on disk now.
+    pub bytes: u64,
+    /// `[spool] max_bytes`.
+    pub max_bytes: u64,
+    /// Free bytes of the file system that holds the spool.
+    pub disk_free_bytes: u64,
+    /// Growth (bytes per second) over the last minute; negative when it shrinks.
+    pub growth_bytes_per_second: Option<f64>,
+}
+
+/// Totals since the start of the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Counters {
+    /// Keys of RDBs and commands of streams that were read from the spool.
+    pub entries_read: u64,
+    /// Those that the destination confirmed.
+    pub entries_applied: u64,
+    /// Those dropped by a rule.
+    pub filtered: u64,
+    /// Those set aside because the destination refused them or they could not be decoded.
+    pub quarantined: u64,
+}
+
+/// One kind of refused, dropped or rewritten entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rejected {
+    /// Error code or rule ("BUSYKEY", "filtered").
+    pub kind: String,
+    /// How many.
+    pub count: u64,
+    /// When last (Unix ms).
+    pub last_unix_ms: Option<u64>,
+    /// A key as an example, already escaped.
+    pub example: Option<String>,
+    /// What was done with them ("skip", "stop").
+    pub policy: String,
+}
+
+/// Speed limit set by the operator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Throttle {
+    /// Bytes per second towards the destination; `None` = no limit.
+    pub bytes_per_second: Option<u64>,
+    /// Commands per second towards the destination; `None` = no limit.
+    pub ops_per_second: Option<u64>,
+}
+
+/// One sentence for the operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Grows by one; tells new events from old ones.
+    pub id: u64,
+    /// When it last happened (Unix ms).
+    pub unix_ms: u64,
+    /// How grave.
+    pub level: EventLevel,
+    /// "source 10.0.1.13:6379", "writer 10.0.2.21:6379", or empty for the whole migration.
+    pub node: String,
+    /// Past tense, with the reason; untrusted parts already escaped.
+    pub text: String,
+    /// How often in a row.
+    pub count: u64,
+}
+
+/// How grave an event is: WARN lost nothing, ERROR needs a person.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventLevel {
+    /// Good to know.
+    Info,
+    /// Nothing lost, worth a look.
+    Warn,
+    /// A person must act.
+    Error,
+}
+
+impl EventLevel {
+    /// The level as a word of five columns at most.
+    pub fn word(self) -> &'static str {
+        match self {
+            EventLevel::Info => "INFO",
+            EventLevel::Warn => "WARN",
+            EventLevel::Error => "ERROR",
+        }
+    }
+}
+
+/// One second of history. `None` = not measured (drawn as a gap).
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Sample {
+    /// Commands confirmed in this second.
+    pub ops: Option<f64>,
+    /// Worst lag of all sources (bytes) at the end of this second.
+    pub lag_bytes: Option<f64>,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Exit code of the process (README, "Exit codes").
+    pub exit_code: i32,
+    /// One sentence: what ended it and where it stands.
+    pub message: String,
+    /// What to do next, where there is something to do.
+    pub hint: Option<String>,
+}
+
+/// Counters of the hot path, one set per source and per writer; added to once per batch, read by the publisher.
+#[derive(Debug, Default)]
+pub struct Meters {
+    /// Commands or keys.
+    pub entries: AtomicU64,
+    /// Bytes.
+    pub bytes: AtomicU64,
+}
+
+impl Meters {
+    /// Adds one batch.
+    pub fn add(&self, entries: u64, bytes: u64) {
+        self.entries.fetch_add(entries, Relaxed);
+        self.bytes.fetch_add(bytes, Relaxed);
+    }
+}
