@@ -41,7 +41,7 @@ pub struct Rebuild<'a> {
     /// Absolute expiry (Unix ms), set by the last command.
     pub expire_at_ms: Option<i64>,
     /// IDs of all pending entries of a stream, ascending and without repetition, where they could be collected in a first
-    /// pass ([`pending_ids`]). Without them, pending entries that are deleted from the stream are lost on 7.0 and newer.
+    /// pass ([`PendingIds`]). Without them, pending entries that are deleted from the stream are lost on 7.0 and newer.
     pub pending_ids: Vec<StreamId>,
 }
 
@@ -84,7 +84,12 @@ pub fn value_to_commands(
     sink: CommandSink<'_>,
 ) -> Result<Loss, RdbError> {
     if rebuild.pending_ids.is_empty() && is_stream(type_byte) && rebuild.target.has_redis(7, 0) {
-        rebuild.pending_ids = pending_ids(&mut |collect| visit_value(type_byte, raw, dialect, collect))?;
+        let mut ids = PendingIds::default();
+        visit_value(type_byte, raw, dialect, &mut |element| {
+            ids.add(element);
+            Ok(())
+        })?;
+        rebuild.pending_ids = ids.into_sorted();
     }
     let mut builder = CommandBuilder::new(rebuild);
     visit_value(type_byte, raw, dialect, &mut |element| builder.add(element, sink))?;
@@ -98,27 +103,36 @@ pub fn decoded_to_commands(
     sink: CommandSink<'_>,
 ) -> Result<Loss, RdbError> {
     if rebuild.pending_ids.is_empty() && matches!(value, DecodedValue::Stream(_)) {
-        rebuild.pending_ids = pending_ids(&mut |collect| value.visit(collect))?;
+        let mut ids = PendingIds::default();
+        value.visit(&mut |element| {
+            ids.add(element);
+            Ok(())
+        })?;
+        rebuild.pending_ids = ids.into_sorted();
     }
     let mut builder = CommandBuilder::new(rebuild);
     value.visit(&mut |element| builder.add(element, sink))?;
     builder.finish(sink)
 }
 
-/// The first pass over a stream, for [`Rebuild::pending_ids`]; `visit` hands its elements to the sink that it gets.
-pub fn pending_ids(
-    visit: &mut dyn FnMut(&mut dyn FnMut(Element<'_>) -> Result<(), RdbError>) -> Result<(), RdbError>,
-) -> Result<Vec<StreamId>, RdbError> {
-    let mut ids = Vec::new();
-    visit(&mut |element| {
+/// The first pass over a stream, for [`Rebuild::pending_ids`]: give it every element, then take the IDs.
+#[derive(Debug, Default)]
+pub struct PendingIds(Vec<StreamId>);
+
+impl PendingIds {
+    /// Notes the ID if the element is a pending entry.
+    pub fn add(&mut self, element: Element<'_>) {
         if let Element::Pending { id, .. } | Element::Nacked { id, .. } = element {
-            ids.push(id);
+            self.0.push(id);
         }
-        Ok(())
-    })?;
-    ids.sort_unstable();
-    ids.dedup();
-    Ok(ids)
+    }
+
+    /// All IDs in order, each once.
+    pub fn into_sorted(mut self) -> Vec<StreamId> {
+        self.0.sort_unstable();
+        self.0.dedup();
+        self.0
+    }
 }
 
 /// Whether the type is a stream of any version.
