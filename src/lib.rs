@@ -5,6 +5,8 @@ pub mod control;
 pub mod demo;
 pub mod format;
 pub mod headless;
+pub mod psync;
 pub mod rdb;
+pub mod resp;
 pub mod status;
 pub mod ui;
