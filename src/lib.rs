@@ -3,6 +3,7 @@
 pub mod config;
 pub mod control;
 pub mod demo;
+pub mod engine;
 pub mod format;
 pub mod headless;
 pub mod psync;

@@ -1,0 +1,3 @@
+//! engine
+pub mod net;
+pub mod spool;
