@@ -222,21 +222,29 @@ impl Connection {
         }
     }
 
-    /// Reads one line without its line end, skipping empty lines (a source's keep-alive), without a deadline.
+    /// Takes one line, without its line end, from what has been read; empty lines (a source's keep-alive) are skipped.
+    pub fn take_line(&mut self, what: &str) -> Result<Option<Vec<u8>>, NetError> {
+        while self.buffer.first().is_some_and(|&byte| byte == b'\n' || byte == b'\r') {
+            self.buffer.advance(1);
+        }
+        if let Some(end) = memchr::memchr(b'\n', &self.buffer) {
+            let mut line = self.buffer.split_to(end + 1).to_vec();
+            while line.last().is_some_and(|&byte| byte == b'\n' || byte == b'\r') {
+                line.pop();
+            }
+            return Ok(Some(line));
+        }
+        if self.buffer.len() > MAX_LINE_LEN {
+            return Err(self.not_redis(what, self.buffer[..64].escape_ascii().to_string()));
+        }
+        Ok(None)
+    }
+
+    /// Waits for one line, without a deadline of its own.
     pub async fn read_line(&mut self, what: &str) -> Result<Vec<u8>, NetError> {
         loop {
-            while self.buffer.first().is_some_and(|&byte| byte == b'\n' || byte == b'\r') {
-                self.buffer.advance(1);
-            }
-            if let Some(end) = memchr::memchr(b'\n', &self.buffer) {
-                let mut line = self.buffer.split_to(end + 1).to_vec();
-                while line.last().is_some_and(|&byte| byte == b'\n' || byte == b'\r') {
-                    line.pop();
-                }
+            if let Some(line) = self.take_line(what)? {
                 return Ok(line);
-            }
-            if self.buffer.len() > MAX_LINE_LEN {
-                return Err(self.not_redis(what, self.buffer[..64].escape_ascii().to_string()));
             }
             self.fill(what).await?;
         }
