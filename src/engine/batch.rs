@@ -57,6 +57,8 @@ pub enum CommandKind {
     Select,
     /// RESTORE of a key of the RDB.
     Restore,
+    /// The same where an existing key is kept: BUSYKEY only counts.
+    RestoreIfMissing,
     /// MSETNX of keys of the RDB: 0 = one of them existed.
     SetIfNone,
     /// SET … NX of a key of the RDB: null = it existed.
@@ -248,6 +250,15 @@ impl Batch {
         }
     }
 
+    /// Database in which command `index` runs.
+    pub fn database_of(&self, index: usize) -> u32 {
+        (0..index)
+            .rev()
+            .filter(|at| self.commands.get(*at).is_some_and(|command| command.kind == CommandKind::Select))
+            .find_map(|at| std::str::from_utf8(self.arguments(at).get(1)?).ok()?.parse().ok())
+            .unwrap_or(self.start_db)
+    }
+
     /// Takes commands out that the destination will never accept.
     pub fn remove(&mut self, indexes: &[usize]) {
         let mut kept = Vec::with_capacity(self.bytes.len());
@@ -303,9 +314,10 @@ pub(super) mod tests {
     #[test]
     fn progress_is_read_back_as_written() {
         let replid = Replid::parse(&"0f".repeat(20)).unwrap();
-        for at in
-            [Position::Rdb { offset: 5, bytes: u64::MAX, db: 15 }, Position::Stream { offset: 1 << 40, db: 0 }]
-        {
+        for at in [
+            Position::Rdb { offset: 5, bytes: u64::MAX, db: 15 },
+            Position::Stream { offset: 1 << 40, db: 0 },
+        ] {
             let progress = Progress { replid: replid.clone(), at };
             assert_eq!(progress.to_string().parse(), Ok(progress));
         }

@@ -1,5 +1,10 @@
 //! engine
+pub mod batch;
 pub mod events;
 pub mod net;
+pub mod quarantine;
+pub mod replay;
+mod rules;
 pub mod source;
 pub mod spool;
+pub mod writer;

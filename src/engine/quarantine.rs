@@ -53,7 +53,14 @@ impl Quarantine {
     }
 
     /// Sets one entry aside; it is safe on disk when this returns.
-    pub fn add(&self, source: &str, db: u32, key: &[u8], reason: &str, command: &[u8]) -> Result<(), SpoolError> {
+    pub fn add(
+        &self,
+        source: &str,
+        db: u32,
+        key: &[u8],
+        reason: &str,
+        command: &[u8],
+    ) -> Result<(), SpoolError> {
         let failed = |cause| SpoolError { action: "write", path: self.path.clone(), cause };
         let mut command_hex = String::with_capacity(command.len() * 2);
         for byte in command {
@@ -73,7 +80,12 @@ impl Quarantine {
         let file = match &mut *slot {
             Some(file) => file,
             None => {
-                let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&self.path).map_err(failed)?;
+                let file = OpenOptions::new()
+                    .append(true)
+                    .create(true)
+                    .mode(0o600)
+                    .open(&self.path)
+                    .map_err(failed)?;
                 slot.insert(file)
             }
         };

@@ -34,13 +34,22 @@ pub fn rule(error: &str, kind: CommandKind, on_bad_value: OnBadValue) -> (Rule, 
         return (Rule::Wait, cure);
     }
     if error.starts_with("NOPERM") {
-        return (Rule::Stop, "The destination's user lacks a right. On the destination: ACL SETUSER <user> ~* &* +@all -@admin -@dangerous +restore +flushall +flushdb +swapdb +function +script +eval +evalsha +sort +info +client +select +multi +exec");
+        return (
+            Rule::Stop,
+            "The destination's user lacks a right. On the destination: ACL SETUSER <user> ~* &* +@all -@admin -@dangerous +restore +flushall +flushdb +swapdb +function +script +eval +evalsha +sort +info +client +select +multi +exec",
+        );
     }
     if error.starts_with("NOAUTH") {
-        return (Rule::Stop, "The destination wants a password: set 'password' (and 'username') in [redis_writer].");
+        return (
+            Rule::Stop,
+            "The destination wants a password: set 'password' (and 'username') in [redis_writer].",
+        );
     }
     if error.starts_with("BUSYKEY") {
-        return (Rule::Stop, "The key exists on the destination already. Set rdb_restore_command_behavior to \"rewrite\" (replace) or \"skip\" (keep), or empty the destination.");
+        return (
+            Rule::Stop,
+            "The key exists on the destination already. Set rdb_restore_command_behavior to \"rewrite\" (replace) or \"skip\" (keep), or empty the destination.",
+        );
     }
     if error.contains("DB index is out of range") {
         return (Rule::Stop, "The destination has fewer databases than the source: raise 'databases' there.");
@@ -53,7 +62,10 @@ pub fn rule(error: &str, kind: CommandKind, on_bad_value: OnBadValue) -> (Rule, 
     }
     match on_bad_value {
         OnBadValue::Quarantine => (Rule::Quarantine, ""),
-        OnBadValue::Stop => (Rule::Stop, "[policy] on_bad_value = \"stop\"; set it to \"quarantine\" to set such entries aside and go on."),
+        OnBadValue::Stop => (
+            Rule::Stop,
+            "[policy] on_bad_value = \"stop\"; set it to \"quarantine\" to set such entries aside and go on.",
+        ),
     }
 }
 

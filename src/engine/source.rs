@@ -119,6 +119,8 @@ pub struct SourceDetails {
     pub rdb_total: Option<u64>,
     /// When FULLRESYNC was answered.
     pub full_sync_since: Option<Instant>,
+    /// When the last byte of the RDB had arrived (Unix ms).
+    pub rdb_received_unix_ms: Option<u64>,
     /// How often the link was opened again.
     pub reconnects: u64,
     /// The last error.
@@ -160,6 +162,7 @@ impl SourceShared {
                 transfer: None,
                 rdb_total: None,
                 full_sync_since: None,
+                rdb_received_unix_ms: None,
                 reconnects: 0,
                 last_error: None,
                 last_ack_unix_ms: None,
@@ -425,6 +428,7 @@ impl Source {
         {
             let mut details = self.shared.details();
             details.full_sync_since = Some(Instant::now());
+            details.rdb_received_unix_ms = None;
             details.rdb_total = None;
             details.transfer = None;
         }
@@ -557,7 +561,11 @@ impl Source {
         self.acknowledge(connection, offset).await?;
         // The fsync of a large file may take a while on a slow disk, but the stream cannot begin before it anyway.
         tokio::task::block_in_place(|| writer.finish_rdb(rdb_len))?;
-        self.shared.details().rdb_total = Some(rdb_len);
+        {
+            let mut details = self.shared.details();
+            details.rdb_total = Some(rdb_len);
+            details.rdb_received_unix_ms = Some(unix_ms());
+        }
         self.events.info(
             &self.node(),
             format!("RDB received, {rdb_len} bytes in {:.1} s", began.elapsed().as_secs_f64()),

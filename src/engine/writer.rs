@@ -60,7 +60,9 @@ pub enum WriterError {
         cure: String,
     },
     /// The checkpoint is not where it must be.
-    #[error("{address}: the destination's checkpoint is '{found}', expected '{expected}': it lost data (restarted from an older snapshot, or flushed), or another migration writes there. Start again with an empty data directory for a new full sync.")]
+    #[error(
+        "{address}: the destination's checkpoint is '{found}', expected '{expected}': it lost data (restarted from an older snapshot, or flushed), or another migration writes there. Start again with an empty data directory for a new full sync."
+    )]
     CheckpointLost {
         /// The destination.
         address: String,
@@ -238,7 +240,8 @@ impl Writer {
             }
             self.shared.idle.store(wishes.paused && flights.is_empty(), Relaxed);
             let may_send = !wishes.paused && !wishes.stop && Instant::now() >= not_before;
-            if may_send && flights.len() < 2
+            if may_send
+                && flights.len() < 2
                 && let Some(batch) = pending.pop_front()
             {
                 if let Err(error) = self.send(&mut connection, &mut flights, batch).await {
@@ -336,7 +339,10 @@ impl Writer {
             }
             let progress = batch.progress.to_string();
             let field = batch.source.address.as_bytes();
-            append_command(&mut epilogue, &[b"HSET", self.checkpoint_key.as_bytes(), field, progress.as_bytes()]);
+            append_command(
+                &mut epilogue,
+                &[b"HSET", self.checkpoint_key.as_bytes(), field, progress.as_bytes()],
+            );
             if exec_sent {
                 append_command(&mut epilogue, &[b"EXEC"]);
             }
@@ -372,7 +378,8 @@ impl Writer {
                 }
                 continue;
             }
-            let Some(flight) = flights.iter_mut().find(|flight| flight.queue_replies_missing > 0 || flight.exec_sent)
+            let Some(flight) =
+                flights.iter_mut().find(|flight| flight.queue_replies_missing > 0 || flight.exec_sent)
             else {
                 return Ok(Ok(()));
             };
@@ -403,7 +410,9 @@ impl Writer {
                     }
                 }
                 Verdict::Aborted(refused, abort) => {
-                    if let Err(error) = self.judge_aborted(connection, flights, pending, refused, abort).await? {
+                    if let Err(error) =
+                        self.judge_aborted(connection, flights, pending, refused, abort).await?
+                    {
                         return Ok(Err(error));
                     }
                     return Ok(Ok(()));
@@ -438,7 +447,10 @@ impl Writer {
                 Verdict::Applied(refusals)
             }
             Reply::Error(error) => Verdict::Aborted(std::mem::take(&mut flight.refused), error),
-            other => Verdict::Aborted(std::mem::take(&mut flight.refused), format!("unexpected answer to EXEC: {other:?}")),
+            other => Verdict::Aborted(
+                std::mem::take(&mut flight.refused),
+                format!("unexpected answer to EXEC: {other:?}"),
+            ),
         }
     }
 
@@ -465,7 +477,9 @@ impl Writer {
                     );
                     self.events.reject(&self.node(), EventLevel::Warn, "BUSYKEY", "skip", &shown_key, &text);
                 }
-                Refusal::Error(error) if error.starts_with("BUSYKEY") && kind == CommandKind::RestoreOrSkip => {
+                Refusal::Error(error)
+                    if error.starts_with("BUSYKEY") && kind == CommandKind::RestoreIfMissing =>
+                {
                     self.shared.errors.fetch_add(1, Relaxed);
                     let text = format!(
                         "key '{shown_key}' exists on the destination and was kept (rdb_restore_command_behavior = \"skip\")"
@@ -481,12 +495,15 @@ impl Writer {
                 Refusal::Error(error) => {
                     self.shared.errors.fetch_add(1, Relaxed);
                     batch.source.errors.fetch_add(1, Relaxed);
-                    let verb = String::from_utf8_lossy(arguments.first().copied().unwrap_or_default()).into_owned();
+                    let verb =
+                        String::from_utf8_lossy(arguments.first().copied().unwrap_or_default()).into_owned();
                     match rule(&error, kind, self.on_bad_value).0 {
                         // At run time a state that passes cannot be waited for any more: the rest is applied already.
                         Rule::Wait | Rule::Quarantine => self.set_aside(batch, index, &error)?,
                         Rule::Stop => {
-                            return self.stop(connection, batch, last_confirmed, &verb, &shown_key, error).await;
+                            return self
+                                .stop(connection, batch, last_confirmed, &verb, &shown_key, error)
+                                .await;
                         }
                     }
                 }
@@ -718,7 +735,10 @@ impl Writer {
         }
         self.shared.in_flight.store(0, Relaxed);
         self.shared.details().oldest = None;
-        self.events.info(&self.node(), "connected again; the checkpoint shows that nothing was lost or applied twice");
+        self.events.info(
+            &self.node(),
+            "connected again; the checkpoint shows that nothing was lost or applied twice",
+        );
         Ok(())
     }
 
@@ -761,7 +781,9 @@ impl Writer {
             let field = batch.source.address.as_bytes();
             let key = self.checkpoint_key.as_bytes();
             match last_confirmed {
-                Some(progress) => other.request(&[b"HSET", key, field, progress.to_string().as_bytes()]).await?,
+                Some(progress) => {
+                    other.request(&[b"HSET", key, field, progress.to_string().as_bytes()]).await?
+                }
                 None => other.request(&[b"HDEL", key, field]).await?,
             };
         }
@@ -795,9 +817,8 @@ impl Writer {
     /// When the next batch may be sent under the operator's limit.
     fn next_slot(&self, not_before: Instant, throttle: Throttle, flights: &VecDeque<Flight>) -> Instant {
         let Some(batch) = flights.back().map(|flight| &flight.batch) else { return not_before };
-        let share = |amount: u64, limit: Option<u64>| {
-            limit.map_or(0.0, |limit| amount as f64 / limit.max(1) as f64)
-        };
+        let share =
+            |amount: u64, limit: Option<u64>| limit.map_or(0.0, |limit| amount as f64 / limit.max(1) as f64);
         let seconds = share(batch.bytes.len() as u64, throttle.bytes_per_second)
             .max(share(batch.entries, throttle.ops_per_second));
         not_before.max(Instant::now()) + Duration::from_secs_f64(seconds.min(3600.0))
