@@ -71,8 +71,7 @@ pub(super) fn convert(kind: Kind, value: &DeValue<'_>, env: Env<'_>) -> Result<V
     }
 }
 
-/// Replaces the variables of a string. A string that is nothing but variables may also stand for a number or a
-/// flag: `status_port = "${PORT}"`.
+/// Replaces the variables of a string.
 fn complete<'a>(value: &DeValue<'a>, env: Env<'_>) -> Result<DeValue<'a>, Wrong> {
     let DeValue::String(text) = value else { return Ok(value.clone()) };
     match substitute(text, env) {
@@ -87,11 +86,6 @@ fn complete<'a>(value: &DeValue<'a>, env: Env<'_>) -> Result<DeValue<'a>, Wrong>
             "write `${NAME}`, or `$${` if you mean these characters; there are no default values",
         ),
     }
-}
-
-/// True if the value contains a variable.
-pub(super) fn has_variable(value: &DeValue<'_>) -> bool {
-    value.as_str().is_some_and(|text| text.contains("${"))
 }
 
 fn expected(what: &str, found: &DeValue<'_>) -> String {
