@@ -3,8 +3,11 @@
 pub mod config;
 pub mod control;
 pub mod demo;
+pub mod engine;
 pub mod format;
 pub mod headless;
+pub mod psync;
 pub mod rdb;
+pub mod resp;
 pub mod status;
 pub mod ui;

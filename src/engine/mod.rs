@@ -1,0 +1,5 @@
+//! engine
+pub mod events;
+pub mod net;
+pub mod source;
+pub mod spool;
