@@ -336,21 +336,40 @@ fn differences_from_redisshake_are_said() {
         "#,
     )
     .unwrap();
-    insta::assert_snapshot!(plan.notices.join("\n"), @"");
+    insta::assert_snapshot!(plan.notices.join("\n"), @r"
+    Transactions (MULTI/EXEC) of the source stay whole; RedisShake takes them apart.
+    [sync_reader] tls = true verifies the server's certificate, which RedisShake does not by default; tls_config.ca_cert names the authority to trust, tls_insecure = true switches it off.
+    [redis_writer] tls_insecure = true accepts any certificate: whoever is in between can read and change everything.
+    pprof_port is ignored: it belongs to the Go runtime of RedisShake.
+    Ignored, because the log file is not rotated: log_rotation, log_max_size.
+    ");
     let plan = read(&MINIMAL.replace("6379\"", "6379\"\ntls_config = { ca_cert = \"ca.pem\" }")).unwrap();
-    insta::assert_snapshot!(plan.notices.join("\n"), @"");
+    insta::assert_snapshot!(plan.notices.join("\n"), @r"
+    Transactions (MULTI/EXEC) of the source stay whole; RedisShake takes them apart.
+    [sync_reader] tls = false: the connection is not encrypted, and tls_config and tls_insecure have no effect.
+    ");
 }
 
 #[test]
 fn marks_and_line_ends_of_other_systems_do_not_matter() {
     let text = format!("\u{feff}{}", MINIMAL.trim_start().replace('\n', "\r\n"));
     assert_eq!(read(&text).unwrap(), read(MINIMAL).unwrap());
-    insta::assert_snapshot!(messages(&text.replace("6380", "0")), @"");
+    insta::assert_snapshot!(messages(&text.replace("6380", "0")), @r#"
+    shake.toml:4:11: `address`: the port is not a number from 1 to 65535
+      4 | address = "127.0.0.1:0"
+        |           ^^^^^^^^^^^^^
+      help: write "host:port", "[IPv6]:port", or "unix:/path" for a Unix socket
+    "#);
 }
 
 #[test]
 fn an_empty_password_file_is_an_error() {
-    insta::assert_snapshot!(messages(&MINIMAL.replace("6380\"", "6380\"\npassword_file = \"/etc/empty.pass\"")), @"");
+    insta::assert_snapshot!(messages(&MINIMAL.replace("6380\"", "6380\"\npassword_file = \"/etc/empty.pass\"")), @r#"
+    shake.toml:6:17: the password file is empty
+      6 | password_file = "/etc/empty.pass"
+        |                 ^^^^^^^^^^^^^^^^^
+      help: write the password into it, or remove the key
+    "#);
 }
 
 #[test]
@@ -364,9 +383,13 @@ fn later_sources_override_the_file() {
     .unwrap();
     assert_eq!(plan.advanced.ncpu, 3);
     assert_eq!(plan.spool.max_bytes, 1_000_000_000);
-    // A wrong value of the file no longer matters? It does: the file is still wrong.
     let errors = parse_layers(&[base, layer("advanced.ncpus = 2")], &outside()).unwrap_err();
-    insta::assert_snapshot!(errors.to_string(), @"");
+    insta::assert_snapshot!(errors.to_string(), @r"
+    --set:1:10: unknown key `ncpus` in [advanced]
+      1 | advanced.ncpus = ***
+        |          ^^^^^
+      help: did you mean `ncpu`?
+    ");
 }
 
 #[test]

@@ -170,19 +170,30 @@ impl Settings {
                 }
                 (_, Some(key), _) => self.read_key(section, key, value, source, outside),
                 (Some(_), None, other) => {
+                    self.hide(value, source);
+                    self.meant.insert(inner_name.clone());
                     self.problem(
                         Some(at),
                         format!("expected a section, found {}", type_name(other)),
                         format!("write `[{inner_name}]` on a line of its own, and the keys below it"),
                     );
                 }
-                (None, None, value_type) => {
+                (None, None, other) => {
                     // It may be a misspelled password.
-                    if !matches!(value_type, DeValue::Table(_)) {
-                        self.secrets.insert(At::new(source, value.span()));
-                    }
-                    self.unknown(section, name, value_type, at);
+                    self.hide(value, source);
+                    self.unknown(section, name, other, at);
                 }
+            }
+        }
+    }
+
+    /// Keeps a value out of every error; of tables every value in them.
+    fn hide(&mut self, value: &Spanned<DeValue<'_>>, source: usize) {
+        match value.get_ref() {
+            DeValue::Table(table) => table.iter().for_each(|(_, inner)| self.hide(inner, source)),
+            DeValue::Array(list) => list.iter().for_each(|inner| self.hide(inner, source)),
+            _ => {
+                self.secrets.insert(At::new(source, value.span()));
             }
         }
     }
@@ -196,13 +207,14 @@ impl Settings {
         outside: &Outside<'_>,
     ) {
         let at = At::new(source, value.span());
-        let is_secret = match key.kind {
-            Kind::Secret => true,
-            Kind::Address => value.get_ref().as_str().is_some_and(|text| text.contains('@')),
-            _ => false,
+        let is_secret = match value.get_ref() {
+            // A URL with user and password may be anywhere, a whole table too.
+            DeValue::String(text) => matches!(key.kind, Kind::Secret) || text.contains('@'),
+            DeValue::Table(_) => true,
+            _ => matches!(key.kind, Kind::Secret),
         };
         if is_secret {
-            self.secrets.insert(at.clone());
+            self.hide(value, source);
         }
         let converted = convert(key.kind, value.get_ref(), outside.env)
             .or_else(|wrong| filled_in(key.kind, value.get_ref(), outside).unwrap_or(Err(wrong)));
@@ -410,5 +422,25 @@ fn syntax_help(message: &str, text: &str, offset: usize) -> &'static str {
         "text needs quotes: key = \"text\""
     } else {
         "a line is `[section]` or `key = value`; text needs quotes, numbers and true/false do not, lists are [a, b]"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_is_a_value_of_its_key() {
+        let settings = Settings::with_defaults();
+        for known in known_keys() {
+            let setting = &settings.keys[&(known.section, known.name)];
+            assert_eq!(
+                setting.default.is_some(),
+                known.default.is_some(),
+                "[{}] {}",
+                known.section,
+                known.name
+            );
+        }
     }
 }

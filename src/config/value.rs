@@ -47,9 +47,12 @@ pub(super) fn convert(kind: Kind, value: &DeValue<'_>, env: Env<'_>) -> Result<V
             _ => wrong(expected("true or false", value), "write `true` or `false`, without quotes"),
         },
         Kind::Int { min, max } => number(value, min, max),
-        Kind::Size => match value {
-            DeValue::String(text) => size(text).map(Value::Number),
-            DeValue::Integer(_) => number(value, 0, i64::MAX as u64),
+        Kind::Size { min } => match value {
+            DeValue::String(text) => match size(text)? {
+                bytes if bytes < min => wrong("this is too little", format!("write at least {min} bytes")),
+                bytes => Ok(Value::Number(bytes)),
+            },
+            DeValue::Integer(_) => number(value, min, i64::MAX as u64),
             _ => wrong(expected("a size", value), SIZE_HELP),
         },
         Kind::Time => match value {
