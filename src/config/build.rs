@@ -74,6 +74,11 @@ fn exactly_one(settings: &mut Settings, role: Role, usual: &str) -> Option<&'sta
         if role == Role::Reader { "reader (where the data comes from)" } else { "writer (where it goes)" };
     match present.as_slice() {
         [] => {
+            let meant =
+                SECTIONS.iter().any(|section| section.role == role && settings.meant.contains(section.name));
+            if meant {
+                return None;
+            }
             settings.problem(
                 None,
                 format!("there is no {what}"),
@@ -133,7 +138,7 @@ fn rdb_reader(settings: &mut Settings) -> Option<Reader> {
     if !filepath.is_empty() {
         return Some(Reader::Rdb { filepath: PathBuf::from(filepath) });
     }
-    if settings.at("rdb_reader", "filepath").is_none() {
+    if settings.at("rdb_reader", "filepath").is_none() && !settings.meant.contains("rdb_reader.filepath") {
         let at = settings.sections.get("rdb_reader").cloned();
         settings.problem(
             at,
@@ -168,7 +173,7 @@ fn address(settings: &mut Settings, section: &'static str) -> Option<Address> {
     // Then the address was left empty on purpose, and the sentinel is what has to be changed.
     let from_sentinel =
         (section == "redis_writer" && settings.flag(section, "sentinel")) || settings.is_changed(sentinel);
-    if !was_wrong && !from_sentinel {
+    if !was_wrong && !from_sentinel && !settings.meant.contains(&format!("{section}.address")) {
         let at = at.or_else(|| settings.sections.get(section).cloned());
         settings.problem(
             at,
@@ -309,7 +314,7 @@ fn ignored(settings: &Settings, notices: &mut Vec<String>) {
         .filter(|key| settings.at("advanced", key).is_some())
         .collect();
     if !log_keys.is_empty() {
-        notices.push(format!("The log file is not rotated, so {} is ignored.", log_keys.join(", ")));
+        notices.push(format!("Ignored, because the log file is not rotated: {}.", log_keys.join(", ")));
     }
     if settings.at("advanced", "target_redis_max_qps").is_some() {
         notices.push(

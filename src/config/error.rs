@@ -9,6 +9,7 @@ use std::ops::Range;
 use unicode_width::UnicodeWidthStr;
 
 use super::keys::{Kind, SECTIONS};
+use super::value::closest;
 
 /// Everything that is wrong with a configuration, in the order of the file. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,7 +85,7 @@ pub(super) fn place(text: &str, span: &Range<usize>, secrets: &[Range<usize>]) -
     let line_start = before.rfind('\n').map_or(0, |at| at + 1);
     let line_end = start + after.find('\n').unwrap_or(after.len());
     let line = text.get(line_start..line_end).unwrap_or_default().trim_end();
-    let end = span.end.clamp(start, line_start + line.len());
+    let end = span.end.min(line_end).max(start);
 
     let mut shown = String::new();
     let mut indent = None;
@@ -114,11 +115,11 @@ pub(super) fn place(text: &str, span: &Range<usize>, secrets: &[Range<usize>]) -
     }
 }
 
-/// What to hide of the line at `offset` of a file that is not TOML: everything behind the first word, unless that
-/// word is a key whose value may be seen, or the line is a section header.
+/// What to hide of the line at `offset` of a file that is not TOML. Shown are section headers, and lines that begin
+/// with a key whose value may be seen. Of a line that begins with something like a key the value is hidden. Anything
+/// else is hidden altogether: it may be the middle of a long secret.
 pub(super) fn guess_secrets(text: &str, offset: usize) -> Vec<Range<usize>> {
-    let end = text.trim_end_matches(['\n', '\r']).len();
-    let offset = offset.min(end);
+    let offset = offset.min(text.trim_end_matches(['\n', '\r']).len());
     let line_start =
         text.as_bytes().iter().take(offset).rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
     let line = text.get(line_start..).unwrap_or_default().lines().next().unwrap_or_default();
@@ -127,17 +128,23 @@ pub(super) fn guess_secrets(text: &str, offset: usize) -> Vec<Range<usize>> {
     let word_len =
         body.find(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '-').unwrap_or(body.len());
     let word = body.get(..word_len).unwrap_or_default();
+    let keys = || SECTIONS.iter().flat_map(|section| section.keys());
     let suspicious =
         ["pass", "psync", "secret", "auth", "@"].iter().any(|part| body.to_lowercase().contains(part));
-    let harmless = body.starts_with('[')
-        || SECTIONS
-            .iter()
-            .any(|section| section.key(word).is_some_and(|key| !matches!(key.kind, Kind::Secret)));
+    let harmless = match body.strip_prefix('[') {
+        Some(header) => {
+            closest(header.trim_matches(['[', ']', ' ']), SECTIONS.iter().map(|s| s.name)).is_some()
+        }
+        None => keys().any(|key| key.name == word && !matches!(key.kind, Kind::Secret)),
+    };
     if harmless && !suspicious {
         return Vec::new();
     }
-    let from = line.find('=').map_or(indent + word_len, |at| at + 1);
-    let spaces = line.get(from..).map_or(0, |rest| rest.len() - rest.trim_start().len());
-    let hidden = line_start + from + spaces..line_start + line.len();
+    let shown = match closest(word, keys().map(|key| key.name)) {
+        Some(_) => line.find('=').map_or(indent + word_len, |at| at + 1),
+        None => 0,
+    };
+    let spaces = line.get(shown..).map_or(0, |rest| rest.len() - rest.trim_start().len());
+    let hidden = line_start + shown + spaces..line_start + line.len();
     if hidden.is_empty() { Vec::new() } else { vec![hidden] }
 }

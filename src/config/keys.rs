@@ -25,8 +25,8 @@ pub(super) enum Kind {
     Flag,
     /// A whole number in this range.
     Int { min: u64, max: u64 },
-    /// Bytes: a whole number, or text such as `"50 GB"`.
-    Size,
+    /// Bytes, at least so many: a whole number, or text such as `"50 GB"`.
+    Size { min: u64 },
     /// A time such as `"2s"`.
     Time,
     /// Any text, also none.
@@ -197,8 +197,8 @@ const ADVANCED: &[Key] = &[
     yes("log_interval", Kind::Int { min: 1, max: 86_400 }, "5"),
     yes("rdb_restore_command_behavior", Kind::Choice(&["panic", "rewrite", "skip"]), "\"panic\""),
     yes("pipeline_count_limit", Kind::Int { min: 1, max: 1_000_000 }, "1024"),
-    yes("target_redis_client_max_querybuf_len", Kind::Size, "1073741824"),
-    yes("target_redis_proto_max_bulk_len", Kind::Size, "512_000_000"),
+    yes("target_redis_client_max_querybuf_len", Kind::Size { min: 1024 }, "1073741824"),
+    yes("target_redis_proto_max_bulk_len", Kind::Size { min: 0 }, "512_000_000"),
     yes("empty_db_before_sync", Kind::Flag, "false"),
     later(
         "target_redis_max_qps",
@@ -218,8 +218,10 @@ const ADVANCED: &[Key] = &[
 /// The only key that RedisShake's own file and its program disagree about: 20603 in the file, 0 in the program.
 const MODULE: &[Key] = &[yes("target_mbbloom_version", ANY, "20603")];
 
-const SPOOL: &[Key] =
-    &[yes("max_bytes", Kind::Size, "\"50 GB\""), yes("min_free_bytes", Kind::Size, "\"1 GB\"")];
+const SPOOL: &[Key] = &[
+    yes("max_bytes", Kind::Size { min: 1 << 20 }, "\"50 GB\""),
+    yes("min_free_bytes", Kind::Size { min: 0 }, "\"1 GB\""),
+];
 
 const POLICY: &[Key] = &[
     yes("on_full_resync", Kind::Choice(&["resync", "stop"]), "\"resync\""),
@@ -227,7 +229,7 @@ const POLICY: &[Key] = &[
 ];
 
 const CUTOVER: &[Key] = &[
-    yes("max_lag_bytes", Kind::Size, "\"1 MiB\""),
+    yes("max_lag_bytes", Kind::Size { min: 0 }, "\"1 MiB\""),
     yes("max_lag", Kind::Time, "\"1s\""),
     yes("hold_for", Kind::Time, "\"2s\""),
 ];

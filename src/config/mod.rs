@@ -31,7 +31,7 @@ pub use keys::{KnownKey, known_keys};
 pub use plan::*;
 
 use keys::{Key, Kind, OLD_SECTIONS, Role, SECTIONS, Section, Support, section, title};
-use value::{Value, closest, convert, has_variable, type_name};
+use value::{Value, Wrong, closest, convert, type_name};
 
 /// A piece of TOML and the name that its errors begin with.
 #[derive(Debug, Clone, Copy)]
@@ -122,6 +122,8 @@ struct Settings {
     problems: Vec<Problem>,
     /// Values that must not be shown.
     secrets: BTreeSet<At>,
+    /// Sections and keys (`section.key`) that were probably meant by a misspelled name: not missing a second time.
+    meant: BTreeSet<String>,
 }
 
 impl Settings {
@@ -136,7 +138,13 @@ impl Settings {
                 keys.insert((section.name, key.name), Setting { value: default.clone(), at: None, default });
             }
         }
-        Settings { keys, sections: BTreeMap::new(), problems: Vec::new(), secrets: BTreeSet::new() }
+        Settings {
+            keys,
+            sections: BTreeMap::new(),
+            problems: Vec::new(),
+            secrets: BTreeSet::new(),
+            meant: BTreeSet::new(),
+        }
     }
 
     fn problem(&mut self, at: Option<At>, message: impl Into<String>, help: impl Into<String>) {
@@ -162,19 +170,30 @@ impl Settings {
                 }
                 (_, Some(key), _) => self.read_key(section, key, value, source, outside),
                 (Some(_), None, other) => {
+                    self.hide(value, source);
+                    self.meant.insert(inner_name.clone());
                     self.problem(
                         Some(at),
                         format!("expected a section, found {}", type_name(other)),
                         format!("write `[{inner_name}]` on a line of its own, and the keys below it"),
                     );
                 }
-                (None, None, value_type) => {
+                (None, None, other) => {
                     // It may be a misspelled password.
-                    if !matches!(value_type, DeValue::Table(_)) {
-                        self.secrets.insert(At::new(source, value.span()));
-                    }
-                    self.unknown(section, name, value_type, at);
+                    self.hide(value, source);
+                    self.unknown(section, name, other, at);
                 }
+            }
+        }
+    }
+
+    /// Keeps a value out of every error; of tables every value in them.
+    fn hide(&mut self, value: &Spanned<DeValue<'_>>, source: usize) {
+        match value.get_ref() {
+            DeValue::Table(table) => table.iter().for_each(|(_, inner)| self.hide(inner, source)),
+            DeValue::Array(list) => list.iter().for_each(|inner| self.hide(inner, source)),
+            _ => {
+                self.secrets.insert(At::new(source, value.span()));
             }
         }
     }
@@ -188,26 +207,17 @@ impl Settings {
         outside: &Outside<'_>,
     ) {
         let at = At::new(source, value.span());
-        let is_secret = match key.kind {
-            Kind::Secret => true,
-            Kind::Address => value.get_ref().as_str().is_some_and(|text| text.contains('@')),
-            _ => false,
+        let is_secret = match value.get_ref() {
+            // A URL with user and password may be anywhere, a whole table too.
+            DeValue::String(text) => matches!(key.kind, Kind::Secret) || text.contains('@'),
+            DeValue::Table(_) => true,
+            _ => matches!(key.kind, Kind::Secret),
         };
         if is_secret {
-            self.secrets.insert(at.clone());
+            self.hide(value, source);
         }
-        let converted = match convert(key.kind, value.get_ref(), outside.env) {
-            // A variable can only be written as a string; let it stand for a number or a flag too.
-            Err(wrong) if has_variable(value.get_ref()) => {
-                let text = value.get_ref().as_str().and_then(|text| env::substitute(text, outside.env).ok());
-                let retyped = text.as_deref().and_then(|text| DeValue::parse(text).ok());
-                match retyped.map(|value| convert(key.kind, value.get_ref(), outside.env)) {
-                    Some(Ok(value)) if matches!(value, Value::Flag(_) | Value::Number(_)) => Ok(value),
-                    _ => Err(wrong),
-                }
-            }
-            converted => converted,
-        };
+        let converted = convert(key.kind, value.get_ref(), outside.env)
+            .or_else(|wrong| filled_in(key.kind, value.get_ref(), outside).unwrap_or(Err(wrong)));
         let value = match converted {
             Ok(value) => Some(value),
             Err(wrong) => {
@@ -223,21 +233,24 @@ impl Settings {
 
     fn unknown(&mut self, section: &'static Section, name: &str, value: &DeValue<'_>, at: At) {
         if matches!(value, DeValue::Table(_) | DeValue::Array(_)) && section.name.is_empty() {
-            let help = match OLD_SECTIONS.iter().find(|(old, _)| *old == name) {
-                Some((_, new)) => {
+            let old = OLD_SECTIONS.iter().find(|(old, _)| *old == name).map(|(_, new)| *new);
+            let near = old.or_else(|| closest(name, SECTIONS.iter().map(|section| section.name)));
+            self.meant.extend(near.map(str::to_owned));
+            let help = match (old, near) {
+                (Some(new), _) => {
                     format!("this was written for RedisShake 2 or 3: the section is called [{new}] now")
                 }
-                None => match closest(name, SECTIONS.iter().map(|section| section.name)) {
-                    Some(near) => format!("did you mean [{near}]?"),
-                    None => format!("remove it; the sections are {}", section_list()),
-                },
+                (None, Some(near)) => format!("did you mean [{near}]?"),
+                (None, None) => format!("remove it; the sections are {}", section_list()),
             };
             return self.problem(Some(at), format!("unknown section [{}]", printable(name)), help);
         }
         let nested =
             SECTIONS.iter().filter_map(|other| other.name.strip_prefix(section.name)?.strip_prefix('.'));
         let elsewhere = SECTIONS.iter().find(|other| other.key(name).is_some());
-        let help = match (closest(name, section.keys().map(|key| key.name).chain(nested)), elsewhere) {
+        let near = closest(name, section.keys().map(|key| key.name).chain(nested));
+        self.meant.extend(near.map(|near| format!("{}.{near}", section.name)));
+        let help = match (near, elsewhere) {
             (Some(near), _) => format!("did you mean `{near}`?"),
             (None, Some(other)) => format!("`{name}` belongs to {}", title(other.name)),
             (None, None) if section.name.is_empty() => {
@@ -331,6 +344,21 @@ impl Settings {
     }
 }
 
+/// A variable can only be written inside a string; here such a string may stand for a number or a flag too.
+/// `None` if there is no variable, or it cannot be replaced.
+fn filled_in(kind: Kind, value: &DeValue<'_>, outside: &Outside<'_>) -> Option<Result<Value, Wrong>> {
+    let text = value.as_str().filter(|text| text.contains("${"))?;
+    let text = env::substitute(text, outside.env).ok()?;
+    let as_written = DeValue::String(text.as_ref().into());
+    let retyped = DeValue::parse(text.trim()).ok().map(Spanned::into_inner);
+    let plain = retyped.filter(|value| matches!(value, DeValue::Boolean(_) | DeValue::Integer(_)));
+    let result = convert(kind, plain.as_ref().unwrap_or(&as_written), &|_| None);
+    Some(result.map_err(|wrong| Wrong {
+        message: format!("{} (with its variable filled in)", wrong.message),
+        ..wrong
+    }))
+}
+
 fn section_list() -> String {
     let names: Vec<_> = SECTIONS
         .iter()
@@ -363,21 +391,56 @@ fn syntax_errors<'e>(
             {
                 continue;
             }
-            let rest = source.text.get(span.start..).unwrap_or_default();
-            let help = if rest.starts_with("${") {
-                "write it in quotes: variables are replaced inside strings only"
-            } else if error.message().contains("duplicate") {
-                "keep one of the two"
-            } else {
-                "a line is `key = value`; text needs quotes, numbers and true/false do not, lists are [a, b]"
-            };
+            let help = syntax_help(error.message(), source.text, span.start);
             found.push(ConfigError {
                 file: source.name.to_owned(),
                 place: Some(place),
-                message: format!("this is not TOML: {}", error.message()),
+                message: format!(
+                    "this is not TOML: {}",
+                    error.message().trim_end_matches(", expected nothing")
+                ),
                 help: help.to_owned(),
             });
         }
     }
+    found.sort_by_key(|error| error.place.as_ref().map(|place| (place.line, place.column)));
     ConfigErrors(found)
+}
+
+fn syntax_help(message: &str, text: &str, offset: usize) -> &'static str {
+    let near = text.get(offset.saturating_sub(1)..).or_else(|| text.get(offset..)).unwrap_or_default();
+    if near.starts_with("${") || near.get(1..).is_some_and(|near| near.starts_with("${")) {
+        "write it in quotes: variables are replaced inside strings only"
+    } else if message.contains("duplicate") {
+        "keep one of the two"
+    } else if message.contains("string") {
+        "text begins and ends with the same quote on one line: key = \"text\""
+    } else if ["float", "integer", "date", "time", "number", "literal"]
+        .iter()
+        .any(|word| message.contains(word))
+    {
+        "text needs quotes: key = \"text\""
+    } else {
+        "a line is `[section]` or `key = value`; text needs quotes, numbers and true/false do not, lists are [a, b]"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_default_is_a_value_of_its_key() {
+        let settings = Settings::with_defaults();
+        for known in known_keys() {
+            let setting = &settings.keys[&(known.section, known.name)];
+            assert_eq!(
+                setting.default.is_some(),
+                known.default.is_some(),
+                "[{}] {}",
+                known.section,
+                known.name
+            );
+        }
+    }
 }

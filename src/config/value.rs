@@ -47,9 +47,12 @@ pub(super) fn convert(kind: Kind, value: &DeValue<'_>, env: Env<'_>) -> Result<V
             _ => wrong(expected("true or false", value), "write `true` or `false`, without quotes"),
         },
         Kind::Int { min, max } => number(value, min, max),
-        Kind::Size => match value {
-            DeValue::String(text) => size(text).map(Value::Number),
-            DeValue::Integer(_) => number(value, 0, i64::MAX as u64),
+        Kind::Size { min } => match value {
+            DeValue::String(text) => match size(text)? {
+                bytes if bytes < min => wrong("this is too little", format!("write at least {min} bytes")),
+                bytes => Ok(Value::Number(bytes)),
+            },
+            DeValue::Integer(_) => number(value, min, i64::MAX as u64),
             _ => wrong(expected("a size", value), SIZE_HELP),
         },
         Kind::Time => match value {
@@ -71,8 +74,7 @@ pub(super) fn convert(kind: Kind, value: &DeValue<'_>, env: Env<'_>) -> Result<V
     }
 }
 
-/// Replaces the variables of a string. A string that is nothing but variables may also stand for a number or a
-/// flag: `status_port = "${PORT}"`.
+/// Replaces the variables of a string.
 fn complete<'a>(value: &DeValue<'a>, env: Env<'_>) -> Result<DeValue<'a>, Wrong> {
     let DeValue::String(text) = value else { return Ok(value.clone()) };
     match substitute(text, env) {
@@ -87,11 +89,6 @@ fn complete<'a>(value: &DeValue<'a>, env: Env<'_>) -> Result<DeValue<'a>, Wrong>
             "write `${NAME}`, or `$${` if you mean these characters; there are no default values",
         ),
     }
-}
-
-/// True if the value contains a variable.
-pub(super) fn has_variable(value: &DeValue<'_>) -> bool {
-    value.as_str().is_some_and(|text| text.contains("${"))
 }
 
 fn expected(what: &str, found: &DeValue<'_>) -> String {
