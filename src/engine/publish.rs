@@ -12,8 +12,8 @@ use super::writer::{Wishes, WriterShared};
 use crate::config::Plan;
 use crate::format;
 use crate::status::{
-    Counters, DestinationStatus, Gate, HISTORY_CAPACITY, Outcome, Phase, Sample, Side, SourceStatus, SpoolStatus,
-    State, Status, Step, StepState, WriterState,
+    Counters, DestinationStatus, Gate, HISTORY_CAPACITY, Outcome, Phase, Sample, Side, SourceStatus,
+    SpoolStatus, State, Status, Step, StepState, WriterState,
 };
 
 /// Window over which rates are measured.
@@ -137,7 +137,8 @@ impl Publisher {
     pub fn snapshot(&mut self, wishes: Wishes, ending: Option<State>, outcome: Option<Outcome>) -> Status {
         let now = Instant::now();
         let now_ms = unix_ms();
-        let details: Vec<SourceDetails> = self.sources.iter().map(|source| source.details().clone()).collect();
+        let details: Vec<SourceDetails> =
+            self.sources.iter().map(|source| source.details().clone()).collect();
         let sources: Vec<SourceStatus> =
             (0..self.sources.len()).map(|index| self.source(index, &details[index], now, wishes)).collect();
         let destinations: Vec<DestinationStatus> =
@@ -171,9 +172,9 @@ impl Publisher {
             None if wishes.paused => State::Pausing,
             None if caught_up => State::CaughtUp,
             None if all_stream => State::Streaming,
-            None if sources.iter().all(|source| {
-                matches!(source.phase, Phase::Connecting | Phase::Handshake)
-            }) =>
+            None if sources
+                .iter()
+                .all(|source| matches!(source.phase, Phase::Connecting | Phase::Handshake)) =>
             {
                 State::Connecting
             }
@@ -237,7 +238,13 @@ impl Publisher {
         }
     }
 
-    fn source(&mut self, index: usize, details: &SourceDetails, now: Instant, wishes: Wishes) -> SourceStatus {
+    fn source(
+        &mut self,
+        index: usize,
+        details: &SourceDetails,
+        now: Instant,
+        wishes: Wishes,
+    ) -> SourceStatus {
         let source = &self.sources[index];
         let rates = &mut self.rates[index];
         let spool = &source.spool;
@@ -249,14 +256,18 @@ impl Publisher {
             rates.arrivals.push_back((now, received));
             if rates.arrivals.len() > 100_000 {
                 // Days of lag: every second reading is precise enough.
-                let mut keep = false;
-                rates.arrivals.retain(|_| std::mem::replace(&mut keep, !keep));
+                let mut index = 0;
+                rates.arrivals.retain(|_| {
+                    index += 1;
+                    index % 2 == 1
+                });
             }
         }
         while rates.arrivals.front().is_some_and(|(_, offset)| *offset <= applied) {
             rates.arrivals.pop_front();
         }
-        let in_full_sync = matches!(details.phase, Phase::RdbReceive | Phase::RdbApply | Phase::WaitingBgsave);
+        let in_full_sync =
+            matches!(details.phase, Phase::RdbReceive | Phase::RdbApply | Phase::WaitingBgsave);
         let lag_seconds = if in_full_sync {
             details.full_sync_since.map(|since| (now - since).as_secs_f64())
         } else if spool.manifest().is_none() {
@@ -291,7 +302,10 @@ impl Publisher {
             lag_bytes: received - applied,
             lag_seconds,
             ops_per_second: rates.ops.add(now, source.entries_applied.load(Relaxed) as f64).unwrap_or(0.0),
-            bytes_per_second: rates.applied.add(now, source.bytes_applied.load(Relaxed) as f64).unwrap_or(0.0),
+            bytes_per_second: rates
+                .applied
+                .add(now, source.bytes_applied.load(Relaxed) as f64)
+                .unwrap_or(0.0),
             receive_bytes_per_second: rates
                 .received
                 .add(now, source.bytes_received.load(Relaxed) as f64)
@@ -365,9 +379,11 @@ impl Publisher {
         held: Option<Duration>,
         wishes: Wishes,
     ) -> Vec<Gate> {
-        let gate = |name: &str, text: String, ok: bool, detail: String| Gate { name: name.into(), text, ok, detail };
+        let gate =
+            |name: &str, text: String, ok: bool, detail: String| Gate { name: name.into(), text, ok, detail };
         let limits = self.plan.cutover;
-        let unfinished = sources.iter().find(|source| !matches!(source.phase, Phase::Stream | Phase::Drained));
+        let unfinished =
+            sources.iter().find(|source| !matches!(source.phase, Phase::Stream | Phase::Drained));
         let rdb = match unfinished {
             None => "all RDBs applied".to_owned(),
             Some(source) => {
@@ -396,7 +412,8 @@ impl Publisher {
             ),
             _ => lag,
         };
-        let down = destinations.iter().find(|node| !matches!(node.state, WriterState::Ok | WriterState::Slow));
+        let down =
+            destinations.iter().find(|node| !matches!(node.state, WriterState::Ok | WriterState::Slow));
         let down_text = down.map_or("all writers connected".to_owned(), |node| {
             let reason = node.reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
             format!("writer {} {}{reason}", node.address, node.state.word())
@@ -466,13 +483,16 @@ impl Publisher {
                 name: name.into(),
                 state,
                 seconds: start.zip(end).map(|(start, end)| end.saturating_sub(start) as f64 / 1000.0),
-                note: (total > 1 && state == StepState::Active).then(|| format!("{} of {total}", ended.len())),
+                note: (total > 1 && state == StepState::Active)
+                    .then(|| format!("{} of {total}", ended.len())),
             }
         };
         use Phase::{Connecting, Drained, Handshake, RdbApply, RdbReceive, Stream, WaitingBgsave};
         let after_handshake = [WaitingBgsave, RdbReceive, RdbApply, Stream, Drained];
         let mut receive = step("rdb receive", &[WaitingBgsave, RdbReceive], &[Stream, Drained]);
-        if let Some(end) = details.iter().map(|details| details.rdb_received_unix_ms).collect::<Option<Vec<_>>>() {
+        if let Some(end) =
+            details.iter().map(|details| details.rdb_received_unix_ms).collect::<Option<Vec<_>>>()
+        {
             let begun = details.iter().filter_map(|details| {
                 details.entered.iter().find(|(phase, _)| *phase == WaitingBgsave).map(|(_, at)| *at)
             });
@@ -482,7 +502,8 @@ impl Publisher {
                 .zip(end.iter().max())
                 .map(|(start, end)| end.saturating_sub(start) as f64 / 1000.0);
         }
-        let mut caught_up = Step { name: "caught up".into(), state: StepState::Pending, seconds: None, note: None };
+        let mut caught_up =
+            Step { name: "caught up".into(), state: StepState::Pending, seconds: None, note: None };
         if let Some(at) = self.caught_up_first {
             caught_up.state = StepState::Done;
             caught_up.seconds = Some(at);

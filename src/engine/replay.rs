@@ -17,7 +17,7 @@ use super::spool::{Manifest, RdbReader, ReadEnd, SpoolError, StreamReadError, St
 use crate::config::{Filter, OnBadValue, OnExistingKey};
 use crate::format::escape;
 use crate::rdb::dump::{self, Route, Target};
-use crate::rdb::{Checksum, Decoder, Dialect, Entry, Item, Limits, RdbError, Value, types};
+use crate::rdb::{Checksum, Decoder, Entry, Item, Limits, RdbError, Value, types};
 use crate::resp::{CommandParser, RespError, append_array_header, append_bulk};
 use crate::status::{EventLevel, Phase};
 
@@ -109,6 +109,8 @@ pub struct Replay {
     pub command_limit: usize,
     /// Where a former run stood, as the destination says.
     pub resume: Option<Progress>,
+    /// Full syncs up to this one are void; the first to read is the next.
+    pub after_generation: u64,
     /// To the writer.
     pub batches: mpsc::Sender<Batch>,
 }
@@ -116,14 +118,14 @@ pub struct Replay {
 impl Replay {
     /// Runs until stopped, until the RDB is handed over and nothing else is wanted, or until an error.
     pub fn run(self) -> Result<ReplayEnd, ReplayError> {
-        let mut generation = 0;
+        let mut generation = self.after_generation;
         let mut resume = self.resume.clone();
         loop {
             let Some(manifest) = self.shared.spool.wait_generation(generation) else {
                 return Ok(ReplayEnd::Stopped);
             };
-            let first = generation == 0;
             generation = manifest.generation;
+            let first = generation == 1;
             match self.generation(&manifest, first, resume.take())? {
                 End::Stopped => return Ok(ReplayEnd::Stopped),
                 End::RdbOnly => return Ok(ReplayEnd::RdbOnly),
@@ -615,7 +617,3 @@ pub fn target_of(info: &str) -> Target {
     let mut numbers = version.split('.').map(|part| part.parse().unwrap_or(0));
     Target { kind, major: numbers.next().unwrap_or(5), minor: numbers.next().unwrap_or(0) }
 }
-
-/// How a source's dialect matters to nobody but the decoder.
-#[allow(dead_code)]
-type Unused = Dialect;

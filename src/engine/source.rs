@@ -272,7 +272,7 @@ impl Source {
             tokio::select! {
                 () = sleep(delay) => {}
                 () = self.shared.restart.notified() => {}
-                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+                () = stopped(&mut stop) => return Ok(()),
             }
             self.shared.details().reconnects += 1;
         }
@@ -298,7 +298,7 @@ impl Source {
         };
         let mut connection = tokio::select! {
             connection = opening => connection?,
-            _ = stop.wait_for(|stop| *stop) => return Ok(SessionEnd::Stopped),
+            () = stopped(&mut stop) => return Ok(SessionEnd::Stopped),
         };
         let reply = self.psync(&mut connection).await?;
         match reply {
@@ -443,7 +443,7 @@ impl Source {
                     Ok(filled) => filled?,
                     Err(_) => return Err(self.silent("the RDB header").into()),
                 },
-                _ = stop.wait_for(|stop| *stop) => return Ok(Some(SessionEnd::Stopped)),
+                () = stopped(&mut stop) => return Ok(Some(SessionEnd::Stopped)),
             }
         };
         let Some(transfer) = Transfer::parse(&line) else {
@@ -534,7 +534,7 @@ impl Source {
                         continue;
                     }
                     () = self.shared.restart.notified() => return Ok(Some(SessionEnd::Restart)),
-                    _ = stop.wait_for(|stop| *stop) => return Ok(Some(SessionEnd::Stopped)),
+                    () = stopped(&mut stop) => return Ok(Some(SessionEnd::Stopped)),
                 }
             };
             heard = Instant::now();
@@ -634,7 +634,7 @@ impl Source {
                         continue;
                     }
                     () = self.shared.restart.notified() => return Ok(SessionEnd::Restart),
-                    _ = stop.wait_for(|stop| *stop) => {
+                    () = stopped(&mut stop) => {
                         if let Some(pending) = writer.pending_sync()? {
                             tokio::task::block_in_place(|| pending.run())?;
                         }
@@ -734,6 +734,11 @@ impl Source {
     fn node(&self) -> String {
         format!("source {}", self.shared.address)
     }
+}
+
+/// Resolves when the run stops (or its supervisor is gone).
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 /// Whether the spool may grow. Looked at on every tick and after every 16 MiB, because asking costs a system call.
