@@ -3,6 +3,7 @@
 //! beside the compressed bytes and must be met exactly, but nothing is allocated because of it.
 
 use super::Fault;
+use super::reader::{PIECE, Source};
 
 /// No three bytes of LZF expand to more than 264.
 const MAX_EXPANSION: u64 = 88;
@@ -67,6 +68,57 @@ pub(crate) fn decompress(packed: &[u8], plain: u64, out: &mut Vec<u8>) -> Result
         }
     }
     if out.len() == limit { Ok(()) } else { Err(Fault::Bad("LZF data shorter than announced")) }
+}
+
+/// Like [`decompress`] for strings too long to hold: hands the text out in pieces, with the last 8 KiB kept for references.
+pub(crate) fn expand(
+    src: &mut impl Source,
+    packed: u64,
+    plain: u64,
+    piece: &mut dyn FnMut(&[u8]) -> Result<(), Fault>,
+) -> Result<(), Fault> {
+    if !plausible(packed, plain) {
+        return Err(Fault::Bad("impossible LZF length"));
+    }
+    let mut out = Vec::with_capacity(WINDOW + PIECE + 512);
+    let (mut unread, mut unwritten) = (packed, plain);
+    let mut sent = 0; // Bytes of `out` that were handed out and are kept for references.
+    let take = |unread: &mut u64, n: usize| -> Result<(), Fault> {
+        *unread = unread.checked_sub(n as u64).ok_or(Fault::Bad("truncated LZF data"))?;
+        Ok(())
+    };
+    while unread > 0 {
+        take(&mut unread, 1)?;
+        let control = src.byte()?;
+        let before = out.len();
+        match op(control, || {
+            take(&mut unread, 1)?;
+            src.byte()
+        })? {
+            Op::Literal(n) => {
+                take(&mut unread, n)?;
+                out.extend_from_slice(src.take(n)?);
+            }
+            Op::Copy { distance, length } => {
+                if distance > out.len() {
+                    return Err(Fault::Bad("LZF reference outside the string"));
+                }
+                copy_back(&mut out, distance, length);
+            }
+        }
+        unwritten = unwritten
+            .checked_sub((out.len() - before) as u64)
+            .ok_or(Fault::Bad("LZF data longer than announced"))?;
+        if out.len() >= WINDOW + PIECE {
+            piece(&out[sent..])?;
+            out.drain(..out.len() - WINDOW);
+            sent = WINDOW;
+        }
+    }
+    if unwritten > 0 {
+        return Err(Fault::Bad("LZF data shorter than announced"));
+    }
+    if sent < out.len() { piece(&out[sent..]) } else { Ok(()) }
 }
 
 /// Appends `length` bytes from `distance` back; the copy may read what it has just written. `distance` is at most

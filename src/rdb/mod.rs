@@ -9,14 +9,21 @@
 //! Everything here is pure: bytes in, values out. No length, count or size that a file claims is ever trusted: buffers grow
 //! only as bytes really arrive, and nothing recurses.
 
+mod bytelist;
 mod decoder;
 pub mod dump;
 pub mod elements;
 mod lzf;
+pub mod model;
+mod packed;
 mod reader;
+pub mod stream;
 mod walk;
 
+pub use bytelist::ByteList;
 pub use decoder::{Checksum, Decoder, Entry, Item, Limits, ResumePoint, Value};
+pub use elements::Element;
+pub use model::{DecodedValue, decode_value, visit_value};
 pub use reader::{Crc64, crc64};
 
 use std::io;
