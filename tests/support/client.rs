@@ -1,6 +1,7 @@
 //! A blocking RESP2 connection: one command, or many in a pipeline. Panics when the connection fails, because then the
 //! test has failed; error *replies* are values.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -152,6 +153,25 @@ impl Client {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
+    }
+}
+
+/// Every key of the selected database that matches a pattern, in any order.
+#[track_caller]
+pub fn keys_like(client: &mut Client, pattern: &str) -> BTreeSet<Vec<u8>> {
+    let mut keys = BTreeSet::new();
+    let mut cursor = b"0".to_vec();
+    loop {
+        let scan = [b"SCAN", cursor.as_slice(), b"COUNT", b"10000", b"MATCH", pattern.as_bytes()];
+        let Reply::Array(mut parts) = client.ok(&scan) else { panic!("SCAN answered no array") };
+        let (Some(Reply::Array(some)), Some(Reply::BulkString(next))) = (parts.pop(), parts.pop()) else {
+            panic!("SCAN answered something else")
+        };
+        keys.extend(some.into_iter().map(|key| key.as_bytes().unwrap_or_default().to_vec()));
+        if next == b"0" {
+            return keys;
+        }
+        cursor = next;
     }
 }
 

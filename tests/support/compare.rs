@@ -1,7 +1,7 @@
 //! Are two servers equal? Key by key in every database (type, value, time of expiry), then by DEBUG DIGEST.
 //!
 //! A value is compared by its DUMP payload without version and checksum. Where the payloads differ, that alone says
-//! nothing (the order in a hash table depends on the server process), and the value itself is compared. Keys of the
+//! nothing (the order in a hash table depends on the server process), and its digest or the value itself is compared. Keys of the
 //! destination that begin with `shakedeck:` belong to the tool; while there are any, the digests are not compared.
 
 use std::collections::BTreeSet;
@@ -9,12 +9,15 @@ use std::fmt;
 
 use redis_protocol::resp2::types::Resp2Frame;
 
-use super::client::{Client, Reply};
+use super::client::{Client, Reply, keys_like};
 use super::dataset::unix_ms;
 use super::server::Server;
 
 /// Times of expiry may differ by this much (ms).
 const TTL_TOLERANCE: i64 = 5;
+/// First byte of a DUMP: hash tables of values without times of their own, for which DEBUG DIGEST-VALUE says all.
+const RDB_TYPE_SET: u8 = 2;
+const RDB_TYPE_HASH: u8 = 4;
 /// Differences that are listed; all are counted.
 const LISTED: usize = 20;
 
@@ -70,8 +73,8 @@ pub fn equal(source: &Server, destination: &Server) -> Result<Equal, Differences
     for database in &databases {
         left.client.ok(&["SELECT", database]);
         right.client.ok(&["SELECT", database]);
-        let keys = left.keys();
-        let other: BTreeSet<Vec<u8>> = right.keys();
+        let keys = keys_like(&mut left.client, "*");
+        let other: BTreeSet<Vec<u8>> = keys_like(&mut right.client, "*");
         tool_keys += other.iter().filter(|key| is_tool_key(key)).count();
         for key in keys.difference(&other) {
             // It may have expired between the two looks.
@@ -98,6 +101,9 @@ pub fn equal(source: &Server, destination: &Server) -> Result<Equal, Differences
         let digests = [&mut left, &mut right].map(|side| side.client.text(&["DEBUG", "DIGEST"]));
         if digests[0] != digests[1] {
             differences.add(format!("DEBUG DIGEST: source {}, destination {}", digests[0], digests[1]));
+            for database in &databases {
+                name_digests(&mut left, &mut right, database, &mut differences);
+            }
         }
     }
     if differences.count == 0 {
@@ -119,22 +125,51 @@ fn compare_keys(
     differences: &mut Differences,
 ) {
     let sides = [left.payloads(keys), right.payloads(keys)];
+    let mut unlike = Vec::new();
     for (n, key) in keys.iter().enumerate() {
         let [(here, here_expires), (there, there_expires)] = [&sides[0][n], &sides[1][n]];
-        let name = key.escape_ascii();
-        if here != there {
-            let values = [left.value(key), right.value(key)];
-            if values[0] != values[1] {
-                let [source, destination] = values.map(|value| cut(&value));
-                differences
-                    .add(format!("db {database}: '{name}': source {source}, destination {destination}"));
-                continue;
-            }
-        }
         // A key that has just expired on both sides has no time left to compare.
         if here.is_some() && there.is_some() && (here_expires - there_expires).abs() > TTL_TOLERANCE {
+            let name = key.escape_ascii();
             differences.add(format!(
                 "db {database}: '{name}' expires on the source at {here_expires}, on the destination at {there_expires} (Unix ms, -1 = never)"
+            ));
+        }
+        if here != there {
+            let types = [here, there].map(|payload| payload.as_ref().and_then(|payload| payload.first()));
+            unlike
+                .push((key, types.iter().all(|kind| matches!(*kind, Some(&(RDB_TYPE_SET | RDB_TYPE_HASH))))));
+        }
+    }
+    // The order in a hash table means nothing. There are many of them, so the digests are asked for all at once.
+    let tables: Vec<&Vec<u8>> = unlike.iter().filter(|(_, table)| *table).map(|(key, _)| *key).collect();
+    let digests = [left.digests(&tables), right.digests(&tables)];
+    let others = unlike.iter().filter(|(_, table)| !table).map(|(key, _)| *key);
+    let different =
+        tables.iter().zip(digests[0].iter().zip(&digests[1])).filter(|(_, (here, there))| here != there);
+    for key in different.map(|(key, _)| *key).chain(others) {
+        let [source, destination] = [left.value(key), right.value(key)];
+        if source != destination {
+            let (name, source, destination) = (key.escape_ascii(), cut(&source), cut(&destination));
+            differences.add(format!("db {database}: '{name}': source {source}, destination {destination}"));
+        }
+    }
+}
+
+/// Which keys make the digests differ.
+fn name_digests(left: &mut Side, right: &mut Side, database: &str, differences: &mut Differences) {
+    left.client.ok(&["SELECT", database]);
+    right.client.ok(&["SELECT", database]);
+    let keys = keys_like(&mut left.client, "*");
+    let keys: Vec<&Vec<u8>> = keys.iter().collect();
+    for some in keys.chunks(500) {
+        let digests = [left.digests(some), right.digests(some)];
+        let pairs = digests[0].iter().zip(&digests[1]);
+        for (key, _) in some.iter().zip(pairs).filter(|(_, (here, there))| here != there) {
+            let [source, destination] = [left.value(key), right.value(key)].map(|value| cut(&value));
+            let name = key.escape_ascii();
+            differences.add(format!(
+                "db {database}: '{name}' has another digest: source {source}, destination {destination}"
             ));
         }
     }
@@ -157,25 +192,6 @@ impl Side {
     fn databases(&mut self) -> Vec<String> {
         let text = self.client.text(&["INFO", "keyspace"]);
         text.lines().filter_map(|line| Some(line.strip_prefix("db")?.split_once(':')?.0.to_owned())).collect()
-    }
-
-    fn keys(&mut self) -> BTreeSet<Vec<u8>> {
-        let mut keys = BTreeSet::new();
-        let mut cursor = b"0".to_vec();
-        loop {
-            let Reply::Array(mut parts) = self.client.ok(&[b"SCAN", cursor.as_slice(), b"COUNT", b"10000"])
-            else {
-                panic!("{}: SCAN answered no array", self.name)
-            };
-            let (Some(Reply::Array(some)), Some(Reply::BulkString(next))) = (parts.pop(), parts.pop()) else {
-                panic!("{}: SCAN answered something else", self.name)
-            };
-            keys.extend(some.into_iter().map(|key| key.as_bytes().unwrap_or_default().to_vec()));
-            if next == b"0" {
-                return keys;
-            }
-            cursor = next;
-        }
     }
 
     /// DUMP without version and checksum, and the time of expiry (Unix ms, -1 = never), of each key.
@@ -208,6 +224,16 @@ impl Side {
         all
     }
 
+    /// DEBUG DIGEST-VALUE of each key.
+    fn digests(&mut self, keys: &[&Vec<u8>]) -> Vec<Vec<u8>> {
+        if keys.is_empty() {
+            return Vec::new();
+        }
+        let mut command: Vec<&[u8]> = vec![b"DEBUG", b"DIGEST-VALUE"];
+        command.extend(keys.iter().map(|key| key.as_slice()));
+        self.client.list(&command)
+    }
+
     /// The value in words that do not depend on the server process or its version.
     fn value(&mut self, key: &[u8]) -> String {
         let kind = self.client.text(&[b"TYPE".as_slice(), key]);
@@ -234,11 +260,17 @@ impl Side {
 
     fn hash(&mut self, key: &[u8]) -> String {
         let flat = self.client.list(&[b"HGETALL".as_slice(), key]);
+        let names: Vec<&[u8]> = flat.iter().step_by(2).map(Vec::as_slice).collect();
+        let (count, mut command) =
+            (names.len().to_string(), vec![b"HPEXPIRETIME".as_slice(), key, b"FIELDS"]);
+        command.push(count.as_bytes());
+        command.extend(names);
+        // Servers without times for fields answer with an error.
+        let times = if let Reply::Array(times) = self.client.cmd(&command) { times } else { Vec::new() };
         let mut fields: Vec<Vec<u8>> = Vec::new();
-        for pair in flat.chunks(2) {
-            let times = self.client.cmd(&[b"HPEXPIRETIME".as_slice(), key, b"FIELDS", b"1", &pair[0]]);
-            let expires = match times {
-                Reply::Array(times) if times[0] != Reply::Integer(-1) => format!(" expires {:?}", times[0]),
+        for (n, pair) in flat.chunks(2).enumerate() {
+            let expires = match times.get(n) {
+                Some(Reply::Integer(time)) if *time >= 0 => format!(" expires {time}"),
                 _ => String::new(),
             };
             fields.push([pair[0].as_slice(), b" = ", &pair[1], expires.as_bytes()].concat());

@@ -110,7 +110,8 @@ pub fn fill(client: &mut Client, keys: u64, seed: u64) {
         batch.add(&[vec![b"SADD".to_vec(), b"odd:set".to_vec()], fields.clone()].concat());
         batch.add(&[vec![b"ZADD".to_vec(), b"odd:zset".to_vec()], scores].concat());
         batch.add(&[vec![b"RPUSH".to_vec(), b"odd:list".to_vec()], vec![random.word(100); 700]].concat());
-        batch.add(&[b"SET".to_vec(), b"odd:megabyte".to_vec(), random.bytes(1_048_576)]);
+        let length = if database == 0 { 1_048_576 } else { 20_000 };
+        batch.add(&[b"SET".to_vec(), b"odd:big".to_vec(), random.bytes(length)]);
         batch.add(&["SETBIT", "odd:bitmap", "80000", "1"]);
         batch.add(&[
             "GEOADD",

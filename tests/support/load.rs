@@ -10,10 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::client::{Client, Reply};
+use super::client::{Client, Reply, keys_like};
 use super::dataset::{self, DATABASES, Shape};
 use super::random::Random;
 use super::server::Server;
+use super::wait_until;
 
 /// How the load is made.
 #[derive(Debug, Clone, Copy)]
@@ -30,6 +31,7 @@ pub struct Writer {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,
     thread: Option<JoinHandle<Vec<String>>>,
+    client: Client,
 }
 
 impl Writer {
@@ -40,7 +42,7 @@ impl Writer {
         let client = server.client();
         let (stopped, counter) = (stop.clone(), sent.clone());
         let thread = std::thread::spawn(move || run(client, load, &stopped, &counter));
-        Writer { stop, sent, thread: Some(thread) }
+        Writer { stop, sent, thread: Some(thread), client: server.client() }
     }
 
     /// Commands sent so far.
@@ -48,13 +50,21 @@ impl Writer {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Ends the load and returns how many commands were sent. Panics if the server refused one for another reason
-    /// than that the key has another type by now.
+    /// Ends the load, waits until its short-lived keys are gone from the source (so that what remains is at rest), and
+    /// returns how many commands were sent. Panics if the server refused one for another reason than that the key has
+    /// another type by now.
     #[track_caller]
     pub fn stop(mut self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         let errors = self.thread.take().unwrap().join().unwrap();
         assert!(errors.is_empty(), "the load was refused: {errors:?}");
+        for database in 0..DATABASES {
+            self.client.ok(&["SELECT", &database.to_string()]);
+            wait_until(Duration::from_secs(10), "the short-lived keys are gone", || {
+                // SCAN removes what has expired.
+                keys_like(&mut self.client, "live:brief:*").is_empty()
+            });
+        }
         self.sent()
     }
 }
