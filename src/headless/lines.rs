@@ -425,3 +425,206 @@ fn json(line: &Line<'_>) -> String {
     serde_json::to_string(line)
         .unwrap_or_else(|error| format!(r#"{{"type":"note","unix_ms":0,"text":"line lost: {error}"}}"#))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+    use crate::headless::samples;
+    use crate::status::{EventLevel, Phase};
+
+    fn plain() -> Reporter {
+        Reporter::new(LogFormat::Plain)
+    }
+
+    #[test]
+    fn one_source_is_one_line() {
+        let mut reporter = plain();
+        reporter.news(&samples::syncing());
+        assert_eq!(
+            reporter.progress(&samples::syncing()),
+            [
+                "2026-03-02 03:12:07 syncing | 10.0.1.13:6379 RDB apply | RDB 4.38G of 4.40G received, 2.72G applied, \
+              20,100,117 keys | offset received 88,120,334,118 on disk 88,120,330,000 applied 87,268,211,006 | \
+              lag 852.1 MB 41m08s | 10.1k ops/s | errors 2 | NOT READY: 10.0.1.13:6379 applying RDB, about 20m30s"
+            ]
+        );
+    }
+
+    #[test]
+    fn several_sources_have_totals_and_a_line_each() {
+        let mut status = samples::caught_up();
+        status.state_reason = Some("THROTTLED: limit 50 MB/s".into());
+        let mut second = samples::source("10.0.1.14:6379");
+        second.phase = Phase::Reconnecting;
+        second.reason = Some("in 4 s (3rd try): connection refused".into());
+        second.rdb_bytes_total = None;
+        second.rdb_bytes_received = 0;
+        second.lag_seconds = None;
+        second.lag_bytes = 812;
+        status.sources.push(second);
+        let mut reporter = plain();
+        reporter.news(&status);
+        assert_eq!(
+            reporter.progress(&status),
+            [
+                "2026-03-02 03:12:07 caught_up (THROTTLED: limit 50 MB/s) | 2 sources | lag 812 bytes 0.0 s | \
+                 20.2k ops/s | errors 2 | READY",
+                "2026-03-02 03:12:07   10.0.1.13:6379 stream | RDB 4.38G of 4.40G received, 4.38G applied, 20,100,117 \
+                 keys | offset received 88,120,334,118 on disk 88,120,334,118 applied 88,120,334,118 | \
+                 lag 0 bytes 0.0 s | 10.1k ops/s | errors 0",
+                "2026-03-02 03:12:07   10.0.1.14:6379 reconnecting (in 4 s (3rd try): connection refused) | RDB - | \
+                 offset received 88,120,334,118 on disk 88,120,330,000 applied 87,268,211,006 | \
+                 lag 812 bytes - | 10.1k ops/s | errors 2",
+            ]
+        );
+    }
+
+    #[test]
+    fn no_source_yet_says_so() {
+        let mut status = samples::syncing();
+        status.sources.clear();
+        status.not_ready.clear();
+        status.state = State::Connecting;
+        let mut reporter = plain();
+        reporter.news(&status);
+        assert_eq!(
+            reporter.progress(&status),
+            ["2026-03-02 03:12:07 connecting | no source yet | NOT READY: no reason known yet"]
+        );
+    }
+
+    #[test]
+    fn the_start_events_and_state_changes_are_said_once_and_at_once() {
+        let mut reporter = plain();
+        let mut status = samples::syncing();
+        assert_eq!(
+            reporter.news(&status),
+            [
+                "2026-03-02 02:30:55 shakedeck 0.1.0 started: redis 7.2.4 standalone 10.0.1.13:6379 -> standalone \
+                 10.0.2.23:6379 | run run-a41c | pid 4711 | data in 'data' | log data/shakedeck.log | times are UTC",
+                "2026-03-02 03:12:06 INFO  source 10.0.1.13:6379: RDB received, 4.38 GB in 6m41s; applying",
+            ]
+        );
+        assert!(reporter.news(&status).is_empty(), "nothing is said twice");
+
+        status.state = State::Paused;
+        status.state_reason = Some("asked by the operator".into());
+        status.events.push(Event { node: String::new(), ..samples::event(2, EventLevel::Warn, "paused") });
+        assert_eq!(
+            reporter.news(&status),
+            [
+                "2026-03-02 03:12:07 STATE syncing -> paused: asked by the operator",
+                "2026-03-02 03:12:06 WARN  paused",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_event_that_repeats_itself_is_said_again_with_the_next_progress() {
+        let mut reporter = plain();
+        let mut status = samples::syncing();
+        reporter.news(&status);
+        status.events[0].count = 204;
+        assert!(reporter.news(&status).is_empty(), "repeats must not flood the output");
+        let lines = reporter.progress(&status);
+        assert_eq!(
+            lines[0],
+            "2026-03-02 03:12:06 INFO  source 10.0.1.13:6379: RDB received, 4.38 GB in 6m41s; applying (x 204)"
+        );
+        assert_eq!(lines.len(), 2);
+        assert_eq!(reporter.progress(&status).len(), 1, "and not once more");
+    }
+
+    #[test]
+    fn events_that_fell_out_of_the_ring_are_counted() {
+        let mut reporter = plain();
+        let mut status = samples::syncing();
+        reporter.news(&status);
+        status.events = vec![samples::event(7, EventLevel::Info, "late")];
+        assert_eq!(
+            reporter.news(&status),
+            [
+                "(5 events came too fast to be shown: see the log)",
+                "2026-03-02 03:12:06 INFO  source 10.0.1.13:6379: late",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_servers_said_cannot_move_the_cursor() {
+        let mut status = samples::syncing();
+        status.events[0].text = "error \u{1b}[2Jfrom\nserver".into();
+        status.not_ready[0] = "a\rb".into();
+        status.state_reason = Some("\u{7}".into());
+        status.sources[0].reason = Some("\u{9b}1m".into());
+        let mut reporter = plain();
+        let mut lines = reporter.news(&status);
+        lines.extend(reporter.progress(&status));
+        lines.push(summary(&status, &samples::stopped().outcome.unwrap(), None).replace('\n', ""));
+        for line in lines {
+            assert!(!line.chars().any(char::is_control), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn json_lines_are_objects_told_apart_by_type() {
+        let mut reporter = Reporter::new(LogFormat::Json);
+        let mut status = samples::syncing();
+        let mut lines = reporter.news(&status);
+        status.state = State::Streaming;
+        lines.extend(reporter.progress(&status));
+        lines.push(reporter.note(samples::NOW, "a note"));
+        lines.push(reporter.summary(
+            &status,
+            &samples::stopped().outcome.unwrap(),
+            Some("shakedeck shake.toml"),
+        ));
+        let values: Vec<serde_json::Value> =
+            lines.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let types: Vec<&str> = values.iter().map(|value| value["type"].as_str().unwrap()).collect();
+        assert_eq!(types, ["start", "event", "state", "status", "note", "summary"]);
+        assert_eq!(values[0]["run_id"], "run-a41c");
+        assert_eq!(values[1]["level"], "info");
+        assert_eq!(values[1]["text"], "RDB received, 4.38 GB in 6m41s; applying");
+        assert_eq!((&values[2]["from"], &values[2]["to"]), (&"syncing".into(), &"streaming".into()));
+        assert_eq!(values[3]["sources"][0]["offset_applied"], 87_268_211_006_u64);
+        assert_eq!(
+            (values[3]["events"].clone(), values[3]["history"].clone()),
+            ("[]".parse().unwrap(), "[]".parse().unwrap())
+        );
+        assert_eq!(values[5]["exit_code"], 75);
+        assert_eq!(values[5]["resume"], "shakedeck shake.toml");
+        assert_eq!(values[5]["status"]["state"], "streaming");
+    }
+
+    #[test]
+    fn the_summary_says_all_of_it() {
+        let mut status = samples::syncing();
+        status.state = State::Stopped;
+        status.sources[0].last_error = Some("connection reset".into());
+        let outcome = samples::stopped().outcome.unwrap();
+        assert_eq!(
+            summary(&status, &outcome, Some("shakedeck shake.toml")),
+            "\
+shakedeck summary
+  outcome      stopped by the operator
+  run          run-a41c
+  state        stopped after 41m12s
+  timeline     connect 3s, rdb receive 6m41s, rdb apply 34m27s and not finished (2 of 3), stream not reached
+  source       10.0.1.13:6379 RDB apply: 20,100,117 keys of the RDB applied; offset received 88,120,334,118 on disk \
+88,120,330,000 applied 87,268,211,006; lag 852.1 MB; errors 2
+               last error: connection reset
+  destination  10.0.2.23:6379 SLOW: errors 6, retries 3
+  entries      20,200,117 read, 20,100,117 applied, 1,204 filtered, 2 quarantined
+  rejected     BUSYKEY 2 (policy: skip), for example 'user:{88214}:cart'
+  errors       2 unread
+  warning      TLS NOT VERIFIED: source
+  log          data/shakedeck.log
+  hint         start it again to go on
+  resume       shakedeck shake.toml
+  exit code    75"
+        );
+    }
+}

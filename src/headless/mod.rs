@@ -11,6 +11,8 @@
 //! slowly misses snapshots, and a reader that has gone is forgotten without a word. Nothing here knows the engine.
 
 pub mod client;
+#[cfg(test)]
+mod contract;
 pub mod http;
 pub mod lines;
 mod overview;

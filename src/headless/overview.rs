@@ -121,3 +121,44 @@ fn table(rows: &[Vec<String>]) -> Vec<String> {
     };
     rows.iter().map(line).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::headless::samples;
+
+    #[test]
+    fn the_table_shows_everything_aligned() {
+        let mut status = samples::syncing();
+        let mut second = samples::source("10.0.1.9:6379");
+        second.rdb_bytes_total = None;
+        second.lag_seconds = None;
+        second.last_error = Some("connection \u{1b}[2J reset".into());
+        status.sources.push(second);
+        status.source.nodes = 2;
+        status.throttle.bytes_per_second = Some(50_000_000);
+        assert_eq!(
+            overview(&status),
+            "\
+syncing   elapsed 00:41:12
+NOT READY: 10.0.1.13:6379 applying RDB, about 20m30s
+           2 errors that nobody has read
+WARNING: TLS NOT VERIFIED: source
+redis 7.2.4 standalone 10.0.1.13:6379 (2 nodes) -> standalone 10.0.2.23:6379
+
+SOURCE          PHASE      RDB RECV  TOTAL  APPLIED     RECEIVED      ON DISK      APPLIED     LAG  LAG s  OPS/s  ERR
+10.0.1.13:6379  RDB apply     4.38G  4.40G    2.72G  88120334118  88120330000  87268211006  852.1M  41m08  10.1k    2
+10.0.1.9:6379   RDB apply     4.38G      -    2.72G  88120334118  88120330000  87268211006  852.1M      -  10.1k    2
+  10.0.1.9:6379: connection \\x1b[2J reset
+
+DESTINATION     STATE  IN FLIGHT  OLDEST ms  OPS/s  RETRY  ERR
+10.0.2.23:6379  SLOW   1024/1024       1101  10.1k      3    6
+
+spool      5.2 GB of 50 GB, 90 GB free on the disk
+entries    20,200,117 read, 20,100,117 applied, 1,204 filtered, 2 quarantined
+throttle   50.0 MB/s
+errors     2 unread
+run        run-a41c, shakedeck 0.1.0, pid 4711, data in 'data', log data/shakedeck.log"
+        );
+    }
+}
