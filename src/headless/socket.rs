@@ -1,0 +1,406 @@
+//! The control socket: `control.sock` in the data directory, for `shakedeck ctl` and `shakedeck attach`.
+//!
+//! One JSON object per line in both directions, at most 64 KiB per request. Every request gets one answer line, in
+//! order: `{"ok":…}` or `{"error":{"message":"…"}}`.
+//!
+//! ```text
+//! {"request":"status"}                  {"ok":{…}}        the status object
+//! {"request":"subscribe"}               {"ok":null}       then {"status":{…}} now and after every change
+//! {"request":"events"}                  {"ok":[{…},…]}    the events kept, oldest first
+//! {"request":"events","follow":true}    {"ok":[{…},…]}    then {"event":{…}} as they happen
+//! {"request":"command","command":{"command":"pause"}}     {"ok":null}  = handed to the engine; the effect is
+//!                                                         seen in a later status
+//! ```
+//!
+//! Commands: `pause`, `resume`, `throttle` (`"limit":{"bytes_per_second":50000000,"ops_per_second":null}`),
+//! `acknowledge_errors`, `restart_source` (`"address"`), `verify`, `start_cutover` (`"confirmation"`),
+//! `abort_cutover`, `stop` (`"forget":false`). A connection may send several requests and stays open until either
+//! side closes it; at the end of the run subscribers get the last snapshot and then the end of the stream. A client
+//! that reads slowly skips snapshots (`{"missed_events":12}` tells followers of a gap); one that does not read at all
+//! for a minute is dropped. Thirty-two clients at once.
+//!
+//! Who may connect is decided by the file alone: it is born inside a directory of mode 0700, gets mode 0600 there, and
+//! is then renamed to its place, so at no moment can another user open it, whatever the umask. The rename also
+//! replaces, in one step, the socket that a dead process left behind.
+//!
+//! A Unix socket's path has room for 107 bytes. For a data directory deeper than that both ends go through
+//! `/proc/self/fd/<descriptor of the directory>/control.sock`, which is short and names the same file.
+
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::oneshot;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
+
+use crate::control::{Command, Handle};
+use crate::status::{Event, Status};
+
+/// Name of the socket in the data directory.
+pub const SOCKET_NAME: &str = "control.sock";
+/// Longest request line (bytes).
+pub const REQUEST_LIMIT: usize = 65_536;
+/// Connections at once; further ones get an error and are closed.
+pub const CLIENT_LIMIT: usize = 32;
+
+/// A client that takes no byte for this long is dropped.
+const WRITE_LIMIT: Duration = Duration::from_secs(60);
+/// How long clients may take at the end of the run to read the last snapshot.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
+/// Longest path handed to the kernel as it is; `sun_path` holds 108 bytes on Linux and 104 elsewhere.
+const PATH_LIMIT: usize = 100;
+
+/// One request line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Request {
+    /// The newest snapshot.
+    Status,
+    /// Every new snapshot from now on.
+    Subscribe,
+    /// The operator events.
+    Events {
+        /// Go on with new ones as they happen.
+        #[serde(default)]
+        follow: bool,
+    },
+    /// A wish of the operator.
+    Command {
+        /// The wish.
+        command: Command,
+    },
+}
+
+/// One line of the server; what `ok` holds depends on the request.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Reply<S, E, O> {
+    Ok(O),
+    Error { message: String },
+    Status(S),
+    Event(E),
+    MissedEvents(u64),
+}
+
+/// A line written by the server.
+type Answer<'a> = Reply<&'a Status, &'a Event, Payload<'a>>;
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Payload<'a> {
+    Nothing(()),
+    Status(&'a Status),
+    Events(&'a [Event]),
+}
+
+/// Why there is no control socket.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Another process answers there.
+    #[error("'{}' is in use: another shakedeck works on this data directory. Stop that one, or give this run another `dir`", .0.display())]
+    InUse(PathBuf),
+    /// The file system refused a step.
+    #[error("the control socket '{}' could not be made: {step}: {source}", .path.display())]
+    Io {
+        /// Where the socket should be.
+        path: PathBuf,
+        /// What was tried.
+        step: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A listening control socket; the file vanishes with it.
+#[derive(Debug)]
+pub struct Server {
+    path: PathBuf,
+    /// Device and inode of our file: another run's socket at the same place is not ours to remove.
+    identity: (u64, u64),
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<()>,
+}
+
+impl Server {
+    /// Listens in `dir` (made if it is missing) and serves `handle` until [`Server::close`] or drop.
+    ///
+    /// Must be called inside a tokio runtime. A data directory has one run at a time; the engine's lock on it sees to
+    /// that, and a living socket found here is refused too.
+    pub fn start(dir: &Path, handle: Handle) -> Result<Server, SocketError> {
+        let path = dir.join(SOCKET_NAME);
+        let at = |step: &'static str| {
+            let path = path.clone();
+            move |source: io::Error| SocketError::Io { path, step, source }
+        };
+        fs::create_dir_all(dir).map_err(at("making the data directory"))?;
+        if connect_blocking(dir).is_ok() {
+            return Err(SocketError::InUse(path));
+        }
+
+        let cradle = dir.join(format!(".control.{}", std::process::id()));
+        // Only a crashed process with our process id can have left it.
+        let _ = fs::remove_dir_all(&cradle);
+        DirBuilder::new().mode(0o700).create(&cradle).map_err(at("making a private directory for it"))?;
+        let born = (|| {
+            let socket = ShortPath::new(&cradle).map_err(at("opening its directory"))?;
+            let listener = UnixListener::bind(&socket.path).map_err(at("listening"))?;
+            let file = cradle.join(SOCKET_NAME);
+            fs::set_permissions(&file, Permissions::from_mode(0o600)).map_err(at("setting mode 0600"))?;
+            let metadata = fs::symlink_metadata(&file).map_err(at("looking at it"))?;
+            fs::rename(&file, &path).map_err(at("moving it into place"))?;
+            Ok((listener, (metadata.dev(), metadata.ino())))
+        })();
+        let _ = fs::remove_dir_all(&cradle);
+        let (listener, identity) = born?;
+
+        let (stop, stopped) = oneshot::channel();
+        let task = tokio::spawn(accept(listener, handle, stopped));
+        Ok(Server { path, identity, stop: Some(stop), task })
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes the socket, gives clients a moment to read the last snapshot, and closes their connections.
+    pub async fn close(mut self) {
+        self.remove_file();
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+        let _ = (&mut self.task).await;
+    }
+
+    fn remove_file(&self) {
+        let found = fs::symlink_metadata(&self.path).map(|metadata| (metadata.dev(), metadata.ino()));
+        if found.is_ok_and(|found| found == self.identity) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.remove_file();
+        self.task.abort();
+    }
+}
+
+/// A path to `control.sock` in a directory that fits into a socket address, valid for as long as this lives.
+#[derive(Debug)]
+pub(super) struct ShortPath {
+    pub(super) path: PathBuf,
+    /// Keeps `/proc/self/fd/…` alive.
+    _dir: Option<File>,
+}
+
+impl ShortPath {
+    pub(super) fn new(dir: &Path) -> io::Result<ShortPath> {
+        let path = dir.join(SOCKET_NAME);
+        if path.as_os_str().len() <= PATH_LIMIT {
+            return Ok(ShortPath { path, _dir: None });
+        }
+        let dir_file = File::open(dir)?;
+        let through_proc = PathBuf::from(format!("/proc/self/fd/{}", dir_file.as_raw_fd()));
+        if !through_proc.is_dir() {
+            return Err(io::Error::other(format!(
+                "the path has {} bytes, a socket's path has room for {PATH_LIMIT}, and there is no /proc here to \
+                 shorten it: use a shorter `dir`",
+                path.as_os_str().len()
+            )));
+        }
+        Ok(ShortPath { path: through_proc.join(SOCKET_NAME), _dir: Some(dir_file) })
+    }
+}
+
+/// Connects and hangs up: tells whether somebody lives there. A local connect does not wait for `accept`.
+fn connect_blocking(dir: &Path) -> io::Result<()> {
+    std::os::unix::net::UnixStream::connect(ShortPath::new(dir)?.path).map(drop)
+}
+
+async fn accept(listener: UnixListener, handle: Handle, mut stopped: oneshot::Receiver<()>) {
+    let mut clients = JoinSet::new();
+    loop {
+        tokio::select! {
+            _ = &mut stopped => break,
+            _ = clients.join_next(), if !clients.is_empty() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) if clients.len() < CLIENT_LIMIT => {
+                    clients.spawn(serve_client(stream, handle.clone()));
+                }
+                Ok((stream, _)) => refuse(&stream),
+                // Out of descriptors, most likely: let some be closed first.
+                Err(error) => {
+                    tracing::warn!("control socket: accept: {error}");
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            }
+        }
+    }
+    drop(listener);
+    let _ = timeout(FAREWELL_LIMIT, async { while clients.join_next().await.is_some() {} }).await;
+}
+
+/// Tells one client too many why, if its socket takes the line at once.
+fn refuse(stream: &UnixStream) {
+    let message = format!("{CLIENT_LIMIT} clients are connected already: close one of them");
+    let _ = stream.try_write(&encode(&Answer::Error { message }));
+}
+
+/// Serves one connection until its client or the engine is gone.
+async fn serve_client(stream: UnixStream, mut handle: Handle) {
+    let (read, mut write) = stream.into_split();
+    let mut lines = LineReader::new(BufReader::new(read), REQUEST_LIMIT);
+    let mut is_subscribed = false;
+    // Id after the last event sent, once the client follows them.
+    let mut next_event: Option<u64> = None;
+
+    loop {
+        tokio::select! {
+            line = lines.next() => {
+                let line = match line {
+                    Ok(Some(line)) => line,
+                    Ok(None) => return,
+                    Err(error) => {
+                        let _ = send(&mut write, &Answer::Error { message: error.to_string() }).await;
+                        return;
+                    }
+                };
+                if line.iter().all(u8::is_ascii_whitespace) {
+                    continue;
+                }
+                let request = serde_json::from_slice::<Request>(&line);
+                // What is answered now need not be sent again as news.
+                handle.take_changed();
+                let status = handle.status();
+                let answer = match &request {
+                    Err(error) => Answer::Error { message: bad_request(error) },
+                    Ok(Request::Status) => Answer::Ok(Payload::Status(&status)),
+                    Ok(Request::Subscribe) => Answer::Ok(Payload::Nothing(())),
+                    Ok(Request::Events { .. }) => Answer::Ok(Payload::Events(&status.events)),
+                    Ok(Request::Command { command }) => match handle.send(command.clone()) {
+                        Ok(()) => Answer::Ok(Payload::Nothing(())),
+                        Err(error) => Answer::Error { message: error.to_string() },
+                    },
+                };
+                if send(&mut write, &answer).await.is_err() {
+                    return;
+                }
+                match request {
+                    Ok(Request::Subscribe) => {
+                        is_subscribed = true;
+                        if send(&mut write, &Answer::Status(&status)).await.is_err() {
+                            return;
+                        }
+                    }
+                    Ok(Request::Events { follow: true }) => {
+                        next_event = Some(status.events.last().map_or(0, |event| event.id.saturating_add(1)));
+                    }
+                    _ => {}
+                }
+            }
+            status = handle.next_status(), if is_subscribed || next_event.is_some() => {
+                let Some(status) = status else { return };
+                if is_subscribed && send(&mut write, &Answer::Status(&status)).await.is_err() {
+                    return;
+                }
+                if let Some(next_id) = &mut next_event
+                    && send_events(&mut write, &status, next_id).await.is_err()
+                {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Sends what is new since `next_id`, the id after the last event sent; 0 when none was.
+async fn send_events(write: &mut OwnedWriteHalf, status: &Status, next_id: &mut u64) -> io::Result<()> {
+    for event in &status.events {
+        if event.id < *next_id {
+            continue;
+        }
+        // Ids grow by one: a gap means that events fell out of the ring between two snapshots.
+        if *next_id > 0 && event.id > *next_id {
+            send(write, &Answer::MissedEvents(event.id - *next_id)).await?;
+        }
+        send(write, &Answer::Event(event)).await?;
+        *next_id = event.id.saturating_add(1);
+    }
+    Ok(())
+}
+
+fn bad_request(error: &serde_json::Error) -> String {
+    format!(
+        "not a request: {error}. A request is one JSON object on one line: {{\"request\":\"status\"}}, \
+         {{\"request\":\"subscribe\"}}, {{\"request\":\"events\",\"follow\":true}} or \
+         {{\"request\":\"command\",\"command\":{{\"command\":\"pause\"}}}}"
+    )
+}
+
+async fn send(write: &mut OwnedWriteHalf, answer: &Answer<'_>) -> io::Result<()> {
+    let line = encode(answer);
+    let mut rest = line.as_slice();
+    while !rest.is_empty() {
+        // The limit is for each piece: a slow client is served, a stuck one is not.
+        let written =
+            timeout(WRITE_LIMIT, write.write(rest)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        rest = rest.get(written..).unwrap_or_default();
+    }
+    Ok(())
+}
+
+/// Serialising our own structs into memory cannot fail; an empty line would be the visible sign if it ever did.
+fn encode(answer: &Answer<'_>) -> Vec<u8> {
+    let mut line = serde_json::to_vec(answer).unwrap_or_default();
+    line.push(b'\n');
+    line
+}
+
+/// Lines of bounded length from a stream. Safe to cancel: a half-read line stays inside.
+#[derive(Debug)]
+pub(super) struct LineReader<R> {
+    reader: R,
+    partial: Vec<u8>,
+    limit: usize,
+}
+
+impl<R: AsyncBufRead + Unpin> LineReader<R> {
+    pub(super) fn new(reader: R, limit: usize) -> Self {
+        LineReader { reader, partial: Vec::new(), limit }
+    }
+
+    /// The next line without its line break; `None` at the end (an unfinished last line is dropped).
+    pub(super) async fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
+        loop {
+            let chunk = self.reader.fill_buf().await?;
+            if chunk.is_empty() {
+                return Ok(None);
+            }
+            let end = memchr::memchr(b'\n', chunk);
+            let piece = chunk.get(..end.unwrap_or(chunk.len())).unwrap_or_default();
+            if self.partial.len() + piece.len() > self.limit {
+                let message = format!("the line is longer than {} bytes", self.limit);
+                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+            }
+            self.partial.extend_from_slice(piece);
+            let consumed = piece.len() + usize::from(end.is_some());
+            self.reader.consume(consumed);
+            if end.is_some() {
+                return Ok(Some(std::mem::take(&mut self.partial)));
+            }
+        }
+    }
+}
