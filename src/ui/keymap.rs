@@ -170,7 +170,8 @@ pub fn find(context: Context, key: KeyEvent) -> Option<&'static Binding> {
 
 /// True for a key that is a character and nothing else.
 pub fn is_plain(key: KeyEvent) -> bool {
-    !key.modifiers.intersects(KeyModifiers::CONTROL | KeyModifiers::ALT | KeyModifiers::SUPER | KeyModifiers::META)
+    !key.modifiers
+        .intersects(KeyModifiers::CONTROL | KeyModifiers::ALT | KeyModifiers::SUPER | KeyModifiers::META)
 }
 
 /// The README's table.
@@ -214,7 +215,10 @@ fn pausable(model: &Model, status: &Status) -> Option<Reason> {
     running(model, status).or_else(|| match (model.pending, status.state) {
         (Some(pending), _) => {
             let word = pending.word.to_lowercase();
-            Some(Reason { short: "wait".into(), long: format!("still {word}: waiting for the engine to confirm") })
+            Some(Reason {
+                short: "wait".into(),
+                long: format!("still {word}: waiting for the engine to confirm"),
+            })
         }
         (_, State::CuttingOver) => Reason::new("cutover", "a cutover is in progress"),
         (_, State::Switched) => Reason::new("switched", "applying has ended: the cutover is done"),
@@ -260,7 +264,9 @@ fn stoppable(model: &Model, status: &Status) -> Option<Reason> {
 
 fn typed_right(model: &Model, _: &Status) -> Option<Reason> {
     match &model.overlay {
-        Some(Overlay::Confirm(confirm)) if confirm.typed.as_ref().is_some_and(|(name, text)| name != text) => {
+        Some(Overlay::Confirm(confirm))
+            if confirm.typed.as_ref().is_some_and(|(name, text)| name != text) =>
+        {
             Reason::new("type it first", "type the destination's address as shown, then Enter")
         }
         _ => None,
@@ -309,12 +315,8 @@ impl Binding {
     }
 }
 
-use Context::{
-    Anywhere, Confirm, Details, Errors, Filter, Help, Log, Quit, Screen, Throttle, TypedConfirm,
-};
-use KeyCode::{
-    BackTab, Backspace, Char, Down, End, Enter, Esc, Home, PageDown, PageUp, Tab, Up,
-};
+use Context::{Anywhere, Confirm, Details, Errors, Filter, Help, Log, Quit, Screen, Throttle, TypedConfirm};
+use KeyCode::{BackTab, Backspace, Char, Down, End, Enter, Esc, Home, PageDown, PageUp, Tab, Up};
 
 /// Every key.
 #[rustfmt::skip]

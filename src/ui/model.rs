@@ -455,7 +455,9 @@ impl Model {
                 let row = match self.focus {
                     Pane::Sources => self.selected_source(status).map(describe_source),
                     Pane::Writers => self.selected_writer(status).map(describe_writer),
-                    Pane::Events => self.events_from_anchor(status).first().map(|event| describe_event(event)),
+                    Pane::Events => {
+                        self.events_from_anchor(status).first().map(|event| describe_event(event))
+                    }
                 };
                 return self.copy(row?);
             }
@@ -507,7 +509,9 @@ impl Model {
                 filter.clear();
             }
             (Overlay::Help { scroll, typing, .. }, Action::Filter) => (*scroll, *typing) = (0, true),
-            (Overlay::Help { scroll, .. } | Overlay::Details { scroll }, action) if step(action).is_some() => {
+            (Overlay::Help { scroll, .. } | Overlay::Details { scroll }, action)
+                if step(action).is_some() =>
+            {
                 *scroll = moved(*scroll, action, usize::MAX);
             }
             (Overlay::Errors { selected }, action) if step(action).is_some() => {
@@ -548,7 +552,9 @@ impl Model {
                     typed: Some((status.destination.address.clone(), String::new())),
                 }));
             }
-            (Overlay::Confirm(Confirm { typed: Some((_, text)), .. }), Action::Type(character)) => text.push(character),
+            (Overlay::Confirm(Confirm { typed: Some((_, text)), .. }), Action::Type(character)) => {
+                text.push(character)
+            }
             (Overlay::Confirm(Confirm { typed: Some((_, text)), .. }), Action::Erase) => drop(text.pop()),
             (Overlay::Confirm(confirm), Action::Accept) => {
                 if confirm.typed.as_ref().is_some_and(|(expected, text)| expected != text) {
@@ -604,7 +610,9 @@ impl Model {
         rows.sort_by(|a, b| a.address.cmp(&b.address));
         match self.sort {
             SortColumn::Node => {}
-            SortColumn::Lag => rows.sort_by_key(|row| std::cmp::Reverse((source_severity(row, status), lag_rank(row)))),
+            SortColumn::Lag => {
+                rows.sort_by_key(|row| std::cmp::Reverse((source_severity(row, status), lag_rank(row))))
+            }
             SortColumn::Phase => rows.sort_by_key(|row| row.phase as u8),
             SortColumn::Applied => rows.sort_by_key(|row| rdb_percent(row)),
             SortColumn::Ops => rows.sort_by(|a, b| b.ops_per_second.total_cmp(&a.ops_per_second)),
@@ -641,7 +649,8 @@ impl Model {
 
     /// All events, newest first, the console's own among them.
     pub fn events<'s>(&'s self, status: &'s Status) -> Vec<&'s Event> {
-        let mut events: Vec<&Event> = status.events.iter().rev().chain(self.local_events.iter().rev()).collect();
+        let mut events: Vec<&Event> =
+            status.events.iter().rev().chain(self.local_events.iter().rev()).collect();
         if !self.local_events.is_empty() {
             events.sort_by_key(|event| std::cmp::Reverse(event.unix_ms));
         }
@@ -780,7 +789,9 @@ pub fn source_severity(source: &SourceStatus, status: &Status) -> Severity {
     match source.phase {
         Phase::Failed | Phase::Reconnecting => Severity::Bad,
         // Errors that were read count no more, or every row would be marked for ever.
-        _ if source.held_back_by.is_some() || (source.errors > 0 && status.unread_errors > 0) => Severity::Warn,
+        _ if source.held_back_by.is_some() || (source.errors > 0 && status.unread_errors > 0) => {
+            Severity::Warn
+        }
         _ => Severity::Fine,
     }
 }
@@ -859,7 +870,10 @@ fn moved(at: usize, action: Action, last: usize) -> usize {
 impl ThrottleForm {
     fn of(limit: Throttle) -> ThrottleForm {
         ThrottleForm {
-            megabytes: limit.bytes_per_second.map(|bytes| format!("{}", bytes as f64 / 1e6)).unwrap_or_default(),
+            megabytes: limit
+                .bytes_per_second
+                .map(|bytes| format!("{}", bytes as f64 / 1e6))
+                .unwrap_or_default(),
             ops: limit.ops_per_second.map(|ops| ops.to_string()).unwrap_or_default(),
             in_ops: false,
             problem: None,
@@ -887,7 +901,8 @@ impl ThrottleForm {
                 // 1, 2, 5, 10, 20, 50 … and empty (no limit) above the highest.
                 let unit = if in_ops { 1_000.0 } else { 1.0 };
                 let now = field.parse::<f64>().ok().filter(|value| *value > 0.0);
-                let steps = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0].map(|step| step * unit);
+                let steps =
+                    [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0].map(|step| step * unit);
                 let next = match (action, now) {
                     (Action::Up, None) => None,
                     (Action::Up, Some(now)) => steps.iter().find(|step| **step > now),

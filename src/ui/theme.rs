@@ -232,9 +232,11 @@ impl Look {
         environment: impl Fn(&str) -> Option<String>,
     ) -> Look {
         let set = |name: &str| environment(name).filter(|value| !value.is_empty());
-        let palette = palette.unwrap_or(if set("NO_COLOR").is_some() { Palette::Mono } else { Palette::Ansi16 });
+        let palette =
+            palette.unwrap_or(if set("NO_COLOR").is_some() { Palette::Mono } else { Palette::Ansi16 });
         let ascii = ascii.unwrap_or_else(|| {
-            let locale = set("LC_ALL").or_else(|| set("LC_CTYPE")).or_else(|| set("LANG")).unwrap_or_default();
+            let locale =
+                set("LC_ALL").or_else(|| set("LC_CTYPE")).or_else(|| set("LANG")).unwrap_or_default();
             let locale = locale.to_ascii_lowercase();
             let speaks_utf8 = locale.contains("utf-8") || locale.contains("utf8");
             let term = set("TERM").unwrap_or_default();
@@ -258,16 +260,27 @@ mod tests {
     #[test]
     fn the_environment_chooses_palette_and_glyphs() {
         assert_eq!(chosen(&[("LANG", "C.UTF-8"), ("TERM", "xterm")]), (Palette::Ansi16, false));
-        assert_eq!(chosen(&[("LANG", "en_US.utf8"), ("TERM", "xterm"), ("NO_COLOR", "1")]), (Palette::Mono, false));
-        assert_eq!(chosen(&[("LANG", "C.UTF-8"), ("TERM", "xterm"), ("NO_COLOR", "")]), (Palette::Ansi16, false));
+        assert_eq!(
+            chosen(&[("LANG", "en_US.utf8"), ("TERM", "xterm"), ("NO_COLOR", "1")]),
+            (Palette::Mono, false)
+        );
+        assert_eq!(
+            chosen(&[("LANG", "C.UTF-8"), ("TERM", "xterm"), ("NO_COLOR", "")]),
+            (Palette::Ansi16, false)
+        );
         assert_eq!(chosen(&[("LANG", "C.UTF-8"), ("TERM", "linux")]), (Palette::Ansi16, true));
-        assert_eq!(chosen(&[("LANG", "C.UTF-8"), ("LC_ALL", "C"), ("TERM", "xterm")]), (Palette::Ansi16, true));
+        assert_eq!(
+            chosen(&[("LANG", "C.UTF-8"), ("LC_ALL", "C"), ("TERM", "xterm")]),
+            (Palette::Ansi16, true)
+        );
         assert_eq!(chosen(&[]), (Palette::Ansi16, true));
     }
 
     #[test]
     fn mono_never_sets_a_colour() {
-        for role in [Role::Title, Role::Ok, Role::Warn, Role::Bad, Role::Selected, Role::KeyHint, Role::GaugeFill] {
+        for role in
+            [Role::Title, Role::Ok, Role::Warn, Role::Bad, Role::Selected, Role::KeyHint, Role::GaugeFill]
+        {
             let style = Palette::Mono.style(role);
             assert_eq!((style.fg, style.bg), (None, None), "{role:?}");
         }

@@ -91,7 +91,15 @@ fn writer(address: &str, slots: &str) -> DestinationStatus {
     }
 }
 
-fn streaming(address: &str, rdb: u64, keys: u64, applied: u64, lag: u64, seconds: f64, ops: f64) -> SourceStatus {
+fn streaming(
+    address: &str,
+    rdb: u64,
+    keys: u64,
+    applied: u64,
+    lag: u64,
+    seconds: f64,
+    ops: f64,
+) -> SourceStatus {
     SourceStatus {
         role: Some("master".into()),
         phase: Phase::Stream,
@@ -289,7 +297,11 @@ pub fn applying() -> Status {
         .map(|second| {
             // A fast first half, then one slow node; a gap where the program was suspended.
             let wave = f64::from(second % 240) / 240.0 * std::f64::consts::TAU;
-            let ops = if second < 1_400 { 47_000.0 + 6_000.0 * wave.sin() } else { 15_100.0 + 1_200.0 * wave.sin() };
+            let ops = if second < 1_400 {
+                47_000.0 + 6_000.0 * wave.sin()
+            } else {
+                15_100.0 + 1_200.0 * wave.sin()
+            };
             let lag = 200e6 + f64::from(second) * 340_000.0;
             let measured = !(600..630).contains(&second);
             Sample { ops: measured.then_some(ops), lag_bytes: measured.then_some(lag) }
@@ -341,12 +353,13 @@ pub fn applying() -> Status {
             step("caught up", Pending, None, None),
             step("cutover", Pending, None, None),
         ],
-        spool: SpoolStatus {
-            bytes: 5_200_000_000,
-            growth_bytes_per_second: Some(355_000.0),
-            ..base().spool
+        spool: SpoolStatus { bytes: 5_200_000_000, growth_bytes_per_second: Some(355_000.0), ..base().spool },
+        counters: Counters {
+            entries_read: 84_412_004,
+            entries_applied: 84_184_519,
+            filtered: 1_204,
+            quarantined: 2,
         },
-        counters: Counters { entries_read: 84_412_004, entries_applied: 84_184_519, filtered: 1_204, quarantined: 2 },
         rejected: vec![
             Rejected {
                 kind: "BUSYKEY".into(),
@@ -364,14 +377,62 @@ pub fn applying() -> Status {
             },
         ],
         events: vec![
-            event(1, at(2, 30, 58), EventLevel::Info, "source 10.0.1.13:6379", "connected as replica: redis 7.2.4; repl-backlog 512 MB = 24 min at this write rate"),
-            event(2, at(2, 30, 59), EventLevel::Info, "source 10.0.1.13:6379", "FULLRESYNC 8f3a41c2… offset 87,268,211,006; RDB by $EOF (diskless)"),
-            event(3, at(2, 37, 40), EventLevel::Info, "source 10.0.1.13:6379", "RDB received, 4.38 GB in 6m41s; applying"),
-            event(4, at(3, 4, 10), EventLevel::Info, "source 10.0.1.11:6379", "RDB applied, 32,880,402 keys in 26m30s; now streaming from offset 91,002,118,730"),
-            event(5, at(3, 5, 2), EventLevel::Info, "source 10.0.1.12:6379", "RDB applied, 31,204,117 keys in 27m22s; now streaming from offset 87,912,004,551"),
-            event(6, at(3, 11, 41), EventLevel::Error, "writer 10.0.2.23:6379", &format!("RESTORE user:{{88213}}:cart -> {busy_key}")),
-            event(7, at(3, 11, 41), EventLevel::Error, "writer 10.0.2.23:6379", &format!("RESTORE user:{{88214}}:cart -> {busy_key}")),
-            event(8, at(3, 11, 58), EventLevel::Warn, "writer 10.0.2.23:6379", "pipeline full for 5 s; source 10.0.1.13 is held back (spool grows, source is safe)"),
+            event(
+                1,
+                at(2, 30, 58),
+                EventLevel::Info,
+                "source 10.0.1.13:6379",
+                "connected as replica: redis 7.2.4; repl-backlog 512 MB = 24 min at this write rate",
+            ),
+            event(
+                2,
+                at(2, 30, 59),
+                EventLevel::Info,
+                "source 10.0.1.13:6379",
+                "FULLRESYNC 8f3a41c2… offset 87,268,211,006; RDB by $EOF (diskless)",
+            ),
+            event(
+                3,
+                at(2, 37, 40),
+                EventLevel::Info,
+                "source 10.0.1.13:6379",
+                "RDB received, 4.38 GB in 6m41s; applying",
+            ),
+            event(
+                4,
+                at(3, 4, 10),
+                EventLevel::Info,
+                "source 10.0.1.11:6379",
+                "RDB applied, 32,880,402 keys in 26m30s; now streaming from offset 91,002,118,730",
+            ),
+            event(
+                5,
+                at(3, 5, 2),
+                EventLevel::Info,
+                "source 10.0.1.12:6379",
+                "RDB applied, 31,204,117 keys in 27m22s; now streaming from offset 87,912,004,551",
+            ),
+            event(
+                6,
+                at(3, 11, 41),
+                EventLevel::Error,
+                "writer 10.0.2.23:6379",
+                &format!("RESTORE user:{{88213}}:cart -> {busy_key}"),
+            ),
+            event(
+                7,
+                at(3, 11, 41),
+                EventLevel::Error,
+                "writer 10.0.2.23:6379",
+                &format!("RESTORE user:{{88214}}:cart -> {busy_key}"),
+            ),
+            event(
+                8,
+                at(3, 11, 58),
+                EventLevel::Warn,
+                "writer 10.0.2.23:6379",
+                "pipeline full for 5 s; source 10.0.1.13 is held back (spool grows, source is safe)",
+            ),
         ],
         unread_errors: 2,
         history,
@@ -457,11 +518,18 @@ pub fn failing_node() -> Status {
     lost.reconnects = 3;
     lost.last_error = Some("\u{1b}[2J\u{1b}[31mpwned\u{7}".into());
     status.destinations[0].state = WriterState::Reconnecting;
-    status.destinations[0].reason = Some("waiting: -OOM command not allowed when used memory > 'maxmemory'".into());
+    status.destinations[0].reason =
+        Some("waiting: -OOM command not allowed when used memory > 'maxmemory'".into());
     status.not_ready.insert(0, "10.0.1.11:6379 is disconnected".into());
     status.events.push(Event {
         count: 204,
-        ..event(9, at(3, 12, 6), EventLevel::Error, "source 10.0.1.11:6379", "link lost: \u{1b}[31mconnection refused\u{9b}0m")
+        ..event(
+            9,
+            at(3, 12, 6),
+            EventLevel::Error,
+            "source 10.0.1.11:6379",
+            "link lost: \u{1b}[31mconnection refused\u{9b}0m",
+        )
     });
     status
 }

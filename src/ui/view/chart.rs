@@ -49,7 +49,10 @@ pub(super) fn draw_lag(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
     }
     let status = screen.status;
     let worst = status.sources.iter().max_by_key(|row| row.lag_bytes);
-    let name = worst.filter(|_| status.sources.len() > 1).map(|row| format!(" ({})", row.address)).unwrap_or_default();
+    let name = worst
+        .filter(|_| status.sources.len() > 1)
+        .map(|row| format!(" ({})", row.address))
+        .unwrap_or_default();
     let values = values(screen, |sample| sample.lag_bytes);
     let now = worst.map_or("-".into(), |row| format::bytes(row.lag_bytes));
     let right = format!("now {now}   {}", direction(&values));
@@ -99,9 +102,9 @@ fn direction(values: &[Option<f64>]) -> String {
     let mean_y = recent.iter().map(|(_, y)| y).sum::<f64>() / count;
     let spread: f64 = recent.iter().map(|(x, _)| (x - mean_x).powi(2)).sum();
     let slope = recent.iter().map(|(x, y)| (x - mean_x) * (y - mean_y)).sum::<f64>() / spread;
-    // Under one percent of the level per ten seconds is not a trend.
+    // Less than one percent of the level in a minute is not a trend.
     match slope {
-        s if s.abs() < 1_000.0 || s.abs() * 1_000.0 < mean_y => "steady".into(),
+        s if s.abs() < 1_000.0 || s.abs() * 60.0 < mean_y * 0.01 => "steady".into(),
         s if s > 0.0 => format!("rising {}", format::rate(s)),
         s => format!("falling {}", format::rate(-s)),
     }
@@ -134,7 +137,13 @@ fn with_axes(
         width: area.width - SCALE_WIDTH - 2,
         height: area.height - 2,
     };
-    let top = scale_top(buckets(screen, values, usize::from(plot.width), gather).iter().flatten().copied().fold(0.0, f64::max));
+    let top = scale_top(
+        buckets(screen, values, usize::from(plot.width), gather)
+            .iter()
+            .flatten()
+            .copied()
+            .fold(0.0, f64::max),
+    );
     let dim = screen.style(Role::Dim);
     // A label on every second or third row, where the value is a round part of the top.
     let parts = [4, 3, 2, 1].into_iter().find(|parts| plot.height / parts >= 2).unwrap_or(1);
@@ -153,11 +162,13 @@ fn with_axes(
     let floor_line = format!("{:>8} {corner}{}", "0", floor.repeat(usize::from(plot.width)));
     buffer.set_stringn(area.x, plot.bottom(), floor_line, usize::from(area.width), dim);
     let window = screen.model.chart_window();
-    let ago = |seconds: u64| if seconds % 60 == 0 { format!("{} min", seconds / 60) } else { format!("{seconds} s") };
+    let ago = |seconds: u64| {
+        if seconds % 60 == 0 { format!("{} min", seconds / 60) } else { format!("{seconds} s") }
+    };
     let below = Rect { y: plot.bottom() + 1, height: 1, ..plot };
     let left = Line::from(screen.text(Role::Dim, format!("{} ago", ago(window))));
     screen.spread(buffer, below, left, Line::from(screen.text(Role::Dim, "now")));
-    if plot.width > 50 {
+    if plot.width > 40 {
         let half = ago(window / 2);
         let x = plot.x + plot.width / 2 - (half.len() / 2) as u16;
         screen.line(buffer, Rect { x, width: half.len() as u16, ..below }, screen.text(Role::Dim, half));
@@ -245,7 +256,6 @@ fn scale_top(max: f64) -> f64 {
     step * power
 }
 
-/// A dash of bars for tests and titles: never more than the values given.
 #[cfg(test)]
 mod tests {
     use super::*;

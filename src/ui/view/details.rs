@@ -16,11 +16,11 @@ use crate::ui::theme::Role;
 type Entry = (&'static str, String);
 
 /// What is selected, and everything known about it.
-fn entries(screen: &Screen) -> (String, Vec<Entry>) {
+fn entries(screen: &Screen, brief: bool) -> (String, Vec<Entry>) {
     let Screen { model, status } = screen;
     match model.focus {
         Pane::Sources => match model.selected_source(status) {
-            Some(source) => (source.address.clone(), of_source(screen, source)),
+            Some(source) => (source.address.clone(), of_source(screen, source, brief)),
             None => ("no node".into(), Vec::new()),
         },
         Pane::Writers => match model.selected_writer(status) {
@@ -34,7 +34,7 @@ fn entries(screen: &Screen) -> (String, Vec<Entry>) {
     }
 }
 
-fn of_source(screen: &Screen, source: &SourceStatus) -> Vec<Entry> {
+fn of_source(screen: &Screen, source: &SourceStatus, brief: bool) -> Vec<Entry> {
     let Screen { model, status } = screen;
     let since = model.now_unix_ms.saturating_sub(source.phase_since_unix_ms) as f64 / 1_000.0;
     let mut entries = vec![(
@@ -56,33 +56,33 @@ fn of_source(screen: &Screen, source: &SourceStatus) -> Vec<Entry> {
         entries.push(("replid", replid.clone()));
     }
     if let Some(backlog) = source.backlog_bytes {
-        let lasts = backlog_seconds(source).map(|seconds| format!(" = {} at this rate", format::forecast(seconds)));
+        let lasts =
+            backlog_seconds(source).map(|seconds| format!(" = {} at this rate", format::forecast(seconds)));
         let limit = source.output_buffer_limit_bytes.filter(|limit| *limit > 0);
-        let limit = limit.map(|limit| format!("   output buffer limit {}", format::size(limit))).unwrap_or_default();
+        let limit =
+            limit.map(|limit| format!("   output buffer limit {}", format::size(limit))).unwrap_or_default();
         entries.push(("backlog", format!("{}{}{limit}", format::size(backlog), lasts.unwrap_or_default())));
     }
-    let transfer = source.rdb_transfer.as_ref().map(|how| format!(", {how}")).unwrap_or_default();
-    let total = source.rdb_bytes_total.map_or("unknown size".into(), format::size);
-    entries.push((
-        "RDB",
-        format!(
-            "{} received, {} applied of {total}{transfer}; {} keys",
-            format::size(source.rdb_bytes_received),
-            format::size(source.rdb_bytes_applied),
-            format::number(source.keys_applied)
-        ),
-    ));
-    entries.push((
-        "offsets",
-        format!(
-            "received {}, on disk {}, applied {}",
-            format::number(source.offset_received),
-            format::number(source.offset_durable),
-            format::number(source.offset_applied)
-        ),
-    ));
+    // The wide table shows these already.
+    if !brief {
+        let transfer = source.rdb_transfer.as_ref().map(|how| format!(", {how}")).unwrap_or_default();
+        let total = source.rdb_bytes_total.map_or("unknown size".into(), format::size);
+        entries.push((
+            "RDB",
+            format!(
+                "{} received, {} applied of {total}{transfer}; {} keys",
+                format::size(source.rdb_bytes_received),
+                format::size(source.rdb_bytes_applied),
+                format::number(source.keys_applied)
+            ),
+        ));
+        entries.push(("received", format!("up to offset {}", format::number(source.offset_received))));
+        entries.push(("on disk", format!("up to offset {}", format::number(source.offset_durable))));
+        entries.push(("applied", format!("up to offset {}", format::number(source.offset_applied))));
+    }
     let files = if source.spool_files == 1 { "file" } else { "files" };
-    entries.push(("spool", format!("{} in {} {files}", format::size(source.spool_bytes), source.spool_files)));
+    entries
+        .push(("spool", format!("{} in {} {files}", format::size(source.spool_bytes), source.spool_files)));
     entries.push((
         "rate",
         format!(
@@ -103,7 +103,10 @@ fn of_source(screen: &Screen, source: &SourceStatus) -> Vec<Entry> {
             None => "none sent yet".into(),
         },
     ));
-    entries.push(("links", format!("opened again {} times, {} errors", source.reconnects, format::number(source.errors))));
+    entries.push((
+        "links",
+        format!("opened again {} times, {} errors", source.reconnects, format::number(source.errors)),
+    ));
     entries.push(("last error", source.last_error.clone().unwrap_or_else(|| "none".into())));
     entries
 }
@@ -147,16 +150,26 @@ fn of_writer(writer: &DestinationStatus) -> Vec<Entry> {
     }
     entries.push((
         "in flight",
-        format!("{} of {} commands, oldest {:.0} ms", writer.in_flight, writer.in_flight_limit, writer.oldest_ms),
+        format!(
+            "{} of {} commands, oldest {:.0} ms",
+            writer.in_flight, writer.in_flight_limit, writer.oldest_ms
+        ),
     ));
     if let Some(p99) = writer.p99_ms {
         entries.push(("p99", format!("{p99:.0} ms from sending a batch to its confirmation, over 10 s")));
     }
     entries.push((
         "rate",
-        format!("{} commands/s, {}, over 5 s", format::count(writer.ops_per_second), format::rate(writer.bytes_per_second)),
+        format!(
+            "{} commands/s, {}, over 5 s",
+            format::count(writer.ops_per_second),
+            format::rate(writer.bytes_per_second)
+        ),
     ));
-    entries.push(("retries", format!("{}, redirects {}", format::number(writer.retries), format::number(writer.redirects))));
+    entries.push((
+        "retries",
+        format!("{}, redirects {}", format::number(writer.retries), format::number(writer.redirects)),
+    ));
     entries.push(("links", format!("opened again {} times", writer.reconnects)));
     entries.push(("errors", format::number(writer.errors)));
     entries.push(("last error", writer.last_error.clone().unwrap_or_else(|| "none".into())));
@@ -174,9 +187,9 @@ fn of_event(event: &Event) -> Vec<Entry> {
 }
 
 /// Every line, values broken where they are long.
-fn lines(screen: &Screen, width: usize) -> (String, Vec<Line<'static>>) {
+fn lines(screen: &Screen, width: usize, brief: bool) -> (String, Vec<Line<'static>>) {
     const NAME_WIDTH: usize = 12;
-    let (title, entries) = entries(screen);
+    let (title, entries) = entries(screen, brief);
     let mut lines = Vec::new();
     for (name, value) in entries {
         let value = format::escape(value, 4_000);
@@ -193,15 +206,15 @@ fn lines(screen: &Screen, width: usize) -> (String, Vec<Line<'static>>) {
 
 /// The pane of the wide screen.
 pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
-    draw_into(buffer, screen, areas.details, 0, false);
+    draw_into(buffer, screen, areas.details, 0, true);
 }
 
-/// The pane, or an overlay that holds the same.
-pub(super) fn draw_into(buffer: &mut Buffer, screen: &Screen, area: Rect, scroll: usize, focused: bool) {
+/// The pane (`brief`, for the wide table has the rest), or an overlay that holds everything.
+pub(super) fn draw_into(buffer: &mut Buffer, screen: &Screen, area: Rect, scroll: usize, brief: bool) {
     if area.is_empty() {
         return;
     }
-    let (title, lines) = lines(screen, usize::from(area.width.saturating_sub(2)));
+    let (title, lines) = lines(screen, usize::from(area.width.saturating_sub(2)), brief);
     let inside = usize::from(area.height.saturating_sub(2));
     let scroll = scroll.min(lines.len().saturating_sub(inside));
     let below = lines.len().saturating_sub(inside + scroll);
@@ -210,7 +223,7 @@ pub(super) fn draw_into(buffer: &mut Buffer, screen: &Screen, area: Rect, scroll
         left: Line::from(vec![screen.text(Role::Title, "details "), screen.text(Role::Value, title)]),
         right: Line::from(screen.text(Role::Dim, right)),
         boxed: true,
-        focused,
+        focused: !brief,
     };
     let inner = screen.pane(buffer, area, frame);
     for (y, line) in (inner.y..inner.bottom()).zip(lines.into_iter().skip(scroll)) {

@@ -50,7 +50,12 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
         right.push(screen.text(Role::Warn, text));
     }
     if status.events_dropped > 0 {
-        right.push(screen.text(Role::Dim, format!("{} older only in the log   ", format::number(status.events_dropped))));
+        right.push(
+            screen.text(
+                Role::Dim,
+                format!("{} older only in the log   ", format::number(status.events_dropped)),
+            ),
+        );
     }
     right.push(match status.unread_errors {
         0 => screen.text(Role::Dim, "no unread errors"),

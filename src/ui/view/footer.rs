@@ -16,7 +16,13 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
     let notice = screen.model.notice();
     if !areas.rule.is_empty() {
         let rule = screen.glyphs().frame.horizontal.repeat(usize::from(areas.rule.width));
-        buffer.set_stringn(areas.rule.x, areas.rule.y, rule, usize::from(areas.rule.width), screen.style(Role::Border));
+        buffer.set_stringn(
+            areas.rule.x,
+            areas.rule.y,
+            rule,
+            usize::from(areas.rule.width),
+            screen.style(Role::Border),
+        );
         if let Some(notice) = notice {
             let area = Rect { x: areas.rule.x + 1, width: areas.rule.width.saturating_sub(2), ..areas.rule };
             screen.line(buffer, area, screen.text(Role::Warn, format!(" {notice} ")));
@@ -31,12 +37,18 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
                 screen.line(buffer, second, screen.text(Role::Warn, format!(" {notice}")));
             }
             None => {
-                let right = screen.status.log_file.as_ref().map(|file| format!("log {file} ")).unwrap_or_default();
+                let right =
+                    screen.status.log_file.as_ref().map(|file| format!("log {file} ")).unwrap_or_default();
                 // The log file's path gets what the keys of the second line leave over.
                 let keys = keys(screen, lines.width, 2);
                 let left = keys.into_iter().nth(1).unwrap_or_default();
                 let room = lines.width.saturating_sub(left.width() as u16 + 3);
-                screen.spread(buffer, second, left, screen.cut(Line::from(screen.text(Role::Dim, right)), room));
+                screen.spread(
+                    buffer,
+                    second,
+                    left,
+                    screen.cut(Line::from(screen.text(Role::Dim, right)), room),
+                );
                 lines.height = 1;
                 let first = self::keys(screen, lines.width, 2).into_iter().next().unwrap_or_default();
                 screen.line(buffer, lines, first);
@@ -65,7 +77,9 @@ fn keys(screen: &Screen, width: u16, count: u16) -> Vec<Line<'static>> {
                 return lines;
             }
         }
-        let Some(least) = (0..shown.len()).max_by_key(|index| shown[*index].footer) else { return Vec::new() };
+        let Some(least) = (0..shown.len()).max_by_key(|index| shown[*index].footer) else {
+            return Vec::new();
+        };
         if shown.len() == 1 {
             return fill(screen, &shown, u16::MAX, false);
         }

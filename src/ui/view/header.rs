@@ -36,7 +36,7 @@ pub(super) fn state_word(model: &Model, status: &Status) -> (&'static str, Role)
 }
 
 /// May I cut over? The first span says it in words, the rest why not.
-fn verdict(screen: &Screen, wide: bool) -> Vec<Span<'static>> {
+fn verdict(screen: &Screen, wide: bool, width: u16) -> Vec<Span<'static>> {
     let Screen { model, status } = screen;
     let glyphs = screen.glyphs();
     if let Some(outcome) = &status.outcome {
@@ -74,7 +74,12 @@ fn verdict(screen: &Screen, wide: bool) -> Vec<Span<'static>> {
         spans.extend(checklist(screen));
         return spans;
     }
-    let mut spans = vec![Span::styled(format!(" {} NOT READY TO CUT OVER: ", glyphs.no), style)];
+    // The first reason is worth more than the long wording.
+    let long = format!(" {} NOT READY TO CUT OVER: ", glyphs.no);
+    let first = status.not_ready.first().map_or(0, |reason| format::width(reason));
+    let fits = format::width(&long) + first <= usize::from(width);
+    let words = if fits { long } else { format!(" {} NOT READY: ", glyphs.no) };
+    let mut spans = vec![Span::styled(words, style)];
     if status.not_ready.is_empty() {
         spans.push(screen.text(Role::Dim, "the engine has not judged yet"));
     }
@@ -90,7 +95,8 @@ fn verdict(screen: &Screen, wide: bool) -> Vec<Span<'static>> {
 fn checklist(screen: &Screen) -> Vec<Span<'static>> {
     let mut spans = Vec::new();
     for gate in &screen.status.gates {
-        let (mark, role) = if gate.ok { (screen.glyphs().yes, Role::Ok) } else { (screen.glyphs().no, Role::Bad) };
+        let (mark, role) =
+            if gate.ok { (screen.glyphs().yes, Role::Ok) } else { (screen.glyphs().no, Role::Bad) };
         spans.push(Span::styled(format!("   [{mark}] "), screen.style(role)));
         spans.push(screen.text(Role::Value, &gate.text));
         if !gate.detail.is_empty() {
@@ -105,7 +111,9 @@ pub(super) fn banner(screen: &Screen, width: u16) -> Vec<Line<'static>> {
     let Screen { model, status } = screen;
     let mut lines = Vec::new();
     if let Some(hint) = status.outcome.as_ref().and_then(|outcome| outcome.hint.as_deref()) {
-        for (index, part) in wrap(&format::escape(hint, 2_000), usize::from(width).saturating_sub(10)).into_iter().enumerate() {
+        for (index, part) in
+            wrap(&format::escape(hint, 2_000), usize::from(width).saturating_sub(10)).into_iter().enumerate()
+        {
             let label = if index == 0 { "   next: " } else { "         " };
             lines.push(Line::from(vec![screen.text(Role::Title, label), screen.text(Role::Value, part)]));
         }
@@ -151,7 +159,10 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
     let word = if compact { format!(" {word} ") } else { format!(" {word}  ") };
     let state = vec![
         Span::styled(word, screen.style(role).bold()),
-        screen.text(Role::Value, if wide { format!("elapsed {}", format::elapsed(elapsed)) } else { format::elapsed(elapsed) }),
+        screen.text(
+            Role::Value,
+            if wide { format!("elapsed {}", format::elapsed(elapsed)) } else { format::elapsed(elapsed) },
+        ),
     ];
     let clock = format::clock_utc(model.now_unix_ms);
     let clock = if compact { format!("{clock}Z ") } else { format!("{clock} UTC ") };
@@ -162,7 +173,8 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
         right.insert(0, screen.text(Role::Dim, format!("run {}    ", status.run_id)));
     }
     let mut left = state;
-    let room = usize::from(width).saturating_sub(Line::from(left.clone()).width() + Line::from(right.clone()).width() + 5);
+    let room = usize::from(width)
+        .saturating_sub(Line::from(left.clone()).width() + Line::from(right.clone()).width() + 5);
     left.push(Span::raw(if wide { "     " } else { "   " }));
     left.push(screen.text(Role::Value, route(status, room.saturating_sub(if wide { 3 } else { 0 }))));
     screen.spread(buffer, areas.header, Line::from(left), Line::from(right));
@@ -175,7 +187,8 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
     screen.spread(buffer, areas.timeline, timeline(screen, areas.size), right);
 
     let right = if compact { Line::from(age(screen, "data {}s ")) } else { Line::default() };
-    screen.spread(buffer, areas.verdict, Line::from(verdict(screen, wide)), right);
+    let room = areas.verdict.width.saturating_sub(right.width() as u16 + 1);
+    screen.spread(buffer, areas.verdict, Line::from(verdict(screen, wide, room)), right);
 
     for (y, line) in (areas.banner.y..areas.banner.bottom()).zip(banner(screen, width)) {
         screen.line(buffer, Rect { y, height: 1, ..areas.banner }, line);
@@ -214,7 +227,11 @@ fn route(status: &Status, width: usize) -> String {
         }
         text.push_str(&side.address);
         if side.nodes > 1 {
-            text.push_str(&if with_word { format!(" ({} nodes)", side.nodes) } else { format!(" ({})", side.nodes) });
+            text.push_str(&if with_word {
+                format!(" ({} nodes)", side.nodes)
+            } else {
+                format!(" ({})", side.nodes)
+            });
         }
         text
     };
@@ -233,7 +250,11 @@ fn timeline(screen: &Screen, size: Size) -> Line<'static> {
     let mut spans = vec![Span::raw(" ")];
     for (index, step) in screen.status.timeline.iter().enumerate() {
         // The narrow timelines leave out the handshake, which is over in a second.
-        if size != Size::Wide && step.name == "handshake" && step.state != StepState::Failed && step.state != StepState::Active {
+        if size != Size::Wide
+            && step.name == "handshake"
+            && step.state != StepState::Failed
+            && step.state != StepState::Active
+        {
             continue;
         }
         if index > 0 {
@@ -269,9 +290,10 @@ pub(super) fn draw_too_small(buffer: &mut Buffer, screen: &Screen) {
     let (width, height) = SMALLEST;
     let mut lines = vec![Line::from(vec![
         Span::styled(format!(" {word} "), screen.style(role).bold()),
-        screen.text(Role::Value, route(screen.status, usize::from(area.width).saturating_sub(word.len() + 3))),
+        screen
+            .text(Role::Value, route(screen.status, usize::from(area.width).saturating_sub(word.len() + 3))),
     ])];
-    lines.push(Line::from(verdict(screen, false)));
+    lines.push(Line::from(verdict(screen, false, area.width)));
     lines.extend(banner(screen, area.width));
     if let Some(overlay) = &screen.model.overlay {
         lines.push(super::overlay::in_one_line(screen, overlay));
@@ -280,7 +302,9 @@ pub(super) fn draw_too_small(buffer: &mut Buffer, screen: &Screen) {
         Role::Warn,
         format!(" screen too small: {}x{}, needed {width}x{height}", area.width, area.height),
     )));
-    lines.push(Line::from(screen.text(Role::Dim, " the migration goes on; enlarge the window, or q to leave")));
+    lines.push(Line::from(
+        screen.text(Role::Dim, " the migration goes on; enlarge the window, or q to leave"),
+    ));
     for (y, line) in (area.y..area.bottom()).zip(lines) {
         screen.line(buffer, Rect { y, height: 1, ..area }, line);
     }

@@ -149,7 +149,8 @@ impl Screen<'_> {
                 spans.push(span);
                 continue;
             }
-            let cut = if span_width <= left { format!("{} ", span.content) } else { span.content.to_string() };
+            let cut =
+                if span_width <= left { format!("{} ", span.content) } else { span.content.to_string() };
             let padded = format!("{cut}{}", " ".repeat(left + 1));
             spans.push(Span::styled(format::cut(&padded, left, mark), span.style));
             break;

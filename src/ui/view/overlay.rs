@@ -17,7 +17,9 @@ use crate::ui::theme::Role;
 pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
     let Some(overlay) = &screen.model.overlay else { return };
     match overlay {
-        Overlay::Help { scroll, filter, typing } => draw_help(buffer, screen, areas.body, *scroll, filter, *typing),
+        Overlay::Help { scroll, filter, typing } => {
+            draw_help(buffer, screen, areas.body, *scroll, filter, *typing)
+        }
         Overlay::Errors { selected } => draw_errors(buffer, screen, areas.body, *selected),
         Overlay::Log => {
             clear(buffer, areas.body);
@@ -26,14 +28,16 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
         Overlay::Details { scroll } => {
             let area = centred(areas.body, 100, 20);
             clear(buffer, area);
-            details::draw_into(buffer, screen, area, *scroll, true);
+            details::draw_into(buffer, screen, area, *scroll, false);
         }
         Overlay::Throttle(form) => dialog(buffer, screen, areas.body, "speed limit", throttle(screen, form)),
         Overlay::Quit => {
             let title = if screen.model.attached { "leave" } else { "quit" };
             dialog(buffer, screen, areas.body, title, quit(screen));
         }
-        Overlay::Confirm(confirm) => dialog(buffer, screen, areas.body, confirm.title, question(screen, confirm)),
+        Overlay::Confirm(confirm) => {
+            dialog(buffer, screen, areas.body, confirm.title, question(screen, confirm))
+        }
     }
 }
 
@@ -97,13 +101,21 @@ fn choice(screen: &Screen, context: Context, skip_danger: bool) -> Vec<Line<'sta
         .map(|binding| {
             let name = format!("{:<5}", binding.name(screen.glyphs()));
             match (binding.disabled)(model, status) {
-                Some(reason) => {
-                    Line::from(screen.text(Role::KeyDisabled, format!("{name}{} ({})", binding.label(model, status), reason.long)))
-                }
+                Some(reason) => Line::from(screen.text(
+                    Role::KeyDisabled,
+                    format!("{name}{} ({})", binding.label(model, status), reason.long),
+                )),
                 None => {
                     let label = binding.label(model, status);
-                    let help = if binding.help.starts_with(label) || binding.help.starts_with("stop ") { binding.help } else { label };
-                    Line::from(vec![Span::styled(name, screen.style(Role::KeyHint)), screen.text(Role::Value, help)])
+                    let help = if binding.help.starts_with(label) || binding.help.starts_with("stop ") {
+                        binding.help
+                    } else {
+                        label
+                    };
+                    Line::from(vec![
+                        Span::styled(name, screen.style(Role::KeyHint)),
+                        screen.text(Role::Value, help),
+                    ])
                 }
             }
         })
@@ -136,7 +148,10 @@ fn backlog_sentence(screen: &Screen) -> String {
     let shortest = sources.iter().filter_map(backlog_seconds).min_by(f64::total_cmp);
     match shortest {
         Some(seconds) => {
-            format!("only while the source's backlog lasts: about {} at this rate.", format::forecast(seconds))
+            format!(
+                "only while the source's backlog lasts: about {} at this rate.",
+                format::forecast(seconds)
+            )
         }
         None => "only while the source's backlog lasts (how long is not known yet).".into(),
     }
@@ -156,7 +171,9 @@ fn throttle(screen: &Screen, form: &ThrottleForm) -> Vec<Line<'static>> {
     };
     let now: f64 = screen.status.destinations.iter().map(|row| row.bytes_per_second).sum();
     let mut lines = vec![
-        Line::from(screen.text(Role::Value, "Limits the speed towards the destination; the source is not slowed:")),
+        Line::from(
+            screen.text(Role::Value, "Limits the speed towards the destination; the source is not slowed:"),
+        ),
         Line::from(screen.text(Role::Value, "what waits goes into the spool. Empty means no limit.")),
         Line::default(),
         field("MB/s", &form.megabytes, !form.in_ops),
@@ -164,7 +181,11 @@ fn throttle(screen: &Screen, form: &ThrottleForm) -> Vec<Line<'static>> {
         Line::default(),
         Line::from(screen.text(
             Role::Dim,
-            format!("now: {}; destination takes {}", limit_in_words(screen.status.throttle), format::rate(now)),
+            format!(
+                "now: {}; destination takes {}",
+                limit_in_words(screen.status.throttle),
+                format::rate(now)
+            ),
         )),
     ];
     if let Some(problem) = &form.problem {
@@ -265,7 +286,8 @@ fn draw_help(buffer: &mut Buffer, screen: &Screen, area: Rect, scroll: usize, fi
     if below > 0 && area.height > 1 {
         let text = format!(" {below} more ");
         let width = (text.len() as u16).min(area.width);
-        let corner = Rect { x: area.right().saturating_sub(width + 2), y: area.bottom() - 1, width, height: 1 };
+        let corner =
+            Rect { x: area.right().saturating_sub(width + 2), y: area.bottom() - 1, width, height: 1 };
         screen.line(buffer, corner, screen.text(Role::Dim, text));
     }
 }

@@ -51,10 +51,12 @@ fn columns(screen: &Screen, size: Size, width: u16) -> Vec<(usize, Column)> {
             let mut column = ALL[*index];
             match (index, size) {
                 // No wider than the longest address: spare width stays at the right end.
-                (0, _) => column.grow = column.grow.min(longest.saturating_sub(usize::from(column.width)) as u16),
+                (0, _) => {
+                    column.grow = column.grow.min(longest.saturating_sub(usize::from(column.width)) as u16)
+                }
                 (6, Size::Compact) => (column.title, column.width) = ("RDB RECV", 9),
                 (13, Size::Compact) => (column.title, column.width) = ("LAG BYTES", 10),
-                (4, Size::Normal) => column.width = 16,
+                (4, Size::Normal) => column.width = 15,
                 _ => {}
             }
             column
@@ -213,7 +215,7 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
         screen.line(buffer, place.rows, screen.text(Role::Dim, text));
     }
     if !place.rule.is_empty() {
-        let width = usize::from(place.rule.width.saturating_sub(4));
+        let width = usize::from(place.rule.width.saturating_sub(2));
         let rule = screen.glyphs().frame.horizontal.repeat(width);
         screen.line(buffer, place.rule, Span::styled(format!("  {rule}"), screen.style(Role::Border)));
     }
@@ -271,7 +273,7 @@ fn places(area: Rect, size: Size) -> Places {
     let inner = Rect {
         x: area.x + frame,
         y: area.y + 1.min(area.height),
-        width: area.width.saturating_sub(2 * frame),
+        width: area.width.saturating_sub(3 * frame),
         height: area.height.saturating_sub(1 + frame),
     };
     let line = |from_bottom: u16, shown: bool| {
@@ -291,11 +293,7 @@ fn places(area: Rect, size: Size) -> Places {
     let used = 1 + below + u16::from(!total.is_empty()) + u16::from(!rule.is_empty());
     Places {
         heading: Rect { height: inner.height.min(1), ..inner },
-        rows: Rect {
-            y: inner.y + 1.min(inner.height),
-            height: inner.height.saturating_sub(used),
-            ..inner
-        },
+        rows: Rect { y: inner.y + 1.min(inner.height), height: inner.height.saturating_sub(used), ..inner },
         rule,
         total,
         gauge,
@@ -327,7 +325,11 @@ fn progress(screen: &Screen, totals: &Totals, width: usize) -> Line<'static> {
         ));
     }
     let Some(total) = totals.total.filter(|total| *total > 0) else {
-        let text = format!("  RDB received {} of an unknown size at {}", format::size(totals.received), format::rate(received));
+        let text = format!(
+            "  RDB received {} of an unknown size at {}",
+            format::size(totals.received),
+            format::rate(received)
+        );
         return Line::from(screen.text(Role::Value, text));
     };
     let percent = format::percent(totals.applied, total).unwrap_or(0);
@@ -338,7 +340,12 @@ fn progress(screen: &Screen, totals: &Totals, width: usize) -> Line<'static> {
         format::rate(applied)
     );
     let numbers = if total < 1_000_000_000 {
-        format!(" {percent} %  {} of {} at {}", format::size(totals.applied), format::size(total), format::rate(applied))
+        format!(
+            " {percent} %  {} of {} at {}",
+            format::size(totals.applied),
+            format::size(total),
+            format::rate(applied)
+        )
     } else {
         numbers
     };

@@ -178,7 +178,9 @@ pub(super) fn fit(columns: &[Column], width: u16) -> Vec<(usize, Column)> {
         MARK_WIDTH + chosen.iter().map(|(_, column)| column.width + 1).sum::<u16>().saturating_sub(1)
     };
     while needed(&chosen) > width && chosen.len() > 1 {
-        let Some(least) = chosen.iter().enumerate().max_by_key(|(_, (_, column))| column.priority) else { break };
+        let Some(least) = chosen.iter().enumerate().max_by_key(|(_, (_, column))| column.priority) else {
+            break;
+        };
         chosen.remove(least.0);
     }
     let mut spare = width.saturating_sub(needed(&chosen));

@@ -74,7 +74,7 @@ fn cells(screen: &Screen, writer: &DestinationStatus, compact: bool) -> Vec<Vec<
         return vec![
             text(Some(writer.address.clone())),
             vec![state],
-            text(Some(format!("in flight {:>5}", format::count(writer.in_flight as f64)))),
+            text(Some(format!("in flight {:>5}", writer.in_flight))),
             text(Some(format!("oldest {oldest:>8}"))),
             text(Some(format!("{ops}/s"))),
             vec![screen.text(error_role, format!("err {:>3}", format::count(writer.errors as f64)))],
