@@ -141,7 +141,8 @@ impl Demo {
             Sides::Real { source, destination }
         } else {
             let source = Server::start(options.source.clone()).await.map_err(started("source"))?;
-            let destination = Server::start(options.destination.clone()).await.map_err(started("destination"))?;
+            let destination =
+                Server::start(options.destination.clone()).await.map_err(started("destination"))?;
             source.with_store(|store| *store = data);
             Sides::Embedded { source, destination }
         };
@@ -207,12 +208,15 @@ impl Demo {
         match &self.sides {
             Sides::Embedded { source, destination } => {
                 let how = Compared { now_ms: unix_ms(), expiry_tolerance_ms: 0 };
-                Ok(source.with_store(|mine| destination.with_store(|theirs| compare(mine, theirs, how, |_, _| false))))
+                Ok(source.with_store(|mine| {
+                    destination.with_store(|theirs| compare(mine, theirs, how, |_, _| false))
+                }))
             }
             Sides::Real { source, destination } => {
                 let read = |side| move |error| DemoError::Read { side, error };
                 let (mine, tolerance) = real::read_store(source.address()).await.map_err(read("source"))?;
-                let (theirs, _) = real::read_store(destination.address()).await.map_err(read("destination"))?;
+                let (theirs, _) =
+                    real::read_store(destination.address()).await.map_err(read("destination"))?;
                 // Keys may have ended between the two readings.
                 let how = Compared { now_ms: unix_ms(), expiry_tolerance_ms: tolerance };
                 Ok(compare(&mine, &theirs, how, |_, _| false))

@@ -79,7 +79,9 @@ fn convert(value: DecodedValue) -> Option<Value> {
             };
             for (entry_id, fields) in decoded.entries {
                 let parts: Vec<&[u8]> = fields.iter().collect();
-                let pairs = parts.chunks_exact(2).filter_map(|pair| Some((pair.first()?.to_vec(), pair.get(1)?.to_vec())));
+                let pairs = parts
+                    .chunks_exact(2)
+                    .filter_map(|pair| Some((pair.first()?.to_vec(), pair.get(1)?.to_vec())));
                 converted.entries.insert(id(entry_id), pairs.collect());
             }
             for decoded in decoded.groups {
