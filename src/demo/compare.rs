@@ -60,8 +60,9 @@ pub fn compare(
                 sample(&mut missing, || format!("missing: {}", name()));
                 continue;
             };
-            let difference = difference(&mine.value, &theirs.value)
-                .or_else(|| expiry_difference(mine.expires_ms(), theirs.expires_ms(), how.expiry_tolerance_ms));
+            let difference = difference(&mine.value, &theirs.value).or_else(|| {
+                expiry_difference(mine.expires_ms(), theirs.expires_ms(), how.expiry_tolerance_ms)
+            });
             match difference {
                 None => result.equal += 1,
                 Some(difference) => {
@@ -105,13 +106,19 @@ fn difference(mine: &Value, theirs: &Value) -> Option<String> {
     Some(match (mine, theirs) {
         (Value::String(a), Value::String(b)) => {
             let common = a.iter().zip(b).take_while(|(a, b)| a == b).count();
-            format!("{} bytes in the source, {} in the destination, the same up to byte {common}", a.len(), b.len())
+            format!(
+                "{} bytes in the source, {} in the destination, the same up to byte {common}",
+                a.len(),
+                b.len()
+            )
         }
         (Value::List(a), Value::List(b)) => elements(a.len(), b.len()),
         (Value::Set(a), Value::Set(b)) => elements(a.len(), b.len()),
         (Value::Hash(a), Value::Hash(b)) => elements(a.len(), b.len()),
         (Value::SortedSet(a), Value::SortedSet(b)) => elements(a.len(), b.len()),
-        (Value::Stream(a), Value::Stream(b)) if a.entries != b.entries => elements(a.entries.len(), b.entries.len()),
+        (Value::Stream(a), Value::Stream(b)) if a.entries != b.entries => {
+            elements(a.entries.len(), b.entries.len())
+        }
         (Value::Stream(a), Value::Stream(b)) if a.groups != b.groups => {
             let differing = a.groups.iter().find(|(name, group)| b.groups.get(*name) != Some(*group));
             let name = differing.map_or_else(String::new, |(name, _)| name.escape_ascii().to_string());
@@ -153,7 +160,12 @@ impl fmt::Display for Comparison {
         let types = counted(self.by_type.iter().map(|(name, count)| format!("{count} {name}")).collect());
         let dbs = counted(self.by_db.iter().map(|(db, count)| format!("db {db}: {count}")).collect());
         if self.is_equal() {
-            write!(f, "Source and destination are equal: {} keys in {} databases.", self.equal, self.by_db.len())?;
+            write!(
+                f,
+                "Source and destination are equal: {} keys in {} databases.",
+                self.equal,
+                self.by_db.len()
+            )?;
         } else {
             write!(
                 f,
@@ -181,7 +193,11 @@ mod tests {
     fn store(keys: &[(usize, &str, &str, Option<u64>)]) -> Store {
         let mut store = Store::default();
         for (db, key, value, expires_ms) in keys {
-            store.insert(*db, key.as_bytes().to_vec(), Entry::with_expiry(Value::String(value.as_bytes().to_vec()), *expires_ms));
+            store.insert(
+                *db,
+                key.as_bytes().to_vec(),
+                Entry::with_expiry(Value::String(value.as_bytes().to_vec()), *expires_ms),
+            );
         }
         store
     }
@@ -203,7 +219,8 @@ mod tests {
             (0, "shakedeck:checkpoint", "1", None),
         ]);
         destination.insert(0, b"expired".to_vec(), Entry::with_expiry(Value::String(vec![]), Some(50)));
-        let result = compare(&source, &destination, Compared { now_ms: 100, ..Compared::default() }, |_, _| false);
+        let result =
+            compare(&source, &destination, Compared { now_ms: 100, ..Compared::default() }, |_, _| false);
         assert_eq!((result.equal, result.missing, result.extra, result.different), (1, 2, 1, 2));
         assert!(!result.is_equal());
         let text = result.to_string();

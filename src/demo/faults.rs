@@ -143,7 +143,9 @@ impl CommandRefusal {
                 Some("OOM command not allowed when used memory > 'maxmemory'.")
             }
             CommandRefusal::Loading if !loading => Some("LOADING Redis is loading the dataset in memory"),
-            CommandRefusal::ReadOnly if write => Some("READONLY You can't write against a read only replica."),
+            CommandRefusal::ReadOnly if write => {
+                Some("READONLY You can't write against a read only replica.")
+            }
             CommandRefusal::MisconfiguredSave if write => Some(
                 "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk. \
                  Commands that may modify the data set are disabled, because this instance is configured to report \

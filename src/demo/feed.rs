@@ -131,9 +131,10 @@ impl Feed {
     pub fn can_continue(&self, replid: &str, next: i64) -> Option<String> {
         let next = u64::try_from(next).ok()?;
         let known = self.replid.eq_ignore_ascii_case(replid)
-            || self.previous.as_ref().is_some_and(|(previous, until)| {
-                previous.eq_ignore_ascii_case(replid) && next <= *until
-            });
+            || self
+                .previous
+                .as_ref()
+                .is_some_and(|(previous, until)| previous.eq_ignore_ascii_case(replid) && next <= *until);
         let (first, length) = self.backlog_span();
         let kept = self.backlog.is_some() && next >= first && next <= first + length as u64;
         (known && kept).then(|| self.replid.clone())
@@ -247,7 +248,8 @@ mod tests {
         let mut feed = feed(10_000, 10_000);
         feed.append(&[(0, argv(&["A"])), (1, argv(&["B"]))]);
         let text = String::from_utf8(feed.read(0, usize::MAX).unwrap()).unwrap();
-        let words: Vec<&str> = text.split("\r\n").filter(|word| !word.starts_with(['*', '$']) && !word.is_empty()).collect();
+        let words: Vec<&str> =
+            text.split("\r\n").filter(|word| !word.starts_with(['*', '$']) && !word.is_empty()).collect();
         assert_eq!(words, ["MULTI", "SELECT", "0", "A", "SELECT", "1", "B", "EXEC"]);
     }
 

@@ -169,7 +169,9 @@ fn value(kind: Kind, random: &mut Random, now_ms: u64) -> Value {
             Value::Set(members)
         }
         Kind::Hash => Value::Hash(
-            (0..size(random, 800)).map(|index| (format!("field{index}").into_bytes(), element(random))).collect(),
+            (0..size(random, 800))
+                .map(|index| (format!("field{index}").into_bytes(), element(random)))
+                .collect(),
         ),
         Kind::SortedSet => {
             let members = (0..size(random, 600)).map(|_| {
@@ -227,7 +229,8 @@ fn stream(random: &mut Random, now_ms: u64) -> Stream {
         stream.max_deleted_id = deleted;
     }
     for number in 0..random.below(3) {
-        let consumers: Vec<Vec<u8>> = (0..1 + random.below(3)).map(|n| format!("worker-{n}").into_bytes()).collect();
+        let consumers: Vec<Vec<u8>> =
+            (0..1 + random.below(3)).map(|n| format!("worker-{n}").into_bytes()).collect();
         let read = random.below(stream.entries.len() as u64 + 1) as usize;
         let mut group = Group {
             last_id: stream.entries.keys().take(read).next_back().copied().unwrap_or_default(),
@@ -235,7 +238,9 @@ fn stream(random: &mut Random, now_ms: u64) -> Stream {
             ..Group::default()
         };
         for name in &consumers {
-            group.consumers.insert(name.clone(), Consumer { seen_ms: now_ms - 5_000, active_ms: Some(now_ms - 9_000) });
+            group
+                .consumers
+                .insert(name.clone(), Consumer { seen_ms: now_ms - 5_000, active_ms: Some(now_ms - 9_000) });
         }
         for id in stream.entries.keys().take(read).rev().take(20) {
             if let Some(consumer) = consumers.get(random.below(consumers.len() as u64) as usize) {
@@ -320,7 +325,9 @@ impl Load {
             (1, _) => vec![b"PEXPIREAT".to_vec(), key, far(&mut self.random, now_ms)],
             (2, _) => vec![b"PERSIST".to_vec(), key],
             // Numbers near the end of the range may overflow: an error that must not travel.
-            (_, Kind::Number) => vec![b"INCRBY".to_vec(), key, self.random.below(1_000).to_string().into_bytes()],
+            (_, Kind::Number) => {
+                vec![b"INCRBY".to_vec(), key, self.random.below(1_000).to_string().into_bytes()]
+            }
             (_, Kind::Text) => vec![b"APPEND".to_vec(), key, word],
             (_, Kind::HyperLogLog) => vec![b"EXISTS".to_vec(), key],
             (0..12, Kind::List) => vec![b"RPUSH".to_vec(), key, word],
@@ -337,7 +344,8 @@ impl Load {
     /// One of a few keys that only the load knows.
     fn command(&mut self, now_ms: u64) -> Argv {
         let word = String::from_utf8(self.word()).unwrap_or_default();
-        let (n, m, number) = (self.random.below(200), self.random.below(200), self.random.below(1_000).to_string());
+        let (n, m, number) =
+            (self.random.below(200), self.random.below(200), self.random.below(1_000).to_string());
         let key = |kind: &str| format!("live:{kind}:{n}");
         match self.random.below(26) {
             0..3 => argv(&["INCR", &key("counter")]),
@@ -350,12 +358,16 @@ impl Load {
             13 => argv(&["HDEL", &key("user"), &word]),
             14..16 => argv(&["ZINCRBY", &key("ranking"), "2.5", &word]),
             16 => argv(&["ZREM", &key("ranking"), &word]),
-            17 => argv(&["XADD", &key("events"), "MAXLEN", "~", "200", "*", "kind", &word, "number", &number]),
+            17 => {
+                argv(&["XADD", &key("events"), "MAXLEN", "~", "200", "*", "kind", &word, "number", &number])
+            }
             18 => argv(&["XGROUP", "CREATE", &key("events"), "workers", "$", "MKSTREAM"]),
             19 => argv(&["SADD", &key("tags"), &word, &number]),
             20 => argv(&["DEL", &key("log")]),
             21 => argv(&["RENAME", &key("counter"), &format!("live:counter:{m}")]),
-            22 => argv(&["SET", &key("session"), &word, "PX", &(500 + self.random.below(20_000)).to_string()]),
+            22 => {
+                argv(&["SET", &key("session"), &word, "PX", &(500 + self.random.below(20_000)).to_string()])
+            }
             23 => vec![b"PEXPIREAT".to_vec(), key("user").into_bytes(), far(&mut self.random, now_ms)],
             24 => argv(&["MSET", &key("a"), &word, &format!("live:b:{m}"), &number]),
             _ => argv(&["SET", &key("page"), &word.repeat(8)]),

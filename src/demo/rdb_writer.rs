@@ -475,8 +475,7 @@ mod tests {
         for length in [63, 64, 16_383, 16_384, u64::from(u32::MAX) + 1] {
             out.length(length);
         }
-        let expected: &[u8] =
-            &[63, 0x40, 64, 0x7F, 0xFF, 0x80, 0, 0, 0x40, 0, 0x81, 0, 0, 0, 1, 0, 0, 0, 0];
+        let expected: &[u8] = &[63, 0x40, 64, 0x7F, 0xFF, 0x80, 0, 0, 0x40, 0, 0x81, 0, 0, 0, 1, 0, 0, 0, 0];
         assert_eq!(out.bytes, expected);
 
         let mut out = Writer { bytes: Vec::new() };

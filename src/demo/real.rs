@@ -21,7 +21,9 @@ use super::wire::{Argv, Reply, parse_reply, write_command};
 pub fn find_server() -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
-    let candidates = ["redis-server", "valkey-server"].into_iter().flat_map(|name| folders.iter().map(move |folder| folder.join(name)));
+    let candidates = ["redis-server", "valkey-server"]
+        .into_iter()
+        .flat_map(|name| folders.iter().map(move |folder| folder.join(name)));
     candidates.into_iter().find(|program| program.is_file())
 }
 
@@ -41,7 +43,8 @@ impl RealServer {
         // The port is free when it is chosen; somebody else may be faster.
         for _ in 0..5 {
             let number = STARTED.fetch_add(1, Ordering::Relaxed);
-            let directory = std::env::temp_dir().join(format!("shakedeck-demo-{}-{number}", std::process::id()));
+            let directory =
+                std::env::temp_dir().join(format!("shakedeck-demo-{}-{number}", std::process::id()));
             std::fs::create_dir_all(&directory)?;
             let address = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
             let child = Command::new(program)
@@ -83,7 +86,10 @@ impl RealServer {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return Err(io::Error::other(format!("the server on {} did not answer for 15 s", self.address)));
+                return Err(io::Error::other(format!(
+                    "the server on {} did not answer for 15 s",
+                    self.address
+                )));
             }
             sleep(Duration::from_millis(20)).await;
         }
@@ -152,7 +158,8 @@ impl RespClient {
             Ok(replies)
         };
         let both = async { tokio::try_join!(write.write_all(&bytes), reading) };
-        let (_, replies) = timeout(ANSWER_TIME, both).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        let (_, replies) =
+            timeout(ANSWER_TIME, both).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         Ok(replies)
     }
 }
@@ -197,9 +204,13 @@ pub async fn read_store(address: SocketAddr) -> io::Result<(Store, u64)> {
         loop {
             let reply = client.command(&[b"SCAN".as_slice(), &cursor, b"COUNT", b"1000"]).await?;
             let Reply::Array(parts) = &reply else { return Err(unexpected(&reply)) };
-            let [Reply::Bulk(next), Reply::Array(keys)] = parts.as_slice() else { return Err(unexpected(&reply)) };
-            let keys: Vec<&Vec<u8>> =
-                keys.iter().filter_map(|key| if let Reply::Bulk(key) = key { Some(key) } else { None }).collect();
+            let [Reply::Bulk(next), Reply::Array(keys)] = parts.as_slice() else {
+                return Err(unexpected(&reply));
+            };
+            let keys: Vec<&Vec<u8>> = keys
+                .iter()
+                .filter_map(|key| if let Reply::Bulk(key) = key { Some(key) } else { None })
+                .collect();
             read_keys(&mut client, db, &keys, exact, &mut store).await?;
             cursor.clone_from(next);
             if cursor == b"0" {
@@ -233,7 +244,10 @@ async fn read_keys(
             _ => return Err(io::Error::other("an unexpected answer to DUMP")),
         };
         let value = restore::decode(payload, u16::MAX).map_err(|error| {
-            io::Error::other(format!("key '{}' of database {db} cannot be read: {error:?}", key.escape_ascii()))
+            io::Error::other(format!(
+                "key '{}' of database {db} cannot be read: {error:?}",
+                key.escape_ascii()
+            ))
         })?;
         let expires_ms = u64::try_from(time).ok().map(|time| if exact { time } else { now_ms + time });
         store.insert(db, key.to_vec(), Entry::with_expiry(value, expires_ms));

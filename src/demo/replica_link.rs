@@ -80,12 +80,14 @@ impl Link<'_> {
             node.feed.change_replid(random_hex(), true);
         }
         let wish = &self.session.replica;
-        let continued = if node.faults.never_continue { None } else { node.feed.can_continue(replid, offset) };
+        let continued =
+            if node.faults.never_continue { None } else { node.feed.can_continue(replid, offset) };
         let (start, from, state) = match continued {
             Some(replid) => {
                 let from = offset.unsigned_abs().saturating_sub(1);
                 // Without psync2 a replica would not understand the id.
-                let line = if wish.psync2 { format!("+CONTINUE {replid}\r\n") } else { "+CONTINUE\r\n".to_owned() };
+                let line =
+                    if wish.psync2 { format!("+CONTINUE {replid}\r\n") } else { "+CONTINUE\r\n".to_owned() };
                 (Start::Continue { line, from }, from, ReplicaState::Online)
             }
             None => {
@@ -140,7 +142,8 @@ impl Link<'_> {
         };
         self.update(|replica| replica.state = ReplicaState::Online);
 
-        let close_at = Fault::take(&mut self.shared.node().faults.close_stream_after).map(|bytes| sent + bytes);
+        let close_at =
+            Fault::take(&mut self.shared.node().faults.close_stream_after).map(|bytes| sent + bytes);
         loop {
             grown.borrow_and_update();
             let limit = close_at.map_or(CHUNK, |close_at| (close_at - sent).min(CHUNK as u64) as usize);
@@ -159,7 +162,12 @@ impl Link<'_> {
     }
 
     /// Sends keep-alives and the RDB; false when the link ends with it.
-    async fn send_rdb(&self, outlet: &mut Outlet, mut rdb: Vec<u8>, acknowledged: &Notify) -> io::Result<bool> {
+    async fn send_rdb(
+        &self,
+        outlet: &mut Outlet,
+        mut rdb: Vec<u8>,
+        acknowledged: &Notify,
+    ) -> io::Result<bool> {
         let options = &self.shared.options;
         let saved = Instant::now() + options.saving;
         while Instant::now() < saved {
@@ -203,7 +211,8 @@ impl Link<'_> {
             outlet.send(chunk).await?;
             done += chunk.len() as u64;
             if let Some(rate) = options.rdb_bytes_per_second {
-                tokio::time::sleep_until(started + Duration::from_secs_f64(done as f64 / rate.max(1) as f64)).await;
+                tokio::time::sleep_until(started + Duration::from_secs_f64(done as f64 / rate.max(1) as f64))
+                    .await;
             }
         }
         if matches!(fault, Some(RdbFault::CutAt(_))) {
@@ -236,7 +245,9 @@ impl Link<'_> {
             };
             inlet.advance(used);
             let [name, option, offset, ..] = argv.as_slice() else { continue };
-            let Some(offset) = integer(offset).and_then(|offset| u64::try_from(offset).ok()) else { continue };
+            let Some(offset) = integer(offset).and_then(|offset| u64::try_from(offset).ok()) else {
+                continue;
+            };
             if !name.eq_ignore_ascii_case(b"replconf") || !option.eq_ignore_ascii_case(b"ack") {
                 continue;
             }

@@ -257,7 +257,10 @@ fn config(options: &ServerOptions, port: u16) -> BTreeMap<String, String> {
     [
         ("appendonly", "no".to_owned()),
         ("bind", "127.0.0.1".to_owned()),
-        ("client-output-buffer-limit", format!("normal 0 0 0 slave {limit} {} 60 pubsub 33554432 8388608 60", limit / 4)),
+        (
+            "client-output-buffer-limit",
+            format!("normal 0 0 0 slave {limit} {} 60 pubsub 33554432 8388608 60", limit / 4),
+        ),
         ("databases", super::store::DATABASES.to_string()),
         ("maxmemory", "0".to_owned()),
         ("maxmemory-policy", "noeviction".to_owned()),
@@ -322,7 +325,13 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
     };
     let (read, write) = stream.into_split();
     let outlet = Outlet { write, shared: shared.clone(), link_bytes: None };
-    let connection = Connection { inlet: Inlet { read, buffer: Vec::new(), start: 0 }, outlet, session, peer, executed: 0 };
+    let connection = Connection {
+        inlet: Inlet { read, buffer: Vec::new(), start: 0 },
+        outlet,
+        session,
+        peer,
+        executed: 0,
+    };
     let kicked = shared.kick.notified();
     tokio::select! {
         // A broken link is the peer's business; there is nobody here to tell.
@@ -416,7 +425,8 @@ impl Connection {
             }
             self.inlet.advance(used);
             self.executed += 1;
-            let dropped = Fault::peek(&node.faults.drop_connection).copied().filter(|drop| self.executed > drop.after);
+            let dropped =
+                Fault::peek(&node.faults.drop_connection).copied().filter(|drop| self.executed > drop.after);
             if let Some(drop) = dropped {
                 Fault::take(&mut node.faults.drop_connection);
                 if drop.execute_next {
@@ -444,7 +454,8 @@ fn psync_arguments(argv: &[Vec<u8>]) -> Result<(String, i64), Reply> {
     let [_, replid, offset] = argv else {
         return Err(Reply::err("wrong number of arguments for 'psync' command"));
     };
-    let offset = super::wire::integer(offset).ok_or_else(|| Reply::err("value is not an integer or out of range"))?;
+    let offset =
+        super::wire::integer(offset).ok_or_else(|| Reply::err("value is not an integer or out of range"))?;
     Ok((String::from_utf8_lossy(replid).into_owned(), offset))
 }
 

@@ -76,7 +76,9 @@ impl Session {
             return Reply::Error("NOAUTH Authentication required.".to_owned());
         }
         match (name.as_slice(), argv.len()) {
-            (b"multi", 1) if self.transaction.is_some() => return Reply::err("MULTI calls can not be nested"),
+            (b"multi", 1) if self.transaction.is_some() => {
+                return Reply::err("MULTI calls can not be nested");
+            }
             (b"multi", 1) => {
                 self.transaction = Some(Transaction::default());
                 return Reply::OK;
@@ -164,8 +166,10 @@ impl Session {
             }
         }
         let mut effects = Vec::new();
-        let replies =
-            commands.into_iter().map(|(command, argv)| self.run(node, command, argv, now_ms, &mut effects)).collect();
+        let replies = commands
+            .into_iter()
+            .map(|(command, argv)| self.run(node, command, argv, now_ms, &mut effects))
+            .collect();
         node.propagate(&effects);
         Reply::Array(replies)
     }

@@ -201,8 +201,12 @@ impl Store {
         let mut left = limit;
         for db in 0..self.dbs.len() {
             while left > 0
-                && let Some(key) =
-                    self.dbs.get(db).and_then(|db| db.due.first()).filter(|due| due.0 <= now_ms).map(|due| due.1.clone())
+                && let Some(key) = self
+                    .dbs
+                    .get(db)
+                    .and_then(|db| db.due.first())
+                    .filter(|due| due.0 <= now_ms)
+                    .map(|due| due.1.clone())
             {
                 self.expire_if_due(db, &key, now_ms);
                 left -= 1;

@@ -80,7 +80,9 @@ impl StreamId {
             if digits { std::str::from_utf8(text).ok()?.parse::<u64>().ok() } else { None }
         };
         match memchr::memchr(b'-', text) {
-            Some(dash) => Some(StreamId { ms: number(text.get(..dash)?)?, seq: number(text.get(dash + 1..)?)? }),
+            Some(dash) => {
+                Some(StreamId { ms: number(text.get(..dash)?)?, seq: number(text.get(dash + 1..)?)? })
+            }
             None => Some(StreamId { ms: number(text)?, seq: missing_seq }),
         }
     }

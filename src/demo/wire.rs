@@ -34,8 +34,11 @@ pub fn parse(buffer: &[u8]) -> Result<Parsed, &'static str> {
         Some(b'*') => parse_multibulk(buffer),
         Some(_) => match line(buffer, 0) {
             Some((text, used)) => {
-                let argv: Argv =
-                    text.split(u8::is_ascii_whitespace).filter(|word| !word.is_empty()).map(<[u8]>::to_vec).collect();
+                let argv: Argv = text
+                    .split(u8::is_ascii_whitespace)
+                    .filter(|word| !word.is_empty())
+                    .map(<[u8]>::to_vec)
+                    .collect();
                 Ok(if argv.is_empty() { Parsed::Nothing(used) } else { Parsed::Command(argv, used) })
             }
             None if buffer.len() > MAX_LINE => Err("too big inline request"),
@@ -228,7 +231,11 @@ pub fn parse_reply(buffer: &[u8]) -> Result<Option<(Reply, usize)>, &'static str
     parse_nested_reply(buffer, 0, 8)
 }
 
-fn parse_nested_reply(buffer: &[u8], start: usize, depth: usize) -> Result<Option<(Reply, usize)>, &'static str> {
+fn parse_nested_reply(
+    buffer: &[u8],
+    start: usize,
+    depth: usize,
+) -> Result<Option<(Reply, usize)>, &'static str> {
     let Some(mark) = buffer.get(start) else { return Ok(None) };
     let Some((text, next)) = line(buffer, start + 1) else { return Ok(None) };
     let words = || String::from_utf8_lossy(text).into_owned();
@@ -253,7 +260,9 @@ fn parse_nested_reply(buffer: &[u8], start: usize, depth: usize) -> Result<Optio
             }
             let (mut items, mut position) = (Vec::new(), next);
             while items.len() < count {
-                let Some((item, end)) = parse_nested_reply(buffer, position, depth - 1)? else { return Ok(None) };
+                let Some((item, end)) = parse_nested_reply(buffer, position, depth - 1)? else {
+                    return Ok(None);
+                };
                 items.push(item);
                 position = end;
             }
@@ -332,7 +341,9 @@ mod tests {
 
     #[test]
     fn scores_read_back_to_the_same_number() {
-        for score in [0.0, -0.0, 1.0, -3.25, 5e-324, 1e300, 9_007_199_254_740_993.0, f64::INFINITY, f64::NEG_INFINITY] {
+        for score in
+            [0.0, -0.0, 1.0, -3.25, 5e-324, 1e300, 9_007_199_254_740_993.0, f64::INFINITY, f64::NEG_INFINITY]
+        {
             assert_eq!(format_double(score).parse::<f64>().unwrap(), score);
         }
         assert_eq!(format_double(42.0), "42");

@@ -21,7 +21,8 @@ pub(super) fn pop(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {
     let count = match argv.get(2) {
         Some(_) if argv.len() > 3 => return Err(wrong_arity(if front { "lpop" } else { "rpop" })),
         Some(count) => Some(
-            usize::try_from(parse_integer(count)?).map_err(|_| Reply::err("value is out of range, must be positive"))?,
+            usize::try_from(parse_integer(count)?)
+                .map_err(|_| Reply::err("value is out of range, must be positive"))?,
         ),
         None => None,
     };
@@ -168,7 +169,9 @@ pub(super) fn hget(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {
 pub(super) fn hgetall(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {
     let hash = call.hash(arg(argv, 1)?)?;
     let pairs = hash.into_iter().flatten();
-    Ok(Reply::Map(pairs.map(|(field, value)| (Reply::bulk(field.clone()), Reply::bulk(value.clone()))).collect()))
+    Ok(Reply::Map(
+        pairs.map(|(field, value)| (Reply::bulk(field.clone()), Reply::bulk(value.clone()))).collect(),
+    ))
 }
 
 pub(super) fn hlen(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {

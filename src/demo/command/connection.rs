@@ -119,10 +119,13 @@ pub(super) fn client(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {
         b"ID" => Ok(Reply::Integer(call.session.id as i64)),
         b"SETINFO" | b"NO-EVICT" | b"NO-TOUCH" | b"REPLY" => Ok(Reply::OK),
         b"PAUSE" => {
-            let ms = u64::try_from(parse_integer(arg(argv, 2)?)?).map_err(|_| Reply::err("timeout is negative"))?;
+            let ms = u64::try_from(parse_integer(arg(argv, 2)?)?)
+                .map_err(|_| Reply::err("timeout is negative"))?;
             let all = match argv.get(3) {
                 Some(mode) if is(mode, "WRITE") => false,
-                Some(mode) if !is(mode, "ALL") => return Err(Reply::err("CLIENT PAUSE mode must be WRITE or ALL")),
+                Some(mode) if !is(mode, "ALL") => {
+                    return Err(Reply::err("CLIENT PAUSE mode must be WRITE or ALL"));
+                }
                 _ => true,
             };
             call.node.paused = Some((call.now_ms.saturating_add(ms), all));
@@ -152,10 +155,15 @@ pub(super) fn config(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {
     let action = arg(argv, 1)?;
     match action.to_ascii_uppercase().as_slice() {
         b"GET" => {
-            let patterns: Vec<Vec<u8>> = argv.iter().skip(2).map(|pattern| pattern.to_ascii_lowercase()).collect();
+            let patterns: Vec<Vec<u8>> =
+                argv.iter().skip(2).map(|pattern| pattern.to_ascii_lowercase()).collect();
             let wanted = |name: &str| patterns.iter().any(|pattern| glob(pattern, name.as_bytes()));
             let found = call.node.config.iter().filter(|(name, _)| wanted(name));
-            Ok(Reply::Map(found.map(|(name, value)| (Reply::bulk(name.as_str()), Reply::bulk(value.as_str()))).collect()))
+            Ok(Reply::Map(
+                found
+                    .map(|(name, value)| (Reply::bulk(name.as_str()), Reply::bulk(value.as_str())))
+                    .collect(),
+            ))
         }
         b"SET" => {
             let (name, value) = (text(&arg(argv, 2)?.to_ascii_lowercase()), text(arg(argv, 3)?));
@@ -164,7 +172,9 @@ pub(super) fn config(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {
                     *slot = value;
                     Ok(Reply::OK)
                 }
-                None => Err(Reply::err(format!("Unknown option or number of arguments for CONFIG SET - '{name}'"))),
+                None => Err(Reply::err(format!(
+                    "Unknown option or number of arguments for CONFIG SET - '{name}'"
+                ))),
             }
         }
         b"RESETSTAT" => Ok(Reply::OK),
@@ -237,7 +247,10 @@ pub(super) fn replconf(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {
             b"capa" if is(value, "psync2") => wish.psync2 = true,
             b"capa" | b"ip-address" => {}
             b"rdb-only" | b"rdb-filter-only" => {
-                return Err(Reply::err(format!("REPLCONF {} is not supported by the demo's servers", shorten(option))));
+                return Err(Reply::err(format!(
+                    "REPLCONF {} is not supported by the demo's servers",
+                    shorten(option)
+                )));
             }
             b"ack" | b"getack" => return Ok(Reply::Nothing),
             _ => return Err(Reply::err(format!("Unrecognized REPLCONF option: {}", shorten(option)))),
@@ -257,7 +270,8 @@ pub fn server_version(rdb_version: u16) -> &'static str {
 
 pub(super) fn info(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {
     let wanted: Vec<String> = argv.iter().skip(1).map(|name| text(&name.to_ascii_lowercase())).collect();
-    let all = wanted.is_empty() || wanted.iter().any(|name| matches!(name.as_str(), "all" | "default" | "everything"));
+    let all = wanted.is_empty()
+        || wanted.iter().any(|name| matches!(name.as_str(), "all" | "default" | "everything"));
     let sections = [
         ("Server", info_server(call)),
         ("Clients", info_clients(call)),
@@ -308,7 +322,8 @@ fn info_replication(call: &Call<'_>) -> String {
             replica.acknowledged,
         );
     }
-    let (previous, until) = feed.previous().map_or(("0".repeat(40), -1), |(id, until)| (id.to_owned(), until as i64));
+    let (previous, until) =
+        feed.previous().map_or(("0".repeat(40), -1), |(id, until)| (id.to_owned(), until as i64));
     let (first, length) = feed.backlog_span();
     text += &format!(
         "master_failover_state:no-failover\r\nmaster_replid:{}\r\nmaster_replid2:{previous}\r\nmaster_repl_offset:{}\r\n\

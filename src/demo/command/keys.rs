@@ -28,7 +28,8 @@ pub(super) fn expire(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {
     let out_of_range =
         || Reply::err(format!("invalid expire time in '{}' command", String::from_utf8_lossy(&name)));
     let scaled = if name.starts_with(b"p") { Some(number) } else { number.checked_mul(1_000) };
-    let at = if name.ends_with(b"at") { scaled } else { scaled.and_then(|ms| ms.checked_add(call.now_ms as i64)) };
+    let at =
+        if name.ends_with(b"at") { scaled } else { scaled.and_then(|ms| ms.checked_add(call.now_ms as i64)) };
     let at = at.ok_or_else(out_of_range)?;
 
     let (mut nx, mut xx, mut gt, mut lt) = (false, false, false, false);
@@ -115,8 +116,14 @@ pub(super) fn dbsize(call: &mut Call<'_>, _argv: &[Vec<u8>]) -> Outcome {
 pub(super) fn keys(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {
     let pattern = arg(argv, 1)?;
     let now_ms = call.now_ms;
-    let live = call.node.store.iter(call.session.db).filter(|(_, entry)| entry.expires_ms().is_none_or(|at| at > now_ms));
-    Ok(Reply::Array(live.filter(|(key, _)| glob(pattern, key)).map(|(key, _)| Reply::bulk(key.clone())).collect()))
+    let live = call
+        .node
+        .store
+        .iter(call.session.db)
+        .filter(|(_, entry)| entry.expires_ms().is_none_or(|at| at > now_ms));
+    Ok(Reply::Array(
+        live.filter(|(key, _)| glob(pattern, key)).map(|(key, _)| Reply::bulk(key.clone())).collect(),
+    ))
 }
 
 /// Keys are visited by a hash of their name, so that a key which is there all the time is seen whatever else changes.
@@ -130,7 +137,10 @@ pub(super) fn scan(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {
         match option.first() {
             Some(name) if is(name, "MATCH") => pattern = Some(value),
             Some(name) if is(name, "COUNT") => {
-                count = usize::try_from(parse_integer(value)?).ok().filter(|count| *count > 0).ok_or_else(syntax_error)?;
+                count = usize::try_from(parse_integer(value)?)
+                    .ok()
+                    .filter(|count| *count > 0)
+                    .ok_or_else(syntax_error)?;
             }
             Some(name) if is(name, "TYPE") => kind = Some(value),
             _ => return Err(syntax_error()),
@@ -151,7 +161,9 @@ pub(super) fn scan(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {
 }
 
 fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 pub(super) fn flushall(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {
@@ -204,12 +216,14 @@ pub(super) fn restore(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {
             b"ABSTTL" => absolute = true,
             b"IDLETIME" if frequency.is_none() => {
                 let seconds = parse_integer(options.next().ok_or_else(syntax_error)?)?;
-                let seconds = u64::try_from(seconds).map_err(|_| Reply::err("Invalid IDLETIME value, must be >= 0"));
+                let seconds =
+                    u64::try_from(seconds).map_err(|_| Reply::err("Invalid IDLETIME value, must be >= 0"));
                 idle_seconds = Some(seconds?);
             }
             b"FREQ" if idle_seconds.is_none() => {
                 let counter = parse_integer(options.next().ok_or_else(syntax_error)?)?;
-                let counter = u8::try_from(counter).map_err(|_| Reply::err("Invalid FREQ value, must be >= 0 and <= 255"));
+                let counter = u8::try_from(counter)
+                    .map_err(|_| Reply::err("Invalid FREQ value, must be >= 0 and <= 255"));
                 frequency = Some(counter?);
             }
             _ => return Err(syntax_error()),
@@ -218,7 +232,8 @@ pub(super) fn restore(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {
     if !replace && call.node.store.get(db, key, now_ms).is_some() {
         return Err(Reply::Error("BUSYKEY Target key name already exists.".to_owned()));
     }
-    let ttl = u64::try_from(parse_integer(arg(argv, 2)?)?).map_err(|_| Reply::err("Invalid TTL value, must be >= 0"))?;
+    let ttl = u64::try_from(parse_integer(arg(argv, 2)?)?)
+        .map_err(|_| Reply::err("Invalid TTL value, must be >= 0"))?;
     let value = restore::decode(payload, call.node.rdb_version)?;
 
     let expires_ms = match ttl {
@@ -258,7 +273,8 @@ pub(super) fn glob(pattern: &[u8], text: &[u8]) -> bool {
         [b'[', rest @ ..] => {
             let Some((first, text)) = text.split_first() else { return false };
             let Some(end) = rest.iter().position(|byte| *byte == b']') else { return false };
-            let (class, rest) = (rest.get(..end).unwrap_or_default(), rest.get(end + 1..).unwrap_or_default());
+            let (class, rest) =
+                (rest.get(..end).unwrap_or_default(), rest.get(end + 1..).unwrap_or_default());
             let (negated, mut class) = match class {
                 [b'^', class @ ..] => (true, class),
                 class => (false, class),

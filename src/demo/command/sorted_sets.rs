@@ -5,7 +5,8 @@ use super::*;
 
 pub(super) fn zadd(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {
     let key = arg(argv, 1)?;
-    let (mut nx, mut xx, mut gt, mut lt, mut changed_too, mut increment) = (false, false, false, false, false, false);
+    let (mut nx, mut xx, mut gt, mut lt, mut changed_too, mut increment) =
+        (false, false, false, false, false, false);
     let mut first = 2;
     while let Some(option) = argv.get(first) {
         match option.to_ascii_uppercase().as_slice() {
@@ -72,7 +73,8 @@ pub(super) fn zadd(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {
 
 pub(super) fn zincrby(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {
     let (key, number, member) = (arg(argv, 1)?, parse_float(arg(argv, 2)?)?, arg(argv, 3)?);
-    let score = call.sorted_set(key)?.and_then(|members| members.get(member)).copied().unwrap_or(0.0) + number;
+    let score =
+        call.sorted_set(key)?.and_then(|members| members.get(member)).copied().unwrap_or(0.0) + number;
     if score.is_nan() {
         return Err(Reply::err("resulting score is not a number (NaN)"));
     }

@@ -102,10 +102,15 @@ pub(super) fn xadd(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {
         return Err(Reply::err("The ID specified in XADD must be greater than 0-0"));
     }
     if id <= last {
-        return Err(Reply::err("The ID specified in XADD is equal or smaller than the target stream top item"));
+        return Err(Reply::err(
+            "The ID specified in XADD is equal or smaller than the target stream top item",
+        ));
     }
 
-    let fields: Fields = pairs.chunks_exact(2).filter_map(|pair| Some((pair.first()?.clone(), pair.get(1)?.clone()))).collect();
+    let fields: Fields = pairs
+        .chunks_exact(2)
+        .filter_map(|pair| Some((pair.first()?.clone(), pair.get(1)?.clone())))
+        .collect();
     let stream = call.stream_or_new(key)?;
     stream.entries.insert(id, fields);
     stream.last_id = id;
@@ -170,13 +175,16 @@ pub(super) fn xrange(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {
         Some(option) if is(option, "COUNT") => usize::try_from(parse_integer(arg(argv, 5)?)?).unwrap_or(0),
         Some(_) => return Err(syntax_error()),
     };
-    let Some(stream) = call.stream(arg(argv, 1)?)?.filter(|_| from <= to) else { return Ok(Reply::Array(Vec::new())) };
+    let Some(stream) = call.stream(arg(argv, 1)?)?.filter(|_| from <= to) else {
+        return Ok(Reply::Array(Vec::new()));
+    };
     let entries = stream.entries.range(from..=to).take(count).map(|(id, fields)| entry_reply(*id, fields));
     Ok(Reply::Array(entries.collect()))
 }
 
 fn entry_reply(id: StreamId, fields: &Fields) -> Reply {
-    let fields = fields.iter().flat_map(|(name, value)| [Reply::bulk(name.clone()), Reply::bulk(value.clone())]);
+    let fields =
+        fields.iter().flat_map(|(name, value)| [Reply::bulk(name.clone()), Reply::bulk(value.clone())]);
     Reply::Array(vec![Reply::bulk(id.to_string()), Reply::Array(fields.collect())])
 }
 
@@ -238,7 +246,11 @@ pub(super) fn xgroup(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {
         return Err(missing);
     }
     let no_group = || {
-        Reply::Error(format!("NOGROUP No such consumer group '{}' for key name '{}'", shorten(name), shorten(key)))
+        Reply::Error(format!(
+            "NOGROUP No such consumer group '{}' for key name '{}'",
+            shorten(name),
+            shorten(key)
+        ))
     };
     let stream = call.stream_or_new(key)?;
     let at = |stream: &Stream| match arg(argv, 4)?.as_slice() {
@@ -311,7 +323,11 @@ pub(super) fn xclaim(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {
     }
     let now_ms = call.now_ms;
     let no_group = || {
-        Reply::Error(format!("NOGROUP No such key '{}' or consumer group '{}'", shorten(key), shorten(group_name)))
+        Reply::Error(format!(
+            "NOGROUP No such key '{}' or consumer group '{}'",
+            shorten(key),
+            shorten(group_name)
+        ))
     };
     let Stream { entries, groups, .. } = call.stream_mut(key)?.ok_or_else(no_group)?;
     let group = groups.get_mut(group_name).ok_or_else(no_group)?;

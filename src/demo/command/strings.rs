@@ -127,7 +127,8 @@ pub(super) fn append(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {
 
 pub(super) fn setrange(call: &mut Call<'_>, argv: &[Vec<u8>]) -> Outcome {
     let (key, patch) = (arg(argv, 1)?, arg(argv, 3)?);
-    let offset = usize::try_from(parse_integer(arg(argv, 2)?)?).map_err(|_| Reply::err("offset is out of range"))?;
+    let offset =
+        usize::try_from(parse_integer(arg(argv, 2)?)?).map_err(|_| Reply::err("offset is out of range"))?;
     if patch.is_empty() {
         return strlen(call, argv);
     }
