@@ -279,7 +279,7 @@ impl Drop for Shakedeck {
         let _ = self.process.wait();
         if std::thread::panicking() {
             eprintln!("--- shakedeck printed:\n{}", self.output());
-            let log = std::fs::read_to_string(self.data().join("shakedeck.log")).unwrap_or_default();
+            let log = std::fs::read_to_string(self.data().join("shake.log")).unwrap_or_default();
             let tail: Vec<&str> = log.lines().rev().take(30).collect();
             tail.iter().rev().for_each(|line| eprintln!("log: {line}"));
         }
