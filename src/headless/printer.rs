@@ -53,3 +53,43 @@ impl Printer {
         let _ = self.finished.recv_timeout(FLUSH_LIMIT);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn a_slow_reader_misses_lines_and_is_told_how_many() {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let mut printer = Printer::new(Box::new(writer));
+        let notice = |count: u64| format!("left out {count}");
+        // More than the pipe and the queue hold together.
+        let long = "x".repeat(1_000);
+        for _ in 0..3 * QUEUE_LINES {
+            printer.print(long.clone(), notice);
+        }
+        let left_out = printer.left_out;
+        assert!(left_out > 0, "the queue has a limit");
+
+        let reading = std::thread::spawn(move || {
+            let mut text = String::new();
+            reader.read_to_string(&mut text).unwrap();
+            text
+        });
+        while printer.left_out > 0 {
+            std::thread::yield_now();
+            printer.print("later".into(), notice);
+        }
+        printer.finish();
+        let text = reading.join().unwrap();
+        let told: Vec<u64> =
+            text.lines().filter_map(|line| line.strip_prefix("left out ")?.parse().ok()).collect();
+        let printed = text.lines().filter(|line| *line == long).count() as u64;
+        assert_eq!(printed + left_out, 3 * QUEUE_LINES as u64);
+        assert!(told.iter().sum::<u64>() >= left_out, "{told:?}");
+    }
+}

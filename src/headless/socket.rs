@@ -404,3 +404,284 @@ impl<R: AsyncBufRead + Unpin> LineReader<R> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+    use crate::control::{self, EngineEnd};
+    use crate::headless::samples;
+    use crate::status::{EventLevel, State};
+
+    /// Longer than any answer takes, shorter than anybody's patience.
+    const SOON: Duration = Duration::from_secs(20);
+
+    struct Client(BufReader<UnixStream>);
+
+    impl Client {
+        async fn connect(path: &Path) -> Client {
+            Client(BufReader::new(UnixStream::connect(path).await.unwrap()))
+        }
+
+        async fn write(&mut self, text: &str) {
+            self.0.write_all(text.as_bytes()).await.unwrap();
+        }
+
+        /// The next line; `Null` at the end of the stream.
+        async fn read(&mut self) -> Value {
+            let mut line = String::new();
+            timeout(SOON, self.0.read_line(&mut line)).await.expect("an answer").unwrap();
+            if line.is_empty() { Value::Null } else { serde_json::from_str(&line).unwrap() }
+        }
+
+        async fn ask(&mut self, request: Value) -> Value {
+            self.write(&format!("{request}\n")).await;
+            self.read().await
+        }
+    }
+
+    fn start() -> (tempfile::TempDir, Server, EngineEnd) {
+        let dir = tempfile::tempdir().unwrap();
+        let (handle, engine) = control::channel(samples::syncing());
+        let server = Server::start(dir.path(), handle).unwrap();
+        (dir, server, engine)
+    }
+
+    #[tokio::test]
+    async fn only_the_owner_may_connect_and_nothing_else_is_left_in_the_directory() {
+        let (dir, server, _engine) = start();
+        let metadata = fs::metadata(dir.path().join("control.sock")).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+        let names: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["control.sock"]);
+        server.close().await;
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "the socket goes with its server");
+    }
+
+    #[tokio::test]
+    async fn requests_are_answered_and_commands_reach_the_engine() {
+        let (_dir, server, mut engine) = start();
+        let mut client = Client::connect(server.path()).await;
+        let status = client.ask(json!({"request": "status"})).await;
+        assert_eq!(status["ok"], serde_json::to_value(samples::syncing()).unwrap());
+        let events = client.ask(json!({"request": "events"})).await;
+        assert_eq!(events["ok"][0]["text"], "RDB received, 4.38 GB in 6m41s; applying");
+
+        let limit = json!({"bytes_per_second": 50_000_000, "ops_per_second": null});
+        let request = json!({"request": "command", "command": {"command": "throttle", "limit": limit}});
+        assert_eq!(client.ask(request).await, json!({"ok": null}));
+        let expected = crate::status::Throttle { bytes_per_second: Some(50_000_000), ops_per_second: None };
+        assert_eq!(engine.commands.recv().await, Some(Command::Throttle { limit: expected }));
+
+        let pause = json!({"request": "command", "command": {"command": "pause"}});
+        for _ in 0..16 {
+            assert_eq!(client.ask(pause.clone()).await, json!({"ok": null}));
+        }
+        let refused = client.ask(pause.clone()).await;
+        assert_eq!(
+            refused["error"]["message"],
+            "the engine is busy with earlier commands: try again in a moment"
+        );
+        drop(engine);
+        assert_eq!(client.ask(pause).await["error"]["message"], "the engine has ended");
+    }
+
+    #[tokio::test]
+    async fn two_subscribers_get_every_state_and_the_last_one_before_the_end() {
+        let (_dir, server, engine) = start();
+        let mut clients = [Client::connect(server.path()).await, Client::connect(server.path()).await];
+        for client in &mut clients {
+            assert_eq!(client.ask(json!({"request": "subscribe"})).await, json!({"ok": null}));
+            assert_eq!(client.read().await["status"]["state"], "syncing", "the present one comes at once");
+        }
+        engine.status.send_replace(Arc::new(samples::caught_up()));
+        for client in &mut clients {
+            assert_eq!(client.read().await["status"]["state"], "caught_up");
+        }
+        engine.status.send_replace(Arc::new(samples::stopped()));
+        drop(engine);
+        for client in &mut clients {
+            assert_eq!(client.read().await["status"]["outcome"]["exit_code"], 75);
+            assert_eq!(client.read().await, Value::Null, "then the stream ends");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slow_subscriber_skips_snapshots_and_holds_nobody_up() {
+        let (_dir, server, engine) = start();
+        let mut slow = Client::connect(server.path()).await;
+        slow.ask(json!({"request": "subscribe"})).await;
+        let mut quick = Client::connect(server.path()).await;
+        let rounds = 2_000_u32;
+        for round in 1..=rounds {
+            let mut status = samples::syncing();
+            status.paused_times = round;
+            engine.status.send_replace(Arc::new(status));
+            if round % 100 == 0 {
+                let answer = quick.ask(json!({"request": "status"})).await;
+                assert_eq!(answer["ok"]["paused_times"], round, "the others are served meanwhile");
+            }
+        }
+        let mut seen = 0;
+        while slow.read().await["status"]["paused_times"] != rounds {
+            seen += 1;
+        }
+        assert!(seen < rounds, "some were skipped: {seen}");
+    }
+
+    #[tokio::test]
+    async fn events_are_followed_and_gaps_are_told() {
+        let (_dir, server, engine) = start();
+        let mut client = Client::connect(server.path()).await;
+        let first = client.ask(json!({"request": "events", "follow": true})).await;
+        assert_eq!(first["ok"].as_array().unwrap().len(), 1);
+        let mut status = samples::syncing();
+        status.events.push(samples::event(2, EventLevel::Warn, "second"));
+        engine.status.send_replace(Arc::new(status.clone()));
+        assert_eq!(client.read().await["event"]["text"], "second");
+        status.events = vec![samples::event(9, EventLevel::Error, "ninth")];
+        engine.status.send_replace(Arc::new(status));
+        assert_eq!(client.read().await, json!({"missed_events": 6}));
+        assert_eq!(client.read().await["event"]["level"], "error");
+    }
+
+    #[tokio::test]
+    async fn garbage_gets_an_error_object_and_the_connection_goes_on() {
+        let (_dir, server, _engine) = start();
+        let mut client = Client::connect(server.path()).await;
+        let deep = "[".repeat(10_000);
+        let garbage = ["hello", "{}", "{\"request\":\"reboot\"}", "\u{0}\u{1b}[2J", "[]", "null", &deep];
+        for line in garbage {
+            client.write(&format!("{line}\n")).await;
+            let answer = client.read().await;
+            let message = answer["error"]["message"].as_str().unwrap();
+            assert!(message.starts_with("not a request: "), "{line:?}: {message}");
+        }
+        client.0.write_all(b"\xff\xfe\n\n  \r\n").await.unwrap();
+        assert!(client.read().await["error"].is_object());
+        assert_eq!(
+            client.ask(json!({"request": "subscribe"})).await,
+            json!({"ok": null}),
+            "blank lines get nothing"
+        );
+    }
+
+    #[tokio::test]
+    async fn an_endless_line_is_cut_off() {
+        let (_dir, server, _engine) = start();
+        let mut client = Client::connect(server.path()).await;
+        // The server hangs up in the middle of it: the rest cannot be written.
+        let _ = client.0.write_all(&vec![b'x'; 4 * REQUEST_LIMIT]).await;
+        assert_eq!(client.read().await["error"]["message"], "the line is longer than 65536 bytes");
+        let mut rest = Vec::new();
+        let end = timeout(SOON, client.0.read_to_end(&mut rest)).await.unwrap();
+        assert!(end.is_err() || rest.is_empty());
+    }
+
+    #[tokio::test]
+    async fn one_client_too_many_is_told_so() {
+        let (_dir, server, _engine) = start();
+        let mut clients = Vec::new();
+        for _ in 0..CLIENT_LIMIT {
+            let mut client = Client::connect(server.path()).await;
+            assert!(client.ask(json!({"request": "events"})).await["ok"].is_array());
+            clients.push(client);
+        }
+        let mut late = Client::connect(server.path()).await;
+        assert_eq!(
+            late.read().await["error"]["message"],
+            "32 clients are connected already: close one of them"
+        );
+
+        // Dead clients make room.
+        clients.truncate(1);
+        let deadline = tokio::time::Instant::now() + SOON;
+        loop {
+            let mut client = Client::connect(server.path()).await;
+            // One too many may be hung up on before it has asked.
+            let _ = client.0.write_all(b"{\"request\":\"events\"}\n").await;
+            if client.read().await["ok"].is_array() {
+                break;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "no room was made");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_socket_of_a_dead_process_is_replaced_and_that_of_a_living_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(SOCKET_NAME);
+        // A listener that goes away without removing its file, as after kill -9.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let (handle, _engine) = control::channel(samples::syncing());
+        let server = Server::start(dir.path(), handle.clone()).unwrap();
+        let mut client = Client::connect(&path).await;
+        assert_eq!(client.ask(json!({"request": "status"})).await["ok"]["state"], "syncing");
+
+        let second = Server::start(dir.path(), handle.clone()).unwrap_err();
+        assert!(matches!(second, SocketError::InUse(_)), "{second}");
+        assert!(second.to_string().contains("another shakedeck works on this data directory"));
+        assert_eq!(client.ask(json!({"request": "status"})).await["ok"]["state"], "syncing");
+
+        // What another run has put there since is not ours to remove.
+        fs::remove_file(&path).unwrap();
+        let third = Server::start(dir.path(), handle).unwrap();
+        server.close().await;
+        assert!(path.exists());
+        drop(third);
+        assert!(!path.exists(), "dropping is enough");
+    }
+
+    #[tokio::test]
+    async fn a_directory_too_deep_for_a_socket_address_works_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("d".repeat(90)).join("e".repeat(90));
+        let (handle, _engine) = control::channel(samples::syncing());
+        let server = Server::start(&deep, handle).unwrap();
+        assert!(server.path().as_os_str().len() > 180 && server.path().exists());
+        let mut client = Client::connect(&ShortPath::new(&deep).unwrap().path).await;
+        assert_eq!(client.ask(json!({"request": "status"})).await["ok"]["state"], "syncing");
+        let remote = crate::headless::remote(&deep).await.unwrap();
+        assert_eq!(remote.status().state, State::Syncing);
+    }
+
+    #[test]
+    fn a_request_is_written_as_documented() {
+        for text in [
+            r#"{"request":"status"}"#,
+            r#"{"request":"subscribe"}"#,
+            r#"{"request":"events","follow":true}"#,
+            r#"{"request":"command","command":{"command":"pause"}}"#,
+            r#"{"request":"command","command":{"command":"stop","forget":false}}"#,
+            r#"{"request":"command","command":{"command":"restart_source","address":"10.0.1.13:6379"}}"#,
+        ] {
+            let request: Request = serde_json::from_str(text).unwrap();
+            assert_eq!(serde_json::to_string(&request).unwrap(), text);
+        }
+    }
+
+    #[tokio::test]
+    async fn lines_are_put_together_from_pieces() {
+        let (read, mut write) = tokio::io::duplex(3);
+        let writing = tokio::spawn(async move {
+            write.write_all(b"one\n\ntwo three\nunfinished").await.unwrap();
+        });
+        let mut lines = LineReader::new(BufReader::new(read), 9);
+        assert_eq!(lines.next().await.unwrap(), Some(b"one".to_vec()));
+        assert_eq!(lines.next().await.unwrap(), Some(b"".to_vec()));
+        assert_eq!(lines.next().await.unwrap(), Some(b"two three".to_vec()));
+        let error = lines.next().await.unwrap_err();
+        assert_eq!(error.to_string(), "the line is longer than 9 bytes");
+        // Nobody reads on: the writer is let go.
+        drop(lines);
+        let _ = writing.await;
+    }
+}
