@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::lines::{LogFormat, event_line, missed_line, safe, verdict};
 use super::overview::overview;
 use super::run::EXIT_INTERRUPTED;
-use super::socket::{LineReader, Reply, Request, SOCKET_NAME, ShortPath};
+use super::wire::{LineReader, Reply, Request, SOCKET_NAME, ShortPath};
 use crate::control::{self, Command, EngineEnd, Handle};
 use crate::format;
 use crate::status::{Event, Outcome, State, Status, Throttle};
