@@ -2,7 +2,7 @@
 //!
 //! It only watches. When the goal is reached (or the time is up) it sends one [`Command::Stop`]; the engine then
 //! finishes what is in flight and publishes a last snapshot with an outcome. A stop that was asked for here counts
-//! as "done" where the engine, who does not know the goal, can only say "interrupted": see [`final_outcome`].
+//! as "done" where the engine, who does not know the goal, can only say "interrupted": see `final_outcome`.
 
 use std::fmt;
 use std::io::Write;
