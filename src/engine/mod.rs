@@ -56,6 +56,8 @@ pub mod exit {
     pub const DESTINATION: i32 = 4;
     /// Finished, but entries are in quarantine.
     pub const QUARANTINE: i32 = 5;
+    /// Verification found differences.
+    pub const DIFFERENT: i32 = 6;
     /// Spool or disk.
     pub const SPOOL: i32 = 8;
     /// Interrupted, can be resumed.
