@@ -6,7 +6,9 @@
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
-use super::model::{Action, Model, Overlay, Pane};
+use super::action::Action;
+use super::dialog::Overlay;
+use super::model::{Model, Pane};
 use super::theme::Glyphs;
 use crate::status::{State, Status};
 
@@ -386,7 +388,7 @@ pub static BINDINGS: &[Binding] = &[
     key(&[Char('d')], Quit, Action::Detach, "detach", "detach: close the screen, the migration goes on").footer(1),
     key(&[Char('s')], Quit, Action::Stop, "stop", "stop the migration in order and quit; a later start can resume it")
         .footer(1).danger(Danger::CostsTime).unless(stoppable),
-    key(&[Char('F')], Quit, Action::Forget, "stop and forget", "stop for good: removes the checkpoint, nothing can be resumed (asks for the destination's address)")
+    key(&[Char('F')], Quit, Action::Forget, "stop and forget", "stop for good and remove the checkpoint: nothing can be resumed (asks)")
         .footer(3).danger(Danger::Irreversible).unless(running),
     key(&[Esc, Char('n')], Quit, Action::Back, "go back", "go back to the screen").footer(1),
 

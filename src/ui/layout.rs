@@ -137,7 +137,7 @@ pub fn areas(width: u16, height: u16, wishes: Wishes) -> Areas {
     }
     areas.body = rows.rest();
     // A banner never pushes the nodes off the screen.
-    areas.banner = rows.top(wishes.banner.min(if size == Size::Compact { 3 } else { 5 }));
+    areas.banner = rows.top(wishes.banner.min(height / 4));
     match size {
         Size::TooSmall => {}
         Size::Compact => compact(&mut areas, rows, wishes),
@@ -186,7 +186,7 @@ fn normal(areas: &mut Areas, mut rows: Cutter, wishes: Wishes) {
     );
     areas.sources = rows.top(sources);
     let mut middle = rows.top(middle + (rows.height() - events - middle) / 2);
-    (areas.writers, areas.throughput) = middle_split(&mut middle, 1, 2);
+    (areas.writers, areas.throughput) = middle_split(&mut middle, 11, 20);
     areas.events = rows.rest();
 }
 

@@ -13,9 +13,12 @@
 //! EIO is retried at once), so the loop asks the kernel itself and enters crossterm only while the terminal is alive.
 //! `Terminal::clear` is never called: it asks the terminal for the cursor and fails where nobody answers.
 
+pub mod action;
+pub mod dialog;
 pub mod keymap;
 pub mod layout;
 pub mod model;
+pub mod rows;
 pub mod theme;
 pub mod view;
 
@@ -40,7 +43,8 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::control::Handle;
 use crate::status::Status;
-use model::{Action, Effect, Model};
+use action::Action;
+use model::{Effect, Model};
 use theme::{Look, Palette};
 
 /// How the console is to look and what it may do.

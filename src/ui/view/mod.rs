@@ -21,7 +21,8 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::Widget;
 
 use super::layout::{self, Areas, Size, Wishes};
-use super::model::{Model, Pane, Severity};
+use super::model::{Model, Pane};
+use super::rows::Severity;
 use super::theme::{Glyphs, Role};
 use crate::format;
 use crate::status::Status;
@@ -208,7 +209,7 @@ impl Screen<'_> {
         let steps = glyphs.gauge.len();
         let filled = (percent.unwrap_or(0.0).clamp(0.0, 100.0) / 100.0 * (width * steps) as f64) as usize;
         let mut fill = glyphs.gauge[steps - 1].repeat(filled / steps);
-        if filled % steps > 0 {
+        if !filled.is_multiple_of(steps) {
             fill.push_str(glyphs.gauge[filled % steps - 1]);
         }
         let rest = glyphs.gauge_rest.repeat(width.saturating_sub(filled.div_ceil(steps)));

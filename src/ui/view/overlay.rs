@@ -9,9 +9,9 @@ use super::details::{self, backlog_seconds};
 use super::header::wrap;
 use super::{PaneFrame, Screen, events, log};
 use crate::format;
+use crate::ui::dialog::{Confirm, Overlay, ThrottleForm, limit_in_words};
 use crate::ui::keymap::{BINDINGS, Context, Danger};
 use crate::ui::layout::Areas;
-use crate::ui::model::{Confirm, Overlay, ThrottleForm, limit_in_words};
 use crate::ui::theme::Role;
 
 pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
@@ -255,6 +255,12 @@ fn draw_errors(buffer: &mut Buffer, screen: &Screen, area: Rect, selected: usize
             buffer.set_style(row, screen.style(Role::Selected));
         }
     }
+    let rule = screen.glyphs().frame.horizontal.repeat(usize::from(inner.width));
+    screen.line(
+        buffer,
+        Rect { y: list.bottom(), height: 1, ..inner },
+        Span::styled(rule, screen.style(Role::Border)),
+    );
     for (y, part) in (list.bottom() + 1..inner.bottom()).zip(full) {
         screen.line(buffer, Rect { y, height: 1, ..inner }, screen.text(Role::Value, format!(" {part}")));
     }

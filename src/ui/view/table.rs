@@ -7,7 +7,7 @@ use ratatui::text::{Line, Span};
 
 use super::Screen;
 use crate::format;
-use crate::ui::model::Severity;
+use crate::ui::rows::Severity;
 use crate::ui::theme::Role;
 
 /// A column; its cells come in the same place of every row.
