@@ -342,7 +342,7 @@ pub static BINDINGS: &[Binding] = &[
     key(&[Home, Char('g')], Screen, Action::First, "", "first row; in the events: follow the newest"),
     key(&[End, Char('G')], Screen, Action::Last, "", "last row"),
     key(&[Enter], Screen, Action::OpenDetails, "details", "all about the selected row").footer(10).unless(has_row),
-    key(&[Char('/')], Screen, Action::Filter, "filter", "show only nodes whose address, phase or state holds a text").footer(8),
+    key(&[Char('/')], Screen, Action::Filter, "filter", "show only rows of this pane that hold a text (address, phase, state, event)").footer(8),
     key(&[Char('s')], Screen, Action::SortNext, "sort", "sort the nodes by the next column").footer(11),
     key(&[Char('S')], Screen, Action::SortReverse, "reverse", "sort the other way round"),
     key(&[Char('e')], Screen, Action::OpenErrors, "errors", "list the errors and mark them as read").footer(4),

@@ -80,8 +80,10 @@ pub struct Model {
     pub focus: Pane,
     /// What lies on top.
     pub overlay: Option<Overlay>,
-    /// Shows only nodes with this text in address, phase or state.
+    /// Shows only rows with this text in them.
     pub filter: String,
+    /// The pane that the filter is for: the one that had the focus.
+    pub filtered: Pane,
     /// True while the filter is being typed.
     pub typing_filter: bool,
     /// How the nodes are sorted.
@@ -118,6 +120,7 @@ impl Model {
             focus: Pane::Sources,
             overlay: None,
             filter: String::new(),
+            filtered: Pane::Sources,
             typing_filter: false,
             sort: SortColumn::Lag,
             reversed: false,
@@ -254,7 +257,13 @@ impl Model {
             Action::First => self.go(isize::MIN / 2, status),
             Action::Last => self.go(isize::MAX / 2, status),
             Action::OpenDetails => self.overlay = Some(Overlay::Details { scroll: 0 }),
-            Action::Filter => self.typing_filter = true,
+            Action::Filter => {
+                if self.filtered != self.focus {
+                    self.filter.clear();
+                }
+                self.filtered = self.focus;
+                self.typing_filter = true;
+            }
             Action::SortNext => {
                 let at = SortColumn::ALL.iter().position(|column| *column == self.sort).unwrap_or(0);
                 self.sort = SortColumn::ALL[(at + 1) % SortColumn::ALL.len()];
@@ -415,8 +424,11 @@ impl Model {
 
     /// The nodes that pass the filter, in the order of the table.
     pub fn sources<'s>(&self, status: &'s Status) -> Vec<&'s SourceStatus> {
-        let mut rows: Vec<&SourceStatus> =
-            status.sources.iter().filter(|row| self.passes(&row.address, row.phase.word())).collect();
+        let mut rows: Vec<&SourceStatus> = status
+            .sources
+            .iter()
+            .filter(|row| self.passes(Pane::Sources, &[&row.address, row.phase.word()]))
+            .collect();
         // Worst or biggest first; by address where equal, so that rows do not dance.
         rows.sort_by(|a, b| a.address.cmp(&b.address));
         match self.sort {
@@ -438,8 +450,11 @@ impl Model {
 
     /// The writers that pass the filter, trouble first.
     pub fn writers<'s>(&self, status: &'s Status) -> Vec<&'s DestinationStatus> {
-        let mut rows: Vec<&DestinationStatus> =
-            status.destinations.iter().filter(|row| self.passes(&row.address, row.state.word())).collect();
+        let mut rows: Vec<&DestinationStatus> = status
+            .destinations
+            .iter()
+            .filter(|row| self.passes(Pane::Writers, &[&row.address, row.state.word()]))
+            .collect();
         rows.sort_by_key(|row| (std::cmp::Reverse(rows::writer_severity(row)), row.address.clone()));
         rows
     }
@@ -460,8 +475,10 @@ impl Model {
 
     /// All events, newest first, the console's own among them.
     pub fn events<'s>(&'s self, status: &'s Status) -> Vec<&'s Event> {
-        let mut events: Vec<&Event> =
-            status.events.iter().rev().chain(self.local_events.iter().rev()).collect();
+        let all = status.events.iter().rev().chain(self.local_events.iter().rev());
+        let mut events: Vec<&Event> = all
+            .filter(|event| self.passes(Pane::Events, &[&event.node, &event.text, event.level.word()]))
+            .collect();
         if !self.local_events.is_empty() {
             events.sort_by_key(|event| std::cmp::Reverse(event.unix_ms));
         }
@@ -488,10 +505,9 @@ impl Model {
         self.event_anchor.is_none()
     }
 
-    /// Error events, newest first.
+    /// Error events, newest first, whatever the filter.
     pub fn errors<'s>(&'s self, status: &'s Status) -> Vec<&'s Event> {
-        let events = self.events(status);
-        events.into_iter().filter(|event| event.level == EventLevel::Error).collect()
+        status.events.iter().rev().filter(|event| event.level == EventLevel::Error).collect()
     }
 
     /// Selects a row by its address.
@@ -504,9 +520,14 @@ impl Model {
         }
     }
 
-    fn passes(&self, address: &str, word: &str) -> bool {
-        let wanted = self.filter.to_lowercase();
-        address.to_lowercase().contains(&wanted) || word.to_lowercase().contains(&wanted)
+    /// The filter's text, if it is for this pane.
+    pub fn filter_of(&self, pane: Pane) -> Option<&str> {
+        (self.filtered == pane && !self.filter.is_empty()).then_some(self.filter.as_str())
+    }
+
+    fn passes(&self, pane: Pane, texts: &[&str]) -> bool {
+        let Some(wanted) = self.filter_of(pane).map(str::to_lowercase) else { return true };
+        texts.iter().any(|text| text.to_lowercase().contains(&wanted))
     }
 
     fn go(&mut self, by: isize, status: &Status) {

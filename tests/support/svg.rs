@@ -8,7 +8,7 @@ use ratatui::buffer::{Buffer, Cell};
 use ratatui::style::{Color, Modifier};
 
 const CELL_WIDTH: f32 = 8.4;
-const CELL_HEIGHT: f32 = 18.0;
+const CELL_HEIGHT: f32 = 16.5;
 const BACKGROUND: &str = "#16181d";
 const FOREGROUND: &str = "#d4d4d4";
 
@@ -30,15 +30,47 @@ pub fn of(buffer: &Buffer) -> String {
             let look = Look::of(first);
             let mut text = String::new();
             let start = x;
-            while x < area.width && Look::of(&buffer[(x, y)]) == look {
+            let blocks = block(first.symbol()).is_some();
+            while x < area.width
+                && Look::of(&buffer[(x, y)]) == look
+                && block(buffer[(x, y)].symbol()).is_some() == blocks
+            {
                 text.push_str(buffer[(x, y)].symbol());
                 x += 1;
             }
-            push_run(&mut svg, start, y, x - start, &text, &look);
+            if blocks {
+                push_blocks(&mut svg, start, y, &text, &look);
+            } else {
+                push_run(&mut svg, start, y, x - start, &text, &look);
+            }
         }
     }
     svg.push_str("</svg>\n");
     svg
+}
+
+/// Width and height of a block element as parts of its cell. Drawn as shapes, for in most fonts they leave seams.
+fn block(symbol: &str) -> Option<(f32, f32)> {
+    let code = u32::from(symbol.chars().next()?);
+    match code {
+        0x2581..=0x2588 => Some((1.0, (code - 0x2580) as f32 / 8.0)),
+        0x2589..=0x258f => Some(((0x2590 - code) as f32 / 8.0, 1.0)),
+        _ => None,
+    }
+}
+
+fn push_blocks(svg: &mut String, x: u16, y: u16, text: &str, look: &Look) {
+    let bottom = f32::from(y + 1) * CELL_HEIGHT + 8.0;
+    let symbols: Vec<char> = text.chars().collect();
+    let mut left = f32::from(x) * CELL_WIDTH + 8.0;
+    for same in symbols.chunk_by(|a, b| a == b && ('▁'..='█').contains(a)) {
+        let (width, height) = block(&same[0].to_string()).unwrap();
+        let (width, height) = (width * same.len() as f32 * CELL_WIDTH, height * CELL_HEIGHT);
+        let top = bottom - height;
+        let fill = look.foreground;
+        writeln!(svg, "<rect x=\"{left:.1}\" y=\"{top:.2}\" width=\"{width:.1}\" height=\"{height:.2}\" fill=\"{fill}\"/>").unwrap();
+        left += same.len() as f32 * CELL_WIDTH;
+    }
 }
 
 fn push_run(svg: &mut String, x: u16, y: u16, cells: u16, text: &str, look: &Look) {
@@ -68,7 +100,7 @@ fn push_run(svg: &mut String, x: u16, y: u16, cells: u16, text: &str, look: &Loo
     }
     let escaped = shown.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     // The length keeps the columns straight where a font lacks a glyph.
-    let baseline = top + 13.5;
+    let baseline = top + 12.8;
     writeln!(
         svg,
         "<text x=\"{left:.1}\" y=\"{baseline:.1}\" textLength=\"{width:.1}\" lengthAdjust=\"spacingAndGlyphs\" \

@@ -101,6 +101,17 @@ impl Screen<'_> {
         Span::styled(format::escape(text, 2_000), self.style(role))
     }
 
+    /// The filter of a pane as its title shows it, with the number of rows that pass.
+    fn filter(&self, pane: Pane, count: usize, total: usize) -> Option<String> {
+        let model = self.model;
+        let typing = model.typing_filter && model.filtered == pane;
+        if !typing && model.filter_of(pane).is_none() {
+            return None;
+        }
+        let cursor = if typing { "_" } else { "" };
+        Some(format!("filter: {}{cursor} ({count} of {total})", model.filter))
+    }
+
     /// The role that goes with a severity.
     fn severity_role(severity: Severity) -> Role {
         match severity {

@@ -19,7 +19,7 @@ const ALL: [Column; 18] = [
     Column::left("ROLE", 7, 9),
     Column::left("PHASE", 11, 1).grow(1),
     Column::left("REPLID", 8, 10),
-    Column::left("RDB", 18, 5).grow(2),
+    Column::left("RDB", 18, 5).grow(2).gauge(),
     Column::right("", 5, 5),
     Column::right("RECV", 8, 4),
     Column::right("TOTAL", 7, 6),
@@ -166,7 +166,8 @@ impl Totals {
     fn cells(&self, screen: &Screen, compact: bool, gauge_width: usize) -> Vec<Vec<Span<'static>>> {
         let text = |value: Option<String>| table::value(screen, value);
         let percent = table::percent(self.total.and_then(|total| format::percent(self.applied, total)));
-        let name = if screen.model.filter.is_empty() { "total / worst" } else { "total (all)" };
+        let filtered = screen.model.filter_of(Pane::Sources).is_some();
+        let name = if filtered { "total (all)" } else { "total / worst" };
         vec![
             vec![screen.text(Role::Title, if compact { name.to_uppercase() } else { name.into() })],
             Vec::new(),
@@ -249,13 +250,10 @@ fn draw_title(buffer: &mut Buffer, screen: &Screen, area: Rect, count: usize, ab
         (above, below) => parts.push(format!("{above} above, {below} below")),
     }
     parts.push(format!("sort: {} {mark}", model.sort.name()));
-    let total = screen.status.sources.len();
-    if model.typing_filter {
-        parts.push(format!("filter: {}_ ({count} of {total})", model.filter));
-    } else if !model.filter.is_empty() {
-        parts.push(format!("filter: {} ({count} of {total})", model.filter));
-    } else if area.width >= 110 {
-        parts.push("filter: none".into());
+    match screen.filter(Pane::Sources, count, screen.status.sources.len()) {
+        Some(filter) => parts.push(filter),
+        None if area.width >= 110 => parts.push("filter: none".into()),
+        None => {}
     }
     let text = format!(" {} ", parts.join("   "));
     let line = Line::from(screen.text(if model.typing_filter { Role::Warn } else { Role::Value }, text));

@@ -133,10 +133,12 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
     let limit = limit.map(|limit| format!("pipeline limit {limit}")).unwrap_or_default();
     let rows = rows(screen);
     let hidden = rows.0.len().saturating_sub(usize::from(row_area(area, areas.size).height));
-    let right = match hidden {
-        0 if areas.size == Size::Normal => String::new(),
-        0 => limit,
-        hidden => format!("{hidden} more"),
+    let filter = screen.filter(Pane::Writers, rows.0.len(), status.destinations.len());
+    let right = match (filter, hidden) {
+        (Some(filter), _) => filter,
+        (None, 0) if areas.size == Size::Normal => String::new(),
+        (None, 0) => limit,
+        (None, hidden) => format!("{hidden} more"),
     };
     let frame = PaneFrame {
         left: Line::from(screen.text(Role::Title, format!("writers ({})", status.destinations.len()))),
@@ -152,7 +154,11 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
     let place = row_area(area, areas.size);
     let (used, ..) = rows.draw(buffer, screen, place, &columns);
     if rows.0.is_empty() {
-        screen.line(buffer, place, screen.text(Role::Dim, "   no destination is connected yet"));
+        let text = match status.destinations.len() {
+            0 => "   no destination is connected yet",
+            _ => "   no writer passes the filter (Esc clears it)",
+        };
+        screen.line(buffer, place, screen.text(Role::Dim, text));
     }
     if areas.size == Size::Normal {
         // No room for a pane of its own: the totals of what was refused stand below the writers.
