@@ -410,3 +410,58 @@ pub static BINDINGS: &[Binding] = &[
     key(&[Char('c')], Anywhere, Action::Quit, "quit", "the same as q: never stops anything without asking").control(),
     key(&[Char('l')], Anywhere, Action::Redraw, "redraw", "draw the whole screen anew").control(),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_key_means_two_things_in_one_context() {
+        for context in Context::ALL {
+            let mut seen = Vec::new();
+            let here =
+                |binding: &&Binding| binding.context == context || binding.context == Context::Anywhere;
+            for binding in BINDINGS.iter().filter(here) {
+                for key in binding.keys {
+                    assert!(!seen.contains(&(*key, binding.control)), "{key:?} twice in {context:?}");
+                    seen.push((*key, binding.control));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_dangerous_is_on_a_key_that_is_pressed_by_habit() {
+        let habit = [KeyCode::Enter, KeyCode::Esc, KeyCode::Char('q'), KeyCode::Char(' ')];
+        for binding in BINDINGS.iter().filter(|binding| binding.danger > Danger::Reversible) {
+            // In the dialog that wants the name typed, Enter ends the typing.
+            let typed = binding.context == Context::TypedConfirm;
+            assert!(typed || !binding.keys.iter().any(|key| habit.contains(key)), "{}", binding.help);
+            assert!(!binding.control, "{}", binding.help);
+        }
+    }
+
+    #[test]
+    fn every_dialog_can_be_left_by_escape_and_every_context_has_keys_in_the_footer() {
+        for context in Context::ALL.into_iter().filter(|context| *context != Context::Anywhere) {
+            let back = find(context, KeyEvent::new(KeyCode::Esc, KeyModifiers::NONE));
+            assert_eq!(back.map(|binding| binding.action), Some(Action::Back), "{context:?}");
+            let in_footer =
+                BINDINGS.iter().filter(|binding| binding.context == context && binding.footer > 0);
+            assert!(in_footer.count() > 0, "{context:?}");
+        }
+    }
+
+    #[test]
+    fn the_suspend_key_is_left_out() {
+        let suspend = KeyEvent::new(KeyCode::Char('z'), KeyModifiers::CONTROL);
+        assert!(Context::ALL.into_iter().all(|context| find(context, suspend).is_none()));
+    }
+
+    #[test]
+    fn the_readme_table_holds_every_row() {
+        let table = markdown();
+        assert_eq!(table.lines().count(), BINDINGS.len() + 2);
+        assert!(table.contains("| `Ctrl-C` | anywhere |"), "{table}");
+    }
+}

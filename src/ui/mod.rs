@@ -18,11 +18,14 @@ pub mod dialog;
 pub mod keymap;
 pub mod layout;
 pub mod model;
+#[cfg(test)]
+mod pty_tests;
 pub mod rows;
 pub mod theme;
 pub mod view;
 
 use std::io::{self, Stdout};
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -88,7 +91,8 @@ pub enum Exit {
     Quit,
     /// The operator closed the screen; the migration goes on.
     Detached,
-    /// The terminal is gone (hang-up, write error); the migration goes on.
+    /// The terminal is gone (hang-up, write error); the migration goes on. From here on `println!` and `eprintln!`
+    /// panic, for nobody reads them: the log file is the only place left.
     TerminalLost,
     /// The engine ended by itself, and the operator has seen it.
     EngineEnded,
@@ -224,14 +228,16 @@ type PanicHook = Box<dyn Fn(&std::panic::PanicHookInfo<'_>) + Send + Sync>;
 
 /// Owns the terminal's state: whatever way the console ends, dropping this gives the terminal back.
 struct TerminalGuard {
-    terminal: Screen,
+    /// Never dropped: ratatui's drop shows the cursor and, if that fails, panics in `eprintln!`, because after a
+    /// hang-up stderr is gone as well. [`restore`] shows the cursor instead.
+    terminal: ManuallyDrop<Screen>,
     /// The hook that was there before.
     previous_hook: Arc<PanicHook>,
 }
 
 impl TerminalGuard {
     fn enter(mouse: bool) -> io::Result<TerminalGuard> {
-        let terminal = Terminal::new(CrosstermBackend::new(io::stdout()))?;
+        let terminal = ManuallyDrop::new(Terminal::new(CrosstermBackend::new(io::stdout()))?);
         let previous_hook: Arc<PanicHook> = Arc::new(std::panic::take_hook());
         let ui_thread = std::thread::current().id();
         let hook = Arc::clone(&previous_hook);

@@ -8,7 +8,7 @@ use ratatui::buffer::{Buffer, Cell};
 use ratatui::style::{Color, Modifier};
 
 const CELL_WIDTH: f32 = 8.4;
-const CELL_HEIGHT: f32 = 16.5;
+const CELL_HEIGHT: f32 = 17.0;
 const BACKGROUND: &str = "#16181d";
 const FOREGROUND: &str = "#d4d4d4";
 
@@ -68,7 +68,7 @@ fn push_blocks(svg: &mut String, x: u16, y: u16, text: &str, look: &Look) {
         let (width, height) = (width * same.len() as f32 * CELL_WIDTH, height * CELL_HEIGHT);
         let top = bottom - height;
         let fill = look.foreground;
-        writeln!(svg, "<rect x=\"{left:.1}\" y=\"{top:.2}\" width=\"{width:.1}\" height=\"{height:.2}\" fill=\"{fill}\"/>").unwrap();
+        writeln!(svg, "<rect shape-rendering=\"crispEdges\" x=\"{left:.1}\" y=\"{top:.2}\" width=\"{width:.1}\" height=\"{height:.2}\" fill=\"{fill}\"/>").unwrap();
         left += same.len() as f32 * CELL_WIDTH;
     }
 }
@@ -78,7 +78,7 @@ fn push_run(svg: &mut String, x: u16, y: u16, cells: u16, text: &str, look: &Loo
     let width = f32::from(cells) * CELL_WIDTH;
     if look.background != BACKGROUND {
         let fill = look.background;
-        writeln!(svg, "<rect x=\"{left:.1}\" y=\"{top:.1}\" width=\"{width:.1}\" height=\"{CELL_HEIGHT}\" fill=\"{fill}\"/>").unwrap();
+        writeln!(svg, "<rect shape-rendering=\"crispEdges\" x=\"{left:.1}\" y=\"{top:.1}\" width=\"{width:.1}\" height=\"{CELL_HEIGHT}\" fill=\"{fill}\"/>").unwrap();
     }
     let shown = text.trim_end();
     let indent = shown.len() - shown.trim_start().len();
@@ -100,7 +100,7 @@ fn push_run(svg: &mut String, x: u16, y: u16, cells: u16, text: &str, look: &Loo
     }
     let escaped = shown.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     // The length keeps the columns straight where a font lacks a glyph.
-    let baseline = top + 12.8;
+    let baseline = top + 13.0;
     writeln!(
         svg,
         "<text x=\"{left:.1}\" y=\"{baseline:.1}\" textLength=\"{width:.1}\" lengthAdjust=\"spacingAndGlyphs\" \

@@ -1,11 +1,4 @@
 //! The screens of the console, drawn from named snapshots.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop where it is")]
-
-#[path = "support/statuses.rs"]
-mod statuses;
-#[path = "support/svg.rs"]
-mod svg;
-
 use proptest::prelude::*;
 use ratatui::buffer::Buffer;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
@@ -15,6 +8,8 @@ use shakedeck::status::Status;
 use shakedeck::ui::model::{Effect, Model};
 use shakedeck::ui::theme::{ASCII, Look, Palette, UNICODE};
 use shakedeck::ui::view;
+
+use crate::{statuses, svg};
 
 fn unicode() -> Model {
     let mut model = Model::new(Look { palette: Palette::Ansi16, glyphs: &UNICODE });
