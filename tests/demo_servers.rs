@@ -409,6 +409,33 @@ async fn a_replica_goes_on_where_it_was_unless_the_source_cannot() {
 }
 
 #[tokio::test]
+async fn a_replica_that_says_nothing_is_dropped_and_one_that_acknowledges_is_kept() {
+    let replica_timeout = Duration::from_millis(400);
+    let source = filled(ServerOptions { replica_timeout, ..ServerOptions::default() }, 10).await;
+    let mut replica = synced(&source).await;
+    let kept_until = Instant::now() + 2 * replica_timeout;
+    while Instant::now() < kept_until {
+        replica.acknowledge().await;
+        replica.fill().await;
+        assert!(!replica.closed);
+    }
+    until("the silent replica is dropped", async || {
+        replica.fill().await;
+        replica.closed && source.replicas().is_empty()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn psync_in_one_packet_with_another_command_is_refused() {
+    let source = filled(ServerOptions::default(), 10).await;
+    let mut replica = Replica::connect(source.address()).await;
+    replica.stream.write_all(b"PING\r\nPSYNC ? -1\r\n").await.unwrap();
+    assert_eq!(replica.line().await, "+PONG");
+    assert_eq!(replica.line().await, "-ERR SYNC and PSYNC are invalid with pending output");
+}
+
+#[tokio::test]
 async fn the_link_can_be_cut_at_a_byte_of_the_stream() {
     let source = filled(ServerOptions::default(), 10).await;
     source.faults(|faults| faults.close_stream_after = Fault::once(30));
@@ -842,6 +869,279 @@ async fn the_demo_with_real_servers_compares_what_replication_copies() {
     control.command(&["REPLICAOF", "NO", "ONE"]).await.unwrap();
     control.command(&["SET", "more", "1"]).await.unwrap();
     assert_eq!(demo.compare().await.unwrap().extra, 1);
+}
+
+/// Commands whose answers do not depend on time, one a line; words in quotes keep their blanks.
+const CONVERSATION: &str = r#"
+SET a 1
+SET a 2 NX
+SET a 3 XX GET
+SET b x GET
+SET a 1 NX XX
+SET a 1 EX 0
+SET a 1 EX x
+SET a 1 BOGUS
+GET nothing
+GETX a
+SETNX a 9
+SETNX c 9
+MSET k1 v1 k2 v2
+MSET k1 v1 k2
+MSETNX k1 v9 k3 v3
+MSETNX k4 v4 k5 v5
+MGET k1 k2 k3 nothing
+INCR a
+INCR k1
+INCRBY a 9223372036854775807
+DECR a
+DECRBY a 5
+DECRBY a -9223372036854775808
+INCRBYFLOAT f 1.5
+INCRBYFLOAT f -0.25
+INCRBYFLOAT k1 1
+INCRBYFLOAT f nan
+APPEND s abc
+APPEND s def
+STRLEN s
+SETRANGE s 8 xyz
+SETRANGE s -1 xyz
+GET s
+RPUSH l a b c
+LPUSH l z y
+LRANGE l 0 -1
+LRANGE l -2 100
+LRANGE l 3 1
+LRANGE l x 1
+LSET l 1 Z
+LSET l 99 Z
+LSET nothing 0 Z
+LINSERT l BEFORE a before
+LINSERT l AFTER nobody x
+LREM l -1 a
+LREM l 0 c
+LTRIM l 1 3
+LRANGE l 0 -1
+LLEN l
+LPOP l
+RPOP l 5
+LPOP l
+LPOP l 2
+LPOP l -1
+EXISTS l
+RPUSHX l a
+LPUSH s a
+SADD t a b c a
+SADD t a
+SREM t a nobody
+SCARD t
+SREM t b c
+EXISTS t
+HSET h f1 v1 f2 v2
+HSET h f1 v9 f3 v3
+HSET h f1
+HMSET h f4 v4
+HSETNX h f4 v5
+HSETNX h f5 v5
+HGET h f1
+HGET h nobody
+HLEN h
+HINCRBY h n 5
+HINCRBY h f1 5
+HINCRBYFLOAT h n 0.5
+HINCRBYFLOAT h f1 1
+HDEL h f1 f2 f3 f4 f5 n
+TYPE h
+ZADD z 1 a 2 b 3 c
+ZADD z NX 9 a 4 d
+ZADD z XX CH 9 a 5 e
+ZADD z GT CH 1 a
+ZADD z LT CH 1 a
+ZADD z INCR 2.5 a
+ZADD z XX INCR 2.5 nobody
+ZADD z NX XX 1 a
+ZADD z GT LT 1 a
+ZADD z x a
+ZADD z nan a
+ZADD z inf i -inf j
+ZINCRBY z inf j
+ZINCRBY z 1.25 a
+ZINCRBY z x a
+ZRANGE z 0 -1 WITHSCORES
+ZRANGE z 1 2
+ZSCORE z a
+ZSCORE z nobody
+ZCARD z
+ZREM z a b nobody
+ZADD s 1 a
+XADD x 1-1 f v
+XADD x 1-1 f v
+XADD x 0-0 f v
+XADD x 1-* f v
+XADD x 5 f v g w
+XADD x bad f v
+XADD x 6-0 f
+XADD x NOMKSTREAM 7-0 f v
+XADD none NOMKSTREAM 7-0 f v
+XADD x MAXLEN = 3 8-0 f v
+XADD x MAXLEN = 3 LIMIT 10 9-0 f v
+XADD x MINID 5 9-0 f v
+XLEN x
+XRANGE x - +
+XRANGE x 5 8 COUNT 1
+XDEL x 8-0 99-0
+XTRIM x MAXLEN 1
+XTRIM x BOGUS 1
+XGROUP CREATE x g 0
+XGROUP CREATE x g 0
+XGROUP CREATE nothing g 0
+XGROUP CREATE made g $ MKSTREAM
+XGROUP CREATECONSUMER x g c1
+XGROUP CREATECONSUMER x g c1
+XGROUP CREATECONSUMER x nobody c1
+XGROUP SETID x g 5-0
+XGROUP DELCONSUMER x g c1
+XCLAIM x g c2 0 9-0 FORCE JUSTID
+XCLAIM x g c2 0 9-0 TIME 1000 RETRYCOUNT 7
+XCLAIM x g c2 0 1-1 FORCE
+XCLAIM x nobody c2 0 9-0
+XCLAIM x g c2 0 9-0 BOGUS
+XACK x g 9-0 99-0
+XACK x g 9-0
+XSETID x 1-0
+XSETID x 20-0 ENTRIESADDED 30 MAXDELETEDID 9-0
+XSETID nothing 1-0
+XADD x 19-0 f v
+XGROUP DESTROY x g
+XGROUP DESTROY x g
+EXPIRE k1 100
+EXPIRE k1 200 NX
+EXPIRE k1 50 GT
+EXPIRE k1 100 BOGUS
+EXPIRE k1 100 NX GT
+EXPIRE nothing 100
+PEXPIREAT k2 4102444800000
+PEXPIRETIME k2
+EXPIRETIME k2
+PEXPIREAT k2 4102444800001 LT
+PEXPIREAT k2 4102444800001 GT
+PERSIST k2
+PERSIST k2
+PTTL k2
+TTL nothing
+SET k6 v PXAT 4102444800000
+SET k6 w KEEPTTL
+PEXPIRETIME k6
+APPEND k6 x
+PEXPIRETIME k6
+RENAME k6 k7
+PEXPIRETIME k7
+RENAME nothing k7
+RENAMENX k7 k2
+RENAMENX k7 k8
+PEXPIREAT k8 1
+EXISTS k8 k2 k2
+TYPE x
+TYPE nothing
+DUMP nothing
+RESTORE r 0 garbage
+RESTORE a 0 garbage
+RESTORE a -1 garbage REPLACE
+RESTORE a 0 garbage REPLACE BOGUS
+RESTORE a 0 garbage REPLACE FREQ 256
+RESTORE a 0 garbage REPLACE IDLETIME 1 FREQ 1
+DEL k1 k2 nothing
+UNLINK a a
+SELECT 16
+SELECT x
+SELECT 3
+SET other 1
+DBSIZE
+SWAPDB 3 4
+DBSIZE
+SWAPDB 3 99
+SELECT 4
+GET other
+FLUSHDB
+FLUSHALL BOGUS
+SELECT 0
+MULTI
+SET m 1
+INCR m
+LPUSH m x
+GET m
+EXEC
+MULTI
+BOGUS
+EXEC
+MULTI
+SET a
+SET a 1
+EXEC
+MULTI
+MULTI
+WATCH a
+DISCARD
+DISCARD
+EXEC
+WATCH m
+SET m 5
+MULTI
+SET m 6
+EXEC
+GET m
+PING
+PING hello
+PING a b
+ECHO "two words"
+ECHO
+KEYS nothing*
+KEYS k[1-3]
+SCAN x
+SCAN 0 COUNT 0
+CLIENT SETNAME me
+CLIENT GETNAME
+CLIENT BOGUS
+CONFIG BOGUS
+REPLCONF
+REPLCONF listening-port
+REPLCONF listening-port x
+REPLCONF listening-port 1 capa eof capa nonsense
+REPLCONF bogus 1
+PUBLISH channel message
+AUTH nobody wrong
+FLUSHALL
+DBSIZE
+"#;
+
+#[tokio::test]
+async fn embedded_and_real_servers_answer_alike() {
+    let Some(program) = real_server() else { return };
+    let real = RealServer::start(&program, &[]).await.unwrap();
+    let embedded = server(ServerOptions::default()).await;
+    let mut theirs = RespClient::connect(real.address()).await.unwrap();
+    let mut mine = RespClient::connect(embedded.address()).await.unwrap();
+    let (mut differences, mut errors) = (Vec::new(), 0);
+    for line in CONVERSATION.lines().filter(|line| !line.is_empty()) {
+        let words: Vec<String> = match line.split_once('"') {
+            Some((start, quoted)) => {
+                start.split_whitespace().chain([quoted.trim_end_matches('"')]).map(str::to_owned).collect()
+            }
+            None => line.split_whitespace().map(str::to_owned).collect(),
+        };
+        let expected = theirs.command(&words).await.unwrap();
+        let answer = mine.command(&words).await.unwrap();
+        errors += usize::from(is_error(&expected));
+        if answer != expected {
+            differences.push(format!("{line}\n   real:     {expected:?}\n   embedded: {answer:?}"));
+        }
+    }
+    assert!(differences.is_empty(), "{} answers differ:\n{}", differences.len(), differences.join("\n"));
+    // The comparison sees errors and values, and can fail.
+    assert!(errors > 70, "only {errors} errors");
+    assert_ne!(
+        mine.command(&["INFO", "server"]).await.unwrap(),
+        theirs.command(&["INFO", "server"]).await.unwrap()
+    );
 }
 
 /// `cargo test --release --test demo_servers -- --ignored --nocapture` prints how fast the servers are.
