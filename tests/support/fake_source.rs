@@ -29,6 +29,7 @@ impl Snapshot {
 }
 
 const REPLID: &str = "1234567890123456789012345678901234567890";
+const INFO: &str = "# Server\r\nredis_version:7.0.15\r\n# Replication\r\nrole:master\r\n";
 const MARK: &[u8; 40] = b"0123456789abcdef0123456789abcdef01234567";
 
 impl FakeSource {
@@ -65,7 +66,7 @@ fn serve(stream: TcpStream, count: &AtomicUsize, snapshots: &[Snapshot]) -> std:
         match command[0].to_ascii_uppercase().as_str() {
             "PING" => stream.write_all(b"+PONG\r\n")?,
             "REPLCONF" if command.get(1).is_some_and(|option| option.eq_ignore_ascii_case("ack")) => {}
-            "INFO" => stream.write_all(b"$22\r\n# Server\r\nredis_version\r\n")?,
+            "INFO" => write!(stream, "${}\r\n{INFO}\r\n", INFO.len())?,
             "PSYNC" => {
                 let snapshot = &snapshots[count.fetch_add(1, Ordering::Relaxed).min(snapshots.len() - 1)];
                 write!(stream, "+FULLRESYNC {REPLID} 0\r\n")?;
