@@ -1,5 +1,6 @@
 //! shakedeck: a live console for moving a Redis or Valkey data set to another server while the application keeps running.
 
+pub mod app;
 pub mod cli;
 pub mod config;
 pub mod control;

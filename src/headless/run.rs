@@ -188,7 +188,9 @@ impl Ending {
 
     /// Sends the stop once; a full queue is tried again with the next snapshot.
     fn ask(&mut self, handle: &Handle) {
-        self.is_sent = self.is_sent || handle.send(Command::Stop { forget: false }) != Err(SendError::Busy);
+        // A goal that is reached is the end of the migration: nothing is left behind on the destination.
+        let forget = matches!(self.why, Why::Reached(_));
+        self.is_sent = self.is_sent || handle.send(Command::Stop { forget }) != Err(SendError::Busy);
     }
 }
 

@@ -165,6 +165,9 @@ pub fn route(type_byte: u8, dialect: Dialect, source_version: u16, target: Targe
         _ if destination_accepts(type_byte, dialect, target) => {
             Route::Restore { version: rdb_version_of(target) }
         }
+        _ if super::commands::is_stream(type_byte) && !target.has_redis(5, 0) => {
+            Route::Impossible("stream, and the destination knows no streams (Redis 5.0)")
+        }
         types::ARRAY => Route::Impossible("array value, and the destination knows no arrays (Redis 8.8)"),
         types::GCRA => Route::Impossible("rate limiter value, which no released server reads"),
         _ => Route::Commands,

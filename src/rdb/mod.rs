@@ -10,6 +10,7 @@
 //! only as bytes really arrive, and nothing recurses.
 
 mod bytelist;
+pub mod commands;
 mod decoder;
 pub mod dump;
 pub mod elements;

@@ -146,8 +146,8 @@ pub fn visit_value(
 }
 
 impl DecodedValue {
-    /// A value of the right kind without elements.
-    fn empty(type_byte: u8, dialect: Dialect) -> Self {
+    /// A value of the right kind without elements, to be filled with [`DecodedValue::add`].
+    pub fn empty(type_byte: u8, dialect: Dialect) -> Self {
         match super::type_name(type_byte, dialect).0 {
             "list" => Self::List(Vec::new()),
             "set" => Self::Set(Vec::new()),
@@ -160,7 +160,7 @@ impl DecodedValue {
     }
 
     /// Adds an element; one that belongs to another kind of value is ignored (the visitor never mixes them).
-    fn add(&mut self, element: Element<'_>) {
+    pub fn add(&mut self, element: Element<'_>) {
         match (self, element) {
             (Self::String(text), Element::Text(piece)) => text.extend_from_slice(piece),
             (Self::List(items), Element::Item(item)) => items.push(item.to_vec()),
