@@ -2,7 +2,7 @@
 //!
 //! The only module that knows both the engine and the fronts.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -19,6 +19,9 @@ use crate::control::{self, EngineEnd, Handle};
 use crate::demo::{Comparison, Demo, DemoOptions};
 use crate::engine::{self, Engine, exit};
 use crate::headless::{self, HeadlessOptions};
+use crate::rdb::dump::Target;
+use crate::rdb::export::{self, RespOptions, Statistics, Summary};
+use crate::rdb::{Decoder, Limits, RdbError};
 use crate::status::{Outcome, State};
 use crate::ui::{self, UiOptions, theme::Palette};
 
@@ -35,7 +38,7 @@ pub fn run(command: Command) -> ExitCode {
         Command::Demo(demo) => run_demo(demo),
         Command::Attach(attach) => run_attach(attach),
         Command::Ctl(ctl) => run_ctl(ctl),
-        Command::Rdb(_) => Err(failure(exit::CONFIG, "not wired yet")),
+        Command::Rdb(rdb) => run_rdb(&rdb),
         Command::Completions(shell) => {
             cli::write_completions(shell, &mut std::io::stdout());
             Ok(exit::DONE)
@@ -220,6 +223,41 @@ fn run_attach(attach: cli::Attach) -> Result<i32, Outcome> {
     ui::run(handle, options)
         .map_err(|error| failure(exit::CONFIG, format!("the console needs a terminal: {error}")))?;
     Ok(exit::DONE)
+}
+
+/// Prints what an RDB file holds; what could not be printed goes to stderr.
+fn run_rdb(rdb: &cli::Rdb) -> Result<i32, Outcome> {
+    let name = rdb.file.display();
+    let file = std::fs::File::open(&rdb.file)
+        .map_err(|error| failure(exit::CONFIG, format!("cannot open '{name}': {error}")))?;
+    let mut decoder = Decoder::new(file, Limits::default());
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let summary = match rdb.format {
+        cli::RdbFormat::Json => export::write_json(&mut decoder, &mut out),
+        cli::RdbFormat::Resp => {
+            // Nobody says which server will load it: commands that every Redis since 7.0 and every Valkey knows.
+            let options = RespOptions { target: Target::redis(7, 0), commands_only: true, replace: true };
+            export::write_resp(&mut decoder, options, &mut out)
+        }
+        cli::RdbFormat::Stats => Statistics::collect(&mut decoder).and_then(|statistics| {
+            writeln!(out, "{statistics}")?;
+            Ok(Summary::default())
+        }),
+    };
+    let summary = match summary.and_then(|summary| out.flush().map(|()| summary).map_err(RdbError::Io)) {
+        Ok(summary) => summary,
+        // `| head` has seen enough.
+        Err(RdbError::Io(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(exit::DONE),
+        Err(error) => return Err(failure(exit::SOURCE, format!("'{name}': {error}"))),
+    };
+    for note in summary.losses.iter().chain(&summary.bad) {
+        eprintln!("{note}");
+    }
+    if summary.bad_keys == 0 {
+        return Ok(exit::DONE);
+    }
+    eprintln!("{} keys could not be written", summary.bad_keys);
+    Ok(exit::QUARANTINE)
 }
 
 fn run_demo(options: cli::Demo) -> Result<i32, Outcome> {
