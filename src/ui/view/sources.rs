@@ -4,7 +4,7 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::text::{Line, Span};
 
-use super::table::{self, Column, Row, Rows};
+use super::table::{self, Cells, Column, Row, Rows};
 use super::{PaneFrame, Screen};
 use crate::format;
 use crate::status::{Phase, SourceStatus};
@@ -67,7 +67,7 @@ fn columns(screen: &Screen, size: Size, width: u16) -> Vec<(usize, Column)> {
 }
 
 /// The rows that pass the filter, in the chosen order.
-pub(super) fn rows(screen: &Screen) -> Rows {
+pub(super) fn rows<'a>(screen: &Screen<'a>) -> Rows<'a> {
     let Screen { model, status } = screen;
     let selected = model.selected_source(status).map(|row| row.address.as_str());
     let compact = Size::of(model.size.0, model.size.1) == Size::Compact;
@@ -84,13 +84,13 @@ pub(super) fn rows(screen: &Screen) -> Rows {
             severity,
             selected: model.focus == Pane::Sources && selected == Some(source.address.as_str()),
             reason: reason.filter(|reason| !reason.is_empty()),
-            cells: cells(screen, source, compact),
+            cells: Box::new(move |screen| cells(screen, source, compact)),
         }
     });
     Rows(rows.collect())
 }
 
-fn cells(screen: &Screen, source: &SourceStatus, compact: bool) -> Vec<Vec<Span<'static>>> {
+fn cells(screen: &Screen, source: &SourceStatus, compact: bool) -> Cells {
     let severity = Screen::severity_role(source_severity(source, screen.status));
     let percent = rdb_percent(source);
     // Before the handshake has ended nothing is known: a dash, not a zero.
@@ -163,7 +163,7 @@ impl Totals {
         }
     }
 
-    fn cells(&self, screen: &Screen, compact: bool, gauge_width: usize) -> Vec<Vec<Span<'static>>> {
+    fn cells(&self, screen: &Screen, compact: bool, gauge_width: usize) -> Cells {
         let text = |value: Option<String>| table::value(screen, value);
         let percent = table::percent(self.total.and_then(|total| format::percent(self.applied, total)));
         let filtered = screen.model.filter_of(Pane::Sources).is_some();
@@ -225,12 +225,13 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
         screen.line(buffer, place.rule, Span::styled(format!("  {rule}"), screen.style(Role::Border)));
     }
     let totals = Totals::of(&status.sources);
+    let gauge_width = if areas.size == Size::Wide { 20 } else { 16 };
     let total = Row {
         address: String::new(),
         severity: Severity::Fine,
         selected: false,
         reason: None,
-        cells: totals.cells(screen, compact, if areas.size == Size::Wide { 20 } else { 16 }),
+        cells: Box::new(|screen| totals.cells(screen, compact, gauge_width)),
     };
     Rows(vec![total]).draw(buffer, screen, place.total, &columns);
     screen.line(buffer, place.gauge, progress(screen, &totals, usize::from(area.width)));
