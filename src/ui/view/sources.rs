@@ -7,10 +7,10 @@ use ratatui::text::{Line, Span};
 use super::table::{self, Cells, Column, Row, Rows};
 use super::{PaneFrame, Screen};
 use crate::format;
-use crate::status::{Phase, SourceStatus};
+use crate::status::{Phase, SourceStatus, State};
 use crate::ui::layout::{Areas, Size};
 use crate::ui::model::Pane;
-use crate::ui::rows::{Severity, rdb_percent, source_severity};
+use crate::ui::rows::{Finish, Severity, rdb_percent, source_severity};
 use crate::ui::theme::Role;
 
 /// Columns of every layout; a cell's place in the row is its place here.
@@ -235,7 +235,11 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
     };
     Rows(vec![total]).draw(buffer, screen, place.total, &columns);
     screen.line(buffer, place.gauge, progress(screen, &totals, usize::from(area.width)));
-    screen.line(buffer, place.spool, spool(screen));
+    let mut last = spool(screen);
+    if let Some(forecast) = forecast(screen).filter(|_| !compact) {
+        last.spans.insert(0, screen.text(Role::Title, format!("  {forecast}  ")));
+    }
+    screen.line(buffer, place.spool, last);
 }
 
 /// The right end of the title: what is shown of how much, filter and order.
@@ -314,6 +318,18 @@ pub(super) fn address_at(screen: &Screen, areas: &Areas, y: u16) -> Option<Strin
     rows.address_at(place.height, y.checked_sub(place.y)?)
 }
 
+/// When all will be applied: the answer to "when will it be done?".
+fn forecast(screen: &Screen) -> Option<String> {
+    match screen.status.state {
+        State::Paused | State::Pausing => None,
+        state if state.is_final() || screen.model.is_stale(screen.status) => None,
+        _ => match Finish::of_all(&screen.status.sources)? {
+            Finish::Unknown => None,
+            finish => Some(finish.words()),
+        },
+    }
+}
+
 /// The gauge of all RDBs; once they are applied, the rates of the stream.
 fn progress(screen: &Screen, totals: &Totals, width: usize) -> Line<'static> {
     let status = screen.status;
@@ -324,10 +340,10 @@ fn progress(screen: &Screen, totals: &Totals, width: usize) -> Line<'static> {
         return Line::from(screen.text(
             Role::Value,
             format!(
-                "  RDB {} applied   stream in {}, applied {}",
-                format::size(totals.applied),
+                "  stream in {}, applied {}{}",
                 format::rate(received),
-                format::rate(applied)
+                format::rate(applied),
+                forecast(screen).map(|forecast| format!("   {forecast}")).unwrap_or_default()
             ),
         ));
     }
@@ -343,22 +359,16 @@ fn progress(screen: &Screen, totals: &Totals, width: usize) -> Line<'static> {
         return Line::from(screen.text(Role::Value, text));
     };
     let percent = format::percent(totals.applied, total).unwrap_or(0);
-    let numbers = format!(
-        " {percent} %  {:.1}/{:.1} GB at {}",
-        totals.applied as f64 / 1e9,
-        total as f64 / 1e9,
-        format::rate(applied)
-    );
-    let numbers = if total < 1_000_000_000 {
-        format!(
-            " {percent} %  {} of {} at {}",
-            format::size(totals.applied),
-            format::size(total),
-            format::rate(applied)
-        )
+    let done = if total < 1_000_000_000 {
+        format!("{} of {}", format::size(totals.applied), format::size(total))
     } else {
-        numbers
+        format!("{:.1}/{:.1} GB", totals.applied as f64 / 1e9, total as f64 / 1e9)
     };
+    let left = match Finish::of_all(&screen.status.sources) {
+        Some(Finish::Rdb(seconds)) => format!(", about {} left", format::spoken_duration(seconds)),
+        _ => String::new(),
+    };
+    let numbers = format!(" {percent} %  {done} at {}{left}", format::rate(applied));
     let mut spans = vec![screen.text(Role::Label, "  RDB ")];
     let gauge = width.saturating_sub(10 + format::width(&numbers)).min(40);
     spans.push(Span::raw("["));
@@ -388,7 +398,7 @@ pub(super) fn spool(screen: &Screen) -> Line<'static> {
             if seconds < 30.0 * 86_400.0 {
                 text.push_str(&format!(", full in {} at this rate", format::forecast(seconds)));
             }
-            if matches!(status.state, crate::status::State::Paused) && seconds < 86_400.0 {
+            if matches!(status.state, State::Paused) && seconds < 86_400.0 {
                 let until = format::clock_utc(model.now_unix_ms + (seconds * 1_000.0) as u64);
                 text.push_str(&format!(": pause is safe until {until}Z"));
             }
