@@ -103,7 +103,12 @@ fn cells(screen: &Screen, source: &SourceStatus, compact: bool) -> Cells {
         text(source.role.clone()),
         vec![screen.text(severity, source.phase.word())],
         text(source.replid.as_ref().map(|replid| replid.chars().take(8).collect())),
-        screen.gauge(exact_percent(source.rdb_bytes_applied, source.rdb_bytes_total), gauge_width),
+        screen.gauge(
+            source.rdb_bytes_applied,
+            source.rdb_bytes_received,
+            source.rdb_bytes_total,
+            gauge_width,
+        ),
         text(table::percent(percent)),
         text(table::known_bytes(source.rdb_bytes_received, known)),
         text(source.rdb_bytes_total.map(format::bytes)),
@@ -125,10 +130,6 @@ fn cells(screen: &Screen, source: &SourceStatus, compact: bool) -> Cells {
             format::count(source.errors as f64),
         )],
     ]
-}
-
-fn exact_percent(part: u64, whole: Option<u64>) -> Option<f64> {
-    whole.filter(|whole| *whole > 0).map(|whole| part as f64 * 100.0 / whole as f64)
 }
 
 /// All nodes together, whatever the filter hides.
@@ -173,7 +174,7 @@ impl Totals {
             Vec::new(),
             Vec::new(),
             Vec::new(),
-            screen.gauge(exact_percent(self.applied, self.total), gauge_width),
+            screen.gauge(self.applied, self.received, self.total, gauge_width),
             text(percent.clone()),
             text(table::known_bytes(self.received, self.known)),
             text(self.total.map(format::bytes)),
@@ -372,7 +373,7 @@ fn progress(screen: &Screen, totals: &Totals, width: usize) -> Line<'static> {
     let mut spans = vec![screen.text(Role::Label, "  RDB ")];
     let gauge = width.saturating_sub(10 + format::width(&numbers)).min(40);
     spans.push(Span::raw("["));
-    spans.extend(screen.gauge(exact_percent(totals.applied, Some(total)), gauge));
+    spans.extend(screen.gauge(totals.applied, totals.received, Some(total), gauge));
     spans.push(Span::raw("]"));
     spans.push(screen.text(Role::Value, numbers));
     Line::from(spans)

@@ -69,7 +69,7 @@ fn cells(screen: &Screen, writer: &DestinationStatus, compact: bool) -> Cells {
     let text = |value: Option<String>| table::value(screen, value);
     let state = screen.text(Screen::severity_role(writer_severity(writer)), writer.state.word());
     let error_role = if writer.errors > 0 { Role::Warn } else { Role::Value };
-    let oldest = milliseconds(writer.oldest_ms);
+    let oldest = if writer.in_flight > 0 { milliseconds(writer.oldest_ms) } else { "-".into() };
     let ops = format::count(writer.ops_per_second);
     if compact {
         return vec![
