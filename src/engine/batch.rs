@@ -1,0 +1,332 @@
+//! What travels from a replay thread to a writer: commands for one connection, sent and confirmed together.
+//!
+//! A batch is applied by one MULTI/EXEC that also sets the checkpoint, so after any crash the destination itself says
+//! which batches it has. Batches begin and end at whole commands, and never inside a transaction of the source.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use super::source::SourceShared;
+use crate::psync::Replid;
+use crate::resp::{self, CommandParser};
+
+/// Bytes at which a batch is sent at the latest: some 2,000 small commands, which hold the destination's event loop for
+/// a few milliseconds. A single larger command or transaction makes a larger batch.
+pub const BATCH_BYTES: usize = 256 * 1024;
+/// Keys of one MSET: beyond 50 the destination gains nothing more from merging.
+const MSET_KEYS: usize = 128;
+
+/// Commands for one destination connection.
+pub struct Batch {
+    /// Where they come from.
+    pub source: Arc<SourceShared>,
+    /// Database in which the first command runs.
+    pub start_db: u32,
+    /// Database after the last command.
+    pub end_db: u32,
+    /// The commands in RESP, ready to send.
+    pub bytes: Vec<u8>,
+    /// One per command in `bytes`.
+    pub commands: Vec<SentCommand>,
+    /// What is true once this batch is confirmed.
+    pub progress: Progress,
+    /// Keys of the RDB or commands of the stream in it.
+    pub entries: u64,
+    /// Bytes of the source (RDB or stream) that it stands for.
+    pub source_bytes: u64,
+    /// A run of plain SETs not yet closed: RESP of keys and values, and how many keys.
+    pairs: Vec<u8>,
+    pair_count: usize,
+    pair_verb: PairVerb,
+}
+
+/// One command of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SentCommand {
+    /// Where it begins in `bytes`.
+    pub start: usize,
+    /// What it is, for the error rules.
+    pub kind: CommandKind,
+}
+
+/// What a command of a batch is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CommandKind {
+    /// SELECT.
+    Select,
+    /// RESTORE of a key of the RDB.
+    Restore,
+    /// The same where an existing key is kept: BUSYKEY only counts.
+    RestoreIfMissing,
+    /// MSETNX of keys of the RDB: 0 = one of them existed.
+    SetIfNone,
+    /// SET … NX of a key of the RDB: null = it existed.
+    SetIfMissing,
+    /// RENAMENX of a key of the RDB that was built aside: 0 = its name existed.
+    RenameIfNone,
+    /// The same where an existing key is kept.
+    RenameIfMissing,
+    /// Part of an RDB value or one of its functions, sent as a plain command.
+    Rebuild,
+    /// A command of the stream (or several SETs of it as one MSET).
+    Stream,
+}
+
+/// How plain strings are written together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PairVerb {
+    /// Replaces: MSET.
+    Replace,
+    /// RDB keys that must not exist: MSETNX.
+    OnlyIfNone,
+    /// Stream: MSET, counted as commands of the stream.
+    Stream,
+}
+
+/// How far a source has been applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// The history.
+    pub replid: Replid,
+    /// Where in it.
+    pub at: Position,
+}
+
+/// A place in one history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Position {
+    /// Inside the RDB that stands for `offset`: its first `bytes` bytes are applied.
+    Rdb {
+        /// Offset of the FULLRESYNC.
+        offset: u64,
+        /// Applied bytes of the RDB.
+        bytes: u64,
+        /// Database selected there.
+        db: u32,
+    },
+    /// In the stream: everything up to `offset` is applied.
+    Stream {
+        /// Replication offset.
+        offset: u64,
+        /// Database selected there; no SELECT follows a `+CONTINUE`.
+        db: u32,
+    },
+}
+
+impl fmt::Display for Progress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.at {
+            Position::Rdb { offset, bytes, db } => write!(f, "v1 {} rdb {offset} {bytes} {db}", self.replid),
+            Position::Stream { offset, db } => write!(f, "v1 {} stream {offset} {db}", self.replid),
+        }
+    }
+}
+
+impl FromStr for Progress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("'{}' is not a checkpoint of this version", text.escape_debug());
+        let words: Vec<&str> = text.split(' ').collect();
+        let number = |at: usize| words.get(at).and_then(|word| word.parse::<u64>().ok()).ok_or_else(bad);
+        let db = |at: usize| words.get(at).and_then(|word| word.parse::<u32>().ok()).ok_or_else(bad);
+        let replid = words.get(1).and_then(|word| Replid::parse(word)).ok_or_else(bad)?;
+        let at = match (words.first(), words.get(2), words.len()) {
+            (Some(&"v1"), Some(&"rdb"), 6) => {
+                Position::Rdb { offset: number(3)?, bytes: number(4)?, db: db(5)? }
+            }
+            (Some(&"v1"), Some(&"stream"), 5) => Position::Stream { offset: number(3)?, db: db(4)? },
+            _ => return Err(bad()),
+        };
+        Ok(Progress { replid, at })
+    }
+}
+
+impl Batch {
+    /// An empty batch that stands at `progress`.
+    pub fn new(source: Arc<SourceShared>, progress: Progress, db: u32) -> Self {
+        Batch {
+            source,
+            start_db: db,
+            end_db: db,
+            bytes: Vec::new(),
+            commands: Vec::new(),
+            progress,
+            entries: 0,
+            source_bytes: 0,
+            pairs: Vec::new(),
+            pair_count: 0,
+            pair_verb: PairVerb::Replace,
+        }
+    }
+
+    /// The batch after this one, from the same place on.
+    pub fn successor(&self) -> Self {
+        Batch::new(self.source.clone(), self.progress.clone(), self.end_db)
+    }
+
+    /// True when it holds nothing and moves nothing.
+    pub fn is_void(&self) -> bool {
+        self.commands.is_empty() && self.pair_count == 0 && self.source_bytes == 0
+    }
+
+    /// True when it should be sent, given the most commands that may be unanswered.
+    pub fn is_full(&self, command_limit: usize) -> bool {
+        self.bytes.len() + self.pairs.len() >= BATCH_BYTES || self.commands.len() >= command_limit
+    }
+
+    /// Begins a command: its bytes are appended to `bytes` next.
+    pub fn begin(&mut self, kind: CommandKind) {
+        self.close_pairs();
+        self.commands.push(SentCommand { start: self.bytes.len(), kind });
+    }
+
+    /// Appends one command.
+    pub fn push(&mut self, kind: CommandKind, args: &[&[u8]]) {
+        self.begin(kind);
+        resp::append_command(&mut self.bytes, args);
+    }
+
+    /// Appends one command as the bytes that arrived.
+    pub fn push_raw(&mut self, kind: CommandKind, raw: &[u8]) {
+        self.begin(kind);
+        self.bytes.extend_from_slice(raw);
+    }
+
+    /// Selects a database for what follows.
+    pub fn select(&mut self, db: u32) {
+        if db == self.end_db {
+            return;
+        }
+        if self.commands.is_empty() && self.pair_count == 0 {
+            self.start_db = db;
+        } else {
+            self.push(CommandKind::Select, &[b"SELECT", db.to_string().as_bytes()]);
+        }
+        self.end_db = db;
+    }
+
+    /// Appends one plain SET. Neighbours become one MSET, which is the same to the destination and costs it half.
+    pub fn push_pair(&mut self, verb: PairVerb, key: &[u8], value: &[u8]) {
+        if self.pair_verb != verb || self.pair_count == MSET_KEYS {
+            self.close_pairs();
+            self.pair_verb = verb;
+        }
+        resp::append_bulk(&mut self.pairs, key);
+        resp::append_bulk(&mut self.pairs, value);
+        self.pair_count += 1;
+    }
+
+    /// Closes a run of plain SETs. Must be called before the batch is sent.
+    pub fn close_pairs(&mut self) {
+        if self.pair_count == 0 {
+            return;
+        }
+        let (kind, verb): (CommandKind, &[u8]) = match (self.pair_verb, self.pair_count) {
+            (PairVerb::OnlyIfNone, _) => (CommandKind::SetIfNone, b"MSETNX"),
+            (PairVerb::Replace, 1) => (CommandKind::Rebuild, b"SET"),
+            (PairVerb::Replace, _) => (CommandKind::Rebuild, b"MSET"),
+            (PairVerb::Stream, 1) => (CommandKind::Stream, b"SET"),
+            (PairVerb::Stream, _) => (CommandKind::Stream, b"MSET"),
+        };
+        self.commands.push(SentCommand { start: self.bytes.len(), kind });
+        resp::append_array_header(&mut self.bytes, 1 + 2 * self.pair_count);
+        resp::append_bulk(&mut self.bytes, verb);
+        self.bytes.append(&mut self.pairs);
+        self.pair_count = 0;
+    }
+
+    /// The bytes of command `index`.
+    pub fn command_bytes(&self, index: usize) -> &[u8] {
+        let start = self.commands.get(index).map_or(self.bytes.len(), |command| command.start);
+        let end = self.commands.get(index + 1).map_or(self.bytes.len(), |command| command.start);
+        self.bytes.get(start..end).unwrap_or_default()
+    }
+
+    /// The arguments of command `index`.
+    pub fn arguments(&self, index: usize) -> Vec<&[u8]> {
+        let bytes = self.command_bytes(index);
+        let mut parser = CommandParser::default();
+        match parser.advance(bytes) {
+            Ok(Some(_)) => parser.args.iter().filter_map(|range| bytes.get(range.clone())).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Database in which command `index` runs.
+    pub fn database_of(&self, index: usize) -> u32 {
+        (0..index)
+            .rev()
+            .filter(|at| self.commands.get(*at).is_some_and(|command| command.kind == CommandKind::Select))
+            .find_map(|at| std::str::from_utf8(self.arguments(at).get(1)?).ok()?.parse().ok())
+            .unwrap_or(self.start_db)
+    }
+
+    /// Takes commands out that the destination will never accept.
+    pub fn remove(&mut self, indexes: &[usize]) {
+        let mut kept = Vec::with_capacity(self.bytes.len());
+        let mut commands = Vec::with_capacity(self.commands.len());
+        for index in 0..self.commands.len() {
+            if !indexes.contains(&index) {
+                commands.push(SentCommand { start: kept.len(), kind: self.commands[index].kind });
+                kept.extend_from_slice(self.command_bytes(index));
+            }
+        }
+        self.bytes = kept;
+        self.commands = commands;
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    #![allow(clippy::unwrap_used, reason = "a panic is the failure of a test")]
+
+    use super::*;
+    use crate::engine::spool::Spool;
+
+    pub(in crate::engine) fn batch(dir: &std::path::Path) -> Batch {
+        let source = SourceShared::new("127.0.0.1:1".into(), Spool::open(dir).unwrap());
+        let replid = Replid::parse(&"0f".repeat(20)).unwrap();
+        Batch::new(Arc::new(source), Progress { replid, at: Position::Stream { offset: 0, db: 0 } }, 0)
+    }
+
+    #[test]
+    fn neighbouring_sets_become_one_mset_and_order_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut batch = batch(dir.path());
+        batch.select(3);
+        batch.push_pair(PairVerb::Stream, b"a", b"1");
+        batch.push_pair(PairVerb::Stream, b"b", b"2");
+        batch.push(CommandKind::Stream, &[b"INCR", b"a"]);
+        batch.push_pair(PairVerb::Stream, b"c", b"3");
+        batch.select(4);
+        batch.push(CommandKind::Stream, &[b"DEL", b"c"]);
+        batch.close_pairs();
+        let all: Vec<String> = (0..batch.commands.len())
+            .map(|index| batch.arguments(index).join(&b' ').escape_ascii().to_string())
+            .collect();
+        assert_eq!(all, ["MSET a 1 b 2", "INCR a", "SET c 3", "SELECT 4", "DEL c"]);
+        assert_eq!((batch.start_db, batch.end_db), (3, 4));
+        batch.remove(&[0, 3]);
+        let all: Vec<String> = (0..batch.commands.len())
+            .map(|index| batch.arguments(index).join(&b' ').escape_ascii().to_string())
+            .collect();
+        assert_eq!(all, ["INCR a", "SET c 3", "DEL c"]);
+    }
+
+    #[test]
+    fn progress_is_read_back_as_written() {
+        let replid = Replid::parse(&"0f".repeat(20)).unwrap();
+        for at in [
+            Position::Rdb { offset: 5, bytes: u64::MAX, db: 15 },
+            Position::Stream { offset: 1 << 40, db: 0 },
+        ] {
+            let progress = Progress { replid: replid.clone(), at };
+            assert_eq!(progress.to_string().parse(), Ok(progress));
+        }
+        for text in ["", "v1", "v2 x", "v1 0f stream 1 2", "garbage that a person typed"] {
+            assert!(text.parse::<Progress>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The data directory of one migration: who uses it, and for what.
+//!
+//! ```text
+//!  data/
+//!    lock             held while a process runs here; holds its pid
+//!    run.json         run id, source, destination
+//!    127.0.0.1_6379/  spool of one source
+//!    quarantine.jsonl control.sock shake.log
+//! ```
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use super::events::unix_ms;
+use super::spool::{SpoolError, replace_file};
+
+/// Why a data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// A file operation failed.
+    #[error("data directory: cannot {action} '{path}': {cause}", path = path.display())]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        cause: io::Error,
+    },
+    /// Another process works there.
+    #[error("data directory '{path}' is in use by the process with pid {pid}. Watch it with 'shakedeck attach --dir {path}', stop it with 'shakedeck ctl --dir {path} stop', or set another [advanced] dir.", path = path.display())]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+        /// Who.
+        pid: String,
+    },
+    /// It holds the state of another migration.
+    #[error("data directory '{path}' belongs to the migration {was}, but this one is {is}. Two ways on: set another [advanced] dir, or, if that migration is over, remove the directory.", path = path.display())]
+    OtherMigration {
+        /// The directory.
+        path: PathBuf,
+        /// Source -> destination of the former migration.
+        was: String,
+        /// Source -> destination of this one.
+        is: String,
+    },
+    /// The spool in it cannot be used.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+}
+
+/// What `run.json` holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunFile {
+    /// Names the migration across restarts.
+    pub run_id: String,
+    /// Address of the source.
+    pub source: String,
+    /// Address of the destination.
+    pub destination: String,
+}
+
+/// A data directory held by this process.
+pub struct DataDir {
+    path: PathBuf,
+    run: RunFile,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Takes the directory, creating it if need be.
+    pub fn take(path: &Path, source: &str, destination: &str) -> Result<DataDir, DataDirError> {
+        let io = |action, path: &Path| {
+            let path = path.to_owned();
+            move |cause| DataDirError::Io { action, path, cause }
+        };
+        // Only for the owner: the spool holds the operator's data.
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("create", path))?;
+        let lock_path = path.join("lock");
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&lock_path)
+            .map_err(io("open", &lock_path))?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let mut pid = String::new();
+            let _ = lock.read_to_string(&mut pid);
+            return Err(DataDirError::InUse { path: path.to_owned(), pid: pid.trim().to_owned() });
+        }
+        lock.set_len(0)
+            .and_then(|()| writeln!(lock, "{}", std::process::id()))
+            .map_err(io("write", &lock_path))?;
+        let run_path = path.join("run.json");
+        let run = match fs::read(&run_path) {
+            Ok(text) => serde_json::from_slice::<RunFile>(&text)
+                .map_err(|error| io("read", &run_path)(io::Error::other(error)))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let run = RunFile {
+                    run_id: new_run_id(),
+                    source: source.to_owned(),
+                    destination: destination.to_owned(),
+                };
+                replace_file(&run_path, &serde_json::to_vec_pretty(&run).unwrap_or_default())?;
+                run
+            }
+            Err(error) => return Err(io("read", &run_path)(error)),
+        };
+        if run.source != source || run.destination != destination {
+            return Err(DataDirError::OtherMigration {
+                path: path.to_owned(),
+                was: format!("{} -> {}", run.source, run.destination),
+                is: format!("{source} -> {destination}"),
+            });
+        }
+        Ok(DataDir { path: path.to_owned(), run, _lock: lock })
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Names the migration across restarts.
+    pub fn run_id(&self) -> &str {
+        &self.run.run_id
+    }
+
+    /// Folder of the spool of one source.
+    pub fn spool_path(&self, source: &str) -> PathBuf {
+        self.path.join(source.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.' && c != '-', "_"))
+    }
+
+    /// The migration is over: a later start in this directory begins a new one.
+    pub fn forget(&self) -> Result<(), DataDirError> {
+        let path = self.path.join("run.json");
+        fs::remove_file(&path).map_err(|cause| DataDirError::Io { action: "remove", path, cause })
+    }
+}
+
+/// Time of the start and four random digits: unique enough, and an operator can read it aloud.
+fn new_run_id() -> String {
+    let now = unix_ms();
+    let stamp = crate::format::date_time_utc(now).replace([':', '-', ' '], "");
+    // The address of a fresh allocation and the pid differ between processes started in the same millisecond.
+    let salt = (std::process::id() as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ now.rotate_left(17);
+    format!("{stamp}-{:04x}", (salt >> 32) as u16)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a panic is the failure of a test")]
+
+    use super::*;
+
+    #[test]
+    fn a_second_process_and_another_migration_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        let first = DataDir::take(&path, "a:1", "b:2").unwrap();
+        let run_id = first.run_id().to_owned();
+        let error = DataDir::take(&path, "a:1", "b:2").err().unwrap().to_string();
+        assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
+        drop(first);
+        let error = DataDir::take(&path, "a:1", "c:3").err().unwrap().to_string();
+        assert!(error.contains("a:1 -> b:2") && error.contains("Two ways on"), "{error}");
+        assert_eq!(DataDir::take(&path, "a:1", "b:2").unwrap().run_id(), run_id);
+    }
+}

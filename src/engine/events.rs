@@ -1,0 +1,148 @@
+//! What the operator is told: one sentence an event, kept in a ring for the fronts and written to the log.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::status::{EVENT_CAPACITY, Event, EventLevel, Rejected};
+
+/// Now, as Unix milliseconds.
+pub fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// The ring of operator events and the table of rejected entries.
+#[derive(Debug, Default)]
+pub struct EventLog {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    events: VecDeque<Event>,
+    next_id: u64,
+    dropped: u64,
+    unread_errors: u64,
+    rejected: BTreeMap<String, Rejected>,
+}
+
+/// A copy of the log for one snapshot.
+#[derive(Debug, Default)]
+pub struct EventView {
+    /// Events, oldest first.
+    pub events: Vec<Event>,
+    /// Events that fell out of the ring.
+    pub dropped: u64,
+    /// Errors not yet acknowledged.
+    pub unread_errors: u64,
+    /// Rejected entries by kind.
+    pub rejected: Vec<Rejected>,
+}
+
+impl EventLog {
+    /// Good to know.
+    pub fn info(&self, node: &str, text: impl Into<String>) {
+        self.push(EventLevel::Info, node, text.into());
+    }
+
+    /// Nothing lost, worth a look.
+    pub fn warn(&self, node: &str, text: impl Into<String>) {
+        self.push(EventLevel::Warn, node, text.into());
+    }
+
+    /// A person must act.
+    pub fn error(&self, node: &str, text: impl Into<String>) {
+        self.push(EventLevel::Error, node, text.into());
+    }
+
+    /// Counts entries that were not applied as they came; the first of a kind is an event too.
+    pub fn reject(&self, node: &str, level: EventLevel, kind: &str, policy: &str, example: &str, text: &str) {
+        let first = {
+            let mut inner = self.lock();
+            let rejected = inner.rejected.entry(kind.to_owned()).or_insert_with(|| Rejected {
+                kind: kind.to_owned(),
+                count: 0,
+                last_unix_ms: None,
+                example: None,
+                policy: policy.to_owned(),
+            });
+            rejected.count += 1;
+            rejected.last_unix_ms = Some(unix_ms());
+            rejected.example = Some(example.to_owned());
+            rejected.count == 1
+        };
+        if first || level == EventLevel::Error {
+            self.push(level, node, text.to_owned());
+        }
+    }
+
+    /// The operator has seen the errors.
+    pub fn acknowledge_errors(&self) {
+        self.lock().unread_errors = 0;
+    }
+
+    /// Copies everything for a snapshot.
+    pub fn view(&self) -> EventView {
+        let inner = self.lock();
+        EventView {
+            events: inner.events.iter().cloned().collect(),
+            dropped: inner.dropped,
+            unread_errors: inner.unread_errors,
+            rejected: inner.rejected.values().cloned().collect(),
+        }
+    }
+
+    fn push(&self, level: EventLevel, node: &str, text: String) {
+        match level {
+            EventLevel::Info => tracing::info!(target: "shakedeck", "{node}: {text}"),
+            EventLevel::Warn => tracing::warn!(target: "shakedeck", "{node}: {text}"),
+            EventLevel::Error => tracing::error!(target: "shakedeck", "{node}: {text}"),
+        }
+        let mut inner = self.lock();
+        if level == EventLevel::Error {
+            inner.unread_errors += 1;
+        }
+        let now = unix_ms();
+        if let Some(last) = inner.events.back_mut()
+            && last.level == level
+            && last.node == node
+            && last.text == text
+        {
+            last.count += 1;
+            last.unix_ms = now;
+            return;
+        }
+        let id = inner.next_id;
+        inner.next_id += 1;
+        inner.events.push_back(Event { id, unix_ms: now, level, node: node.to_owned(), text, count: 1 });
+        if inner.events.len() > EVENT_CAPACITY {
+            inner.events.pop_front();
+            inner.dropped += 1;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identical_events_collapse_and_the_ring_is_bounded() {
+        let log = EventLog::default();
+        for _ in 0..204 {
+            log.error("writer a", "refused");
+        }
+        for number in 0..EVENT_CAPACITY {
+            log.info("", format!("event {number}"));
+        }
+        let view = log.view();
+        assert_eq!((view.events.len(), view.dropped, view.unread_errors), (EVENT_CAPACITY, 1, 204));
+        assert_eq!(view.events[0].text, "event 0");
+        log.acknowledge_errors();
+        assert_eq!(log.view().unread_errors, 0);
+    }
+}

@@ -1,0 +1,398 @@
+//! One connection to a server: TCP, TLS or Unix socket, then AUTH.
+//!
+//! Every wait has a deadline and every error names the server, what was being done and the cure. The same type serves
+//! the replication link, the writer and short questions (INFO, CONFIG GET).
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+
+use crate::config::{Address, Endpoint, Tls};
+use crate::resp::{self, Reply};
+
+/// Longest wait for a connection or for the answer to a short question.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest line that a server may answer during the handshake.
+const MAX_LINE_LEN: usize = 64 * 1024;
+
+/// What can go wrong between us and one server.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// No connection.
+    #[error("{address}: cannot connect: {cause}. Is the server running there, and may this host reach it?")]
+    Connect {
+        /// The server.
+        address: Address,
+        /// Why.
+        cause: io::Error,
+    },
+    /// No answer in time.
+    #[error("{address}: no answer to {what} within {} s", limit.as_secs())]
+    Timeout {
+        /// The server.
+        address: Address,
+        /// What was asked.
+        what: String,
+        /// How long we waited.
+        limit: Duration,
+    },
+    /// The connection ended.
+    #[error("{address}: connection lost during {what}: {cause}")]
+    Lost {
+        /// The server.
+        address: Address,
+        /// What was being done.
+        what: String,
+        /// Why.
+        cause: io::Error,
+    },
+    /// TLS could not be agreed on.
+    #[error("{address}: TLS failed: {cause}. {cure}")]
+    Tls {
+        /// The server.
+        address: Address,
+        /// Why.
+        cause: String,
+        /// What to change.
+        cure: String,
+    },
+    /// The server answered something that is not RESP, or not what the protocol says.
+    #[error("{address}: unexpected answer to {what}: {found}. {cure}")]
+    Protocol {
+        /// The server.
+        address: Address,
+        /// What was asked.
+        what: String,
+        /// The answer, escaped.
+        found: String,
+        /// What to check.
+        cure: String,
+    },
+    /// The server refused.
+    #[error("{address}: {what} was refused: '{reply}'. {cure}")]
+    Refused {
+        /// The server.
+        address: Address,
+        /// What was asked.
+        what: String,
+        /// The error answer.
+        reply: String,
+        /// What to change.
+        cure: String,
+    },
+}
+
+impl NetError {
+    /// True when the same attempt may succeed later without anybody changing the configuration.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            NetError::Connect { .. } | NetError::Timeout { .. } | NetError::Lost { .. } => true,
+            NetError::Tls { .. } | NetError::Protocol { .. } => false,
+            NetError::Refused { reply, .. } => {
+                ["LOADING", "BUSY", "MASTERDOWN", "NOMASTERLINK", "TRYAGAIN"]
+                    .iter()
+                    .any(|code| reply.starts_with(code))
+                    || reply.contains("max number of clients")
+            }
+        }
+    }
+}
+
+/// Any byte stream to a server.
+pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
+
+/// An open, authenticated connection.
+pub struct Connection {
+    /// The server.
+    pub address: Address,
+    /// The stream.
+    pub io: Box<dyn Io>,
+    /// Bytes read and not yet used.
+    pub buffer: BytesMut,
+}
+
+impl Connection {
+    /// Connects and authenticates.
+    pub async fn open(endpoint: &Endpoint) -> Result<Connection, NetError> {
+        let address = endpoint.address.clone();
+        let connecting = async {
+            let io: Box<dyn Io> = match &address {
+                Address::Tcp { host, port } => {
+                    let stream = TcpStream::connect((host.as_str(), *port))
+                        .await
+                        .map_err(|cause| NetError::Connect { address: address.clone(), cause })?;
+                    // Batches are written whole: waiting for more (Nagle) would only add latency.
+                    let _ = stream.set_nodelay(true);
+                    match &endpoint.tls {
+                        None => Box::new(stream),
+                        Some(tls) => Box::new(tls_connect(&address, host, stream, tls).await?),
+                    }
+                }
+                Address::Unix(path) => Box::new(
+                    UnixStream::connect(path)
+                        .await
+                        .map_err(|cause| NetError::Connect { address: address.clone(), cause })?,
+                ),
+            };
+            Ok(Connection { address: address.clone(), io, buffer: BytesMut::with_capacity(16 * 1024) })
+        };
+        let mut connection =
+            timeout(REQUEST_TIMEOUT, connecting).await.map_err(|_| NetError::Timeout {
+                address: address.clone(),
+                what: "the connection attempt".into(),
+                limit: REQUEST_TIMEOUT,
+            })??;
+        connection.authenticate(endpoint).await?;
+        Ok(connection)
+    }
+
+    async fn authenticate(&mut self, endpoint: &Endpoint) -> Result<(), NetError> {
+        let Some(password) = &endpoint.password else { return Ok(()) };
+        let mut args: Vec<&[u8]> = vec![b"AUTH"];
+        if let Some(username) = &endpoint.username {
+            args.push(username.as_bytes());
+        }
+        args.push(password.reveal().as_bytes());
+        match self.request(&args).await? {
+            // A server without a password answers an error to AUTH: the operator's file says something untrue.
+            Reply::Error(reply) => Err(NetError::Refused {
+                address: self.address.clone(),
+                what: "AUTH".into(),
+                cure: if reply.starts_with("WRONGPASS") || reply.contains("invalid password") {
+                    "Check 'username' and 'password' of this side in the configuration.".into()
+                } else if reply.contains("without any password configured") || reply.contains("no password") {
+                    "The server has no password: remove 'password' of this side from the configuration."
+                        .into()
+                } else {
+                    "Check 'username' and 'password' of this side in the configuration.".into()
+                },
+                reply,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sends one command and waits for its reply.
+    pub async fn request(&mut self, args: &[&[u8]]) -> Result<Reply, NetError> {
+        // Only the verb: arguments may hold a password.
+        let what = String::from_utf8_lossy(args.first().copied().unwrap_or_default()).into_owned();
+        let mut command = Vec::new();
+        resp::append_command(&mut command, args);
+        self.send(&command, &what).await?;
+        timeout(REQUEST_TIMEOUT, self.read_reply(&what)).await.map_err(|_| NetError::Timeout {
+            address: self.address.clone(),
+            what: what.clone(),
+            limit: REQUEST_TIMEOUT,
+        })?
+    }
+
+    /// Writes bytes, with a deadline.
+    pub async fn send(&mut self, bytes: &[u8], what: &str) -> Result<(), NetError> {
+        match timeout(REQUEST_TIMEOUT, self.io.write_all(bytes)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(cause)) => Err(self.lost(what, cause)),
+            Err(_) => Err(NetError::Timeout {
+                address: self.address.clone(),
+                what: what.into(),
+                limit: REQUEST_TIMEOUT,
+            }),
+        }
+    }
+
+    /// Reads one reply, without a deadline of its own.
+    pub async fn read_reply(&mut self, what: &str) -> Result<Reply, NetError> {
+        loop {
+            match Reply::decode(&self.buffer) {
+                Ok(Some((reply, len))) => {
+                    self.buffer.advance(len);
+                    return Ok(reply);
+                }
+                Ok(None) => self.fill(what).await?,
+                Err(error) => return Err(self.not_redis(what, error.found)),
+            }
+        }
+    }
+
+    /// Takes one line, without its line end, from what has been read; empty lines (a source's keep-alive) are skipped.
+    pub fn take_line(&mut self, what: &str) -> Result<Option<Vec<u8>>, NetError> {
+        while self.buffer.first().is_some_and(|&byte| byte == b'\n' || byte == b'\r') {
+            self.buffer.advance(1);
+        }
+        if let Some(end) = memchr::memchr(b'\n', &self.buffer) {
+            let mut line = self.buffer.split_to(end + 1).to_vec();
+            while line.last().is_some_and(|&byte| byte == b'\n' || byte == b'\r') {
+                line.pop();
+            }
+            return Ok(Some(line));
+        }
+        if self.buffer.len() > MAX_LINE_LEN {
+            return Err(self.not_redis(what, self.buffer[..64].escape_ascii().to_string()));
+        }
+        Ok(None)
+    }
+
+    /// Waits for one line, without a deadline of its own.
+    pub async fn read_line(&mut self, what: &str) -> Result<Vec<u8>, NetError> {
+        loop {
+            if let Some(line) = self.take_line(what)? {
+                return Ok(line);
+            }
+            self.fill(what).await?;
+        }
+    }
+
+    /// Reads once, at least one byte.
+    pub async fn fill(&mut self, what: &str) -> Result<(), NetError> {
+        match self.io.read_buf(&mut self.buffer).await {
+            Ok(0) => {
+                Err(self.lost(what, io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the server")))
+            }
+            Ok(_) => Ok(()),
+            Err(cause) => Err(self.lost(what, cause)),
+        }
+    }
+
+    /// The connection ended while doing `what`.
+    pub fn lost(&self, what: &str, cause: io::Error) -> NetError {
+        NetError::Lost { address: self.address.clone(), what: what.into(), cause }
+    }
+
+    fn not_redis(&self, what: &str, found: String) -> NetError {
+        NetError::Protocol {
+            address: self.address.clone(),
+            what: what.into(),
+            found: format!("'{found}'"),
+            cure: "Is this the port of a Redis or Valkey server (and does it want TLS)?".into(),
+        }
+    }
+}
+
+/// The field `name` of an INFO reply.
+pub fn info_field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}
+
+async fn tls_connect(
+    address: &Address,
+    host: &str,
+    stream: TcpStream,
+    tls: &Tls,
+) -> Result<tokio_rustls::client::TlsStream<TcpStream>, NetError> {
+    let failed =
+        |cause: String, cure: &str| NetError::Tls { address: address.clone(), cause, cure: cure.into() };
+    let config = tls_config(tls)
+        .map_err(|cause| failed(cause, "Check the files named in the TLS settings of this side."))?;
+    let name = tls.server_name.as_deref().unwrap_or(host);
+    let name = ServerName::try_from(name.to_owned())
+        .map_err(|_| failed(format!("'{name}' is not a host name"), "Set 'server_name' in 'tls_config'."))?;
+    tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| {
+        let text = error.to_string();
+        let reason = if text.contains("NotValidForName") || text.contains("not valid for name") {
+            format!("the certificate is for another name ({text})")
+        } else if text.contains("Expired") || text.contains("expired") {
+            format!("the certificate has expired ({text})")
+        } else if text.contains("UnknownIssuer") {
+            "the certificate comes from an authority that is not trusted here (UnknownIssuer)".to_owned()
+        } else {
+            text
+        };
+        failed(
+            reason,
+            "Three ways on: set 'ca_cert' to the file of the right authority, set 'server_name' to a name of the \
+             certificate, or accept any certificate with 'tls_insecure = true'.",
+        )
+    })
+}
+
+fn tls_config(tls: &Tls) -> Result<rustls::ClientConfig, String> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?;
+    let builder = if tls.insecure {
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
+    } else {
+        let mut roots = rustls::RootCertStore::empty();
+        match &tls.ca_cert {
+            Some(path) => {
+                let certificates = CertificateDer::pem_file_iter(path)
+                    .and_then(|iter| iter.collect::<Result<Vec<_>, _>>())
+                    .map_err(|error| format!("cannot read '{}': {error}", path.display()))?;
+                for certificate in certificates {
+                    roots.add(certificate).map_err(|error| format!("'{}': {error}", path.display()))?;
+                }
+            }
+            None => {
+                for certificate in rustls_native_certs::load_native_certs().certs {
+                    // One odd certificate in the system's store must not stop the others from being used.
+                    let _ = roots.add(certificate);
+                }
+            }
+        }
+        if roots.is_empty() {
+            return Err("no certificate authority to trust: set 'ca_cert', or install the system's".into());
+        }
+        builder.with_root_certificates(roots)
+    };
+    match (&tls.cert, &tls.key) {
+        (Some(cert), Some(key)) => {
+            let chain = CertificateDer::pem_file_iter(cert)
+                .and_then(|iter| iter.collect::<Result<Vec<_>, _>>())
+                .map_err(|error| format!("cannot read '{}': {error}", cert.display()))?;
+            let key_file = PrivateKeyDer::from_pem_file(key)
+                .map_err(|error| format!("cannot read '{}': {error}", key.display()))?;
+            builder.with_client_auth_cert(chain, key_file).map_err(|error| error.to_string())
+        }
+        _ => Ok(builder.with_no_client_auth()),
+    }
+}
+
+/// `tls_insecure = true`: signatures are still checked, but any certificate will do.
+#[derive(Debug)]
+struct AcceptAny(Arc<rustls::crypto::CryptoProvider>);
+
+impl rustls::client::danger::ServerCertVerifier for AcceptAny {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: rustls::pki_types::UnixTime,
+    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        Ok(rustls::client::danger::ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,552 @@
+//! Turns what the tasks tell into one [`Status`], four times a second.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use super::events::{EventLog, unix_ms};
+use super::quarantine::Quarantine;
+use super::source::{SourceDetails, SourceShared, disk_free};
+use super::writer::{Wishes, WriterShared};
+use crate::config::Plan;
+use crate::format;
+use crate::status::{
+    Counters, DestinationStatus, Gate, HISTORY_CAPACITY, Outcome, Phase, Sample, Side, SourceStatus,
+    SpoolStatus, State, Status, Step, StepState, WriterState,
+};
+
+/// Window over which rates are measured.
+const RATE_WINDOW: Duration = Duration::from_secs(5);
+/// Window over which the growth of the spool is measured.
+const GROWTH_WINDOW: Duration = Duration::from_secs(60);
+
+/// What does not change while a run lasts.
+pub struct Identity {
+    /// Names this migration across restarts.
+    pub run_id: String,
+    /// Data directory.
+    pub data_dir: String,
+    /// Log file.
+    pub log_file: Option<String>,
+    /// Shown for as long as the run lasts.
+    pub warnings: Vec<String>,
+}
+
+/// Collects and computes; owned by the supervisor.
+pub struct Publisher {
+    identity: Identity,
+    plan: Plan,
+    sources: Vec<Arc<SourceShared>>,
+    writers: Vec<Arc<WriterShared>>,
+    events: Arc<EventLog>,
+    quarantine: Arc<Quarantine>,
+    started: Instant,
+    started_unix_ms: u64,
+    rates: Vec<SourceRates>,
+    writer_rates: Vec<[Rate; 2]>,
+    total_ops: Rate,
+    spool_growth: Rate,
+    history: VecDeque<Sample>,
+    last_sample: Instant,
+    last_sample_ops: u64,
+    caught_up_since: Option<Instant>,
+    caught_up_first: Option<f64>,
+    /// Words of the destination's INFO.
+    pub destination_server: Option<String>,
+    /// How often the operator paused.
+    pub paused_times: u32,
+}
+
+struct SourceRates {
+    ops: Rate,
+    applied: Rate,
+    received: Rate,
+    rdb: Rate,
+    /// When which offset had been received, for the lag in seconds.
+    arrivals: VecDeque<(Instant, u64)>,
+}
+
+/// Speed of one counter over a window.
+struct Rate {
+    window: Duration,
+    samples: VecDeque<(Instant, f64)>,
+}
+
+impl Rate {
+    fn new(window: Duration) -> Self {
+        Rate { window, samples: VecDeque::new() }
+    }
+
+    /// Adds a reading; returns the change per second over the window, once there are two.
+    fn add(&mut self, now: Instant, value: f64) -> Option<f64> {
+        self.samples.push_back((now, value));
+        while self.samples.len() > 2 && self.samples.get(1).is_some_and(|(at, _)| now - *at >= self.window) {
+            self.samples.pop_front();
+        }
+        let (first, old) = *self.samples.front()?;
+        let seconds = (now - first).as_secs_f64();
+        (seconds > 0.1).then(|| (value - old) / seconds)
+    }
+}
+
+impl Publisher {
+    /// Nothing measured yet.
+    pub fn new(
+        identity: Identity,
+        plan: Plan,
+        sources: Vec<Arc<SourceShared>>,
+        writers: Vec<Arc<WriterShared>>,
+        events: Arc<EventLog>,
+        quarantine: Arc<Quarantine>,
+    ) -> Self {
+        let rate = || Rate::new(RATE_WINDOW);
+        Publisher {
+            rates: sources
+                .iter()
+                .map(|_| SourceRates {
+                    ops: rate(),
+                    applied: rate(),
+                    received: rate(),
+                    rdb: Rate::new(Duration::from_secs(30)),
+                    arrivals: VecDeque::new(),
+                })
+                .collect(),
+            writer_rates: writers.iter().map(|_| [rate(), rate()]).collect(),
+            total_ops: rate(),
+            spool_growth: Rate::new(GROWTH_WINDOW),
+            identity,
+            plan,
+            sources,
+            writers,
+            events,
+            quarantine,
+            started: Instant::now(),
+            started_unix_ms: unix_ms(),
+            history: VecDeque::new(),
+            last_sample: Instant::now(),
+            last_sample_ops: 0,
+            caught_up_since: None,
+            caught_up_first: None,
+            destination_server: None,
+            paused_times: 0,
+        }
+    }
+
+    /// A snapshot of now. `ending` is set once the run ends or has ended.
+    pub fn snapshot(&mut self, wishes: Wishes, ending: Option<State>, outcome: Option<Outcome>) -> Status {
+        let now = Instant::now();
+        let now_ms = unix_ms();
+        let details: Vec<SourceDetails> =
+            self.sources.iter().map(|source| source.details().clone()).collect();
+        let sources: Vec<SourceStatus> =
+            (0..self.sources.len()).map(|index| self.source(index, &details[index], now, wishes)).collect();
+        let destinations: Vec<DestinationStatus> =
+            (0..self.writers.len()).map(|index| self.destination(index, now, wishes)).collect();
+
+        let ops: u64 = self.writers.iter().map(|writer| writer.entries.load(Relaxed)).sum();
+        self.total_ops.add(now, ops as f64);
+        let spool = self.spool(now);
+        let view = self.events.view();
+
+        let all_stream = sources.iter().all(|source| matches!(source.phase, Phase::Stream | Phase::Drained));
+        let worst_bytes = sources.iter().map(|source| source.lag_bytes).max().unwrap_or(0);
+        let worst_seconds = sources.iter().filter_map(|source| source.lag_seconds).fold(0.0, f64::max);
+        let gate = self.plan.cutover;
+        let low = all_stream
+            && worst_bytes <= gate.max_lag_bytes
+            && worst_seconds <= gate.max_lag.as_secs_f64()
+            && !wishes.paused
+            && destinations.iter().all(|node| matches!(node.state, WriterState::Ok));
+        self.caught_up_since = if low { self.caught_up_since.or(Some(now)) } else { None };
+        let held = self.caught_up_since.map(|since| now - since);
+        let caught_up = held.is_some_and(|held| held >= gate.hold_for);
+        if caught_up && self.caught_up_first.is_none() {
+            self.caught_up_first = Some((now - self.started).as_secs_f64());
+        }
+
+        let idle = self.writers.iter().all(|writer| writer.idle.load(Relaxed));
+        let state = match ending {
+            Some(state) => state,
+            None if wishes.paused && idle => State::Paused,
+            None if wishes.paused => State::Pausing,
+            None if caught_up => State::CaughtUp,
+            None if all_stream => State::Streaming,
+            None if sources
+                .iter()
+                .all(|source| matches!(source.phase, Phase::Connecting | Phase::Handshake)) =>
+            {
+                State::Connecting
+            }
+            None => State::Syncing,
+        };
+        let gates = self.gates(&sources, &destinations, &spool, view.unread_errors, held, wishes);
+        let not_ready: Vec<String> =
+            gates.iter().filter(|gate| !gate.ok).map(|gate| gate.detail.clone()).collect();
+        let not_ready = match (&outcome, ending) {
+            (Some(_), _) | (_, Some(_)) => vec!["the run has ended or is ending".to_owned()],
+            _ => not_ready,
+        };
+        self.sample(now, ops, &sources);
+
+        Status {
+            run_id: self.identity.run_id.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            snapshot_unix_ms: now_ms,
+            started_unix_ms: self.started_unix_ms,
+            elapsed_seconds: (now - self.started).as_secs_f64(),
+            state,
+            state_reason: self.state_reason(state, wishes),
+            ready: not_ready.is_empty(),
+            not_ready,
+            gates,
+            source: Side {
+                server: details.iter().find_map(|details| details.server.clone()),
+                kind: "standalone".into(),
+                address: self.sources.first().map(|source| source.address.clone()).unwrap_or_default(),
+                nodes: self.sources.len(),
+            },
+            destination: Side {
+                server: self.destination_server.clone(),
+                kind: "standalone".into(),
+                address: self.writers.first().map(|writer| writer.address.clone()).unwrap_or_default(),
+                nodes: self.writers.len(),
+            },
+            timeline: self.timeline(&details, now_ms, state),
+            counters: Counters {
+                entries_read: self.sources.iter().map(|source| source.entries_read.load(Relaxed)).sum(),
+                entries_applied: self.sources.iter().map(|source| source.entries_applied.load(Relaxed)).sum(),
+                filtered: self.sources.iter().map(|source| source.filtered.load(Relaxed)).sum(),
+                quarantined: self.quarantine.count(),
+            },
+            sources,
+            destinations,
+            spool,
+            rejected: view.rejected,
+            throttle: wishes.throttle,
+            events: view.events,
+            events_dropped: view.dropped,
+            unread_errors: view.unread_errors,
+            history: self.history.iter().copied().collect(),
+            paused_times: self.paused_times,
+            memory_bytes: resident_memory(),
+            log_file: self.identity.log_file.clone(),
+            data_dir: self.identity.data_dir.clone(),
+            warnings: self.identity.warnings.clone(),
+            outcome,
+        }
+    }
+
+    fn source(
+        &mut self,
+        index: usize,
+        details: &SourceDetails,
+        now: Instant,
+        wishes: Wishes,
+    ) -> SourceStatus {
+        let source = &self.sources[index];
+        let rates = &mut self.rates[index];
+        let spool = &source.spool;
+        let (spool_bytes, spool_files) = spool.usage();
+        let received = spool.received();
+        // Read after `received`, so that a lag is never below zero.
+        let applied = source.offset_applied.load(Relaxed).min(received);
+        if rates.arrivals.back().is_none_or(|(_, offset)| *offset < received) {
+            rates.arrivals.push_back((now, received));
+            if rates.arrivals.len() > 100_000 {
+                // Days of lag: every second reading is precise enough.
+                let mut index = 0;
+                rates.arrivals.retain(|_| {
+                    index += 1;
+                    index % 2 == 1
+                });
+            }
+        }
+        while rates.arrivals.front().is_some_and(|(_, offset)| *offset <= applied) {
+            rates.arrivals.pop_front();
+        }
+        let in_full_sync =
+            matches!(details.phase, Phase::RdbReceive | Phase::RdbApply | Phase::WaitingBgsave);
+        let lag_seconds = if in_full_sync {
+            details.full_sync_since.map(|since| (now - since).as_secs_f64())
+        } else if spool.manifest().is_none() {
+            None
+        } else {
+            Some(rates.arrivals.front().map_or(0.0, |(at, _)| (now - *at).as_secs_f64()))
+        };
+        let rdb_applied = source.rdb_applied.load(Relaxed);
+        let rdb_rate = rates.rdb.add(now, rdb_applied as f64);
+        let eta_seconds = match (details.phase, details.rdb_total, rdb_rate) {
+            (Phase::RdbApply, Some(total), Some(rate)) if rdb_applied * 100 >= total && rate > 1.0 => {
+                Some(total.saturating_sub(rdb_applied) as f64 / rate)
+            }
+            _ => None,
+        };
+        let held_back = source.held_back_by.load(Relaxed);
+        SourceStatus {
+            address: source.address.clone(),
+            role: details.role.clone().map(|role| if role == "slave" { "replica".into() } else { role }),
+            phase: details.phase,
+            reason: details.reason.clone(),
+            phase_since_unix_ms: details.phase_since_unix_ms,
+            replid: spool.manifest().map(|manifest| manifest.replid.to_string()),
+            rdb_transfer: details.transfer.map(str::to_owned),
+            rdb_bytes_received: spool.rdb_received(),
+            rdb_bytes_total: details.rdb_total,
+            rdb_bytes_applied: rdb_applied,
+            keys_applied: source.keys_applied.load(Relaxed),
+            offset_received: received,
+            offset_durable: spool.durable(),
+            offset_applied: applied,
+            lag_bytes: received - applied,
+            lag_seconds,
+            ops_per_second: rates.ops.add(now, source.entries_applied.load(Relaxed) as f64).unwrap_or(0.0),
+            bytes_per_second: rates
+                .applied
+                .add(now, source.bytes_applied.load(Relaxed) as f64)
+                .unwrap_or(0.0),
+            receive_bytes_per_second: rates
+                .received
+                .add(now, source.bytes_received.load(Relaxed) as f64)
+                .unwrap_or(0.0),
+            spool_bytes,
+            spool_files,
+            errors: source.errors.load(Relaxed),
+            reconnects: details.reconnects,
+            last_error: details.last_error.clone(),
+            last_ack_unix_ms: details.last_ack_unix_ms,
+            backlog_bytes: details.backlog_bytes,
+            output_buffer_limit_bytes: details.output_buffer_limit_bytes,
+            held_back_by: self
+                .writers
+                .get(held_back.wrapping_sub(1))
+                .filter(|_| !wishes.paused)
+                .map(|writer| writer.address.clone()),
+            eta_seconds,
+        }
+    }
+
+    fn destination(&mut self, index: usize, now: Instant, wishes: Wishes) -> DestinationStatus {
+        let writer = &self.writers[index];
+        let [ops, bytes] = &mut self.writer_rates[index];
+        let details = writer.details().clone();
+        let mut recent: Vec<f64> = details.latencies.iter().map(|(_, ms)| *ms).collect();
+        recent.sort_by(f64::total_cmp);
+        let mut state = WriterShared::shown_state(&details);
+        let mut reason = details.reason.clone();
+        if wishes.paused && state == WriterState::Ok && writer.idle.load(Relaxed) {
+            state = WriterState::Waiting;
+            reason = Some("paused by the operator".into());
+        }
+        DestinationStatus {
+            address: writer.address.clone(),
+            state,
+            reason,
+            slots: None,
+            in_flight: writer.in_flight.load(Relaxed),
+            in_flight_limit: self.plan.advanced.pipeline_count_limit as u64,
+            oldest_ms: details.oldest.map_or(0.0, |oldest| (now - oldest).as_secs_f64() * 1000.0),
+            p99_ms: recent.get((recent.len() * 99 / 100).min(recent.len().saturating_sub(1))).copied(),
+            ops_per_second: ops.add(now, writer.entries.load(Relaxed) as f64).unwrap_or(0.0),
+            bytes_per_second: bytes.add(now, writer.bytes.load(Relaxed) as f64).unwrap_or(0.0),
+            retries: writer.retries.load(Relaxed),
+            redirects: 0,
+            reconnects: writer.reconnects.load(Relaxed),
+            errors: writer.errors.load(Relaxed),
+            last_error: details.last_error,
+        }
+    }
+
+    fn spool(&mut self, now: Instant) -> SpoolStatus {
+        let bytes = self.sources.iter().map(|source| source.spool.usage().0).sum();
+        let free = self.sources.first().and_then(|source| disk_free(&source.spool).ok()).unwrap_or(0);
+        SpoolStatus {
+            bytes,
+            max_bytes: self.plan.spool.max_bytes,
+            disk_free_bytes: free,
+            growth_bytes_per_second: self.spool_growth.add(now, bytes as f64),
+        }
+    }
+
+    /// The conditions of READY TO CUT OVER, the most important first.
+    fn gates(
+        &self,
+        sources: &[SourceStatus],
+        destinations: &[DestinationStatus],
+        spool: &SpoolStatus,
+        unread_errors: u64,
+        held: Option<Duration>,
+        wishes: Wishes,
+    ) -> Vec<Gate> {
+        let gate =
+            |name: &str, text: String, ok: bool, detail: String| Gate { name: name.into(), text, ok, detail };
+        let limits = self.plan.cutover;
+        let unfinished =
+            sources.iter().find(|source| !matches!(source.phase, Phase::Stream | Phase::Drained));
+        let rdb = match unfinished {
+            None => "all RDBs applied".to_owned(),
+            Some(source) => {
+                let what = match source.phase {
+                    Phase::RdbApply => "applying RDB",
+                    Phase::RdbReceive => "receiving RDB",
+                    Phase::WaitingBgsave => "waiting for the source's RDB",
+                    phase => phase.word(),
+                };
+                let eta = source
+                    .eta_seconds
+                    .map_or(String::new(), |eta| format!(", about {}", format::duration(eta)));
+                let reason = source.reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
+                format!("{} {what}{eta}{reason}", source.address)
+            }
+        };
+        let worst_bytes = sources.iter().map(|source| source.lag_bytes).max().unwrap_or(0);
+        let worst_seconds = sources.iter().filter_map(|source| source.lag_seconds).fold(0.0, f64::max);
+        let lag_ok = held.is_some_and(|held| held >= limits.hold_for);
+        let lag = format!("lag {}, {}", format::size(worst_bytes), format::spoken_duration(worst_seconds));
+        let lag = match held {
+            Some(held) if !lag_ok => format!(
+                "{lag}: low for {} of {}",
+                format::spoken_duration(held.as_secs_f64()),
+                format::spoken_duration(limits.hold_for.as_secs_f64())
+            ),
+            _ => lag,
+        };
+        let down =
+            destinations.iter().find(|node| !matches!(node.state, WriterState::Ok | WriterState::Slow));
+        let down_text = down.map_or("all writers connected".to_owned(), |node| {
+            let reason = node.reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
+            format!("writer {} {}{reason}", node.address, node.state.word())
+        });
+        let share = spool.bytes * 100 / spool.max_bytes.max(1);
+        let mut gates = Vec::new();
+        if wishes.paused {
+            gates.push(gate("pause", "not paused".into(), false, "paused by the operator".into()));
+        }
+        gates.push(gate("rdb", "all RDBs applied".into(), unfinished.is_none(), rdb));
+        gates.push(gate(
+            "lag",
+            format!(
+                "lag < {} and < {} for {}",
+                format::size(limits.max_lag_bytes),
+                format::spoken_duration(limits.max_lag.as_secs_f64()),
+                format::spoken_duration(limits.hold_for.as_secs_f64())
+            ),
+            lag_ok,
+            lag,
+        ));
+        gates.push(gate("writers", "all writers connected".into(), down.is_none(), down_text));
+        gates.push(gate(
+            "errors",
+            "no unread errors".into(),
+            unread_errors == 0,
+            format!("{unread_errors} unread errors"),
+        ));
+        gates.push(gate("spool", "spool below 80 %".into(), share < 80, format!("spool at {share} %")));
+        gates
+    }
+
+    fn state_reason(&self, state: State, wishes: Wishes) -> Option<String> {
+        match state {
+            State::Pausing => Some("waiting for the answers to what is in flight".into()),
+            State::Paused => Some("nothing is applied; the source is still received into the spool".into()),
+            State::Stopping => Some("finishing what is in flight".into()),
+            _ => {
+                let limit = wishes.throttle;
+                let bytes = limit.bytes_per_second.map(|bytes| format::rate(bytes as f64));
+                let ops = limit.ops_per_second.map(|ops| format!("{} ops/s", format::count(ops as f64)));
+                let words: Vec<String> = bytes.into_iter().chain(ops).collect();
+                (!words.is_empty()).then(|| format!("THROTTLED: limit {}", words.join(" and ")))
+            }
+        }
+    }
+
+    fn timeline(&self, details: &[SourceDetails], now_ms: u64, state: State) -> Vec<Step> {
+        // With several sources a step lasts from the first that enters it to the last that leaves it.
+        let total = details.len();
+        let step = |name: &str, from: &[Phase], to: &[Phase]| {
+            let first = |details: &SourceDetails, phases: &[Phase]| {
+                details.entered.iter().find(|(phase, _)| phases.contains(phase)).map(|(_, at)| *at)
+            };
+            let begun: Vec<u64> = details.iter().filter_map(|details| first(details, from)).collect();
+            let ended: Vec<u64> = details.iter().filter_map(|details| first(details, to)).collect();
+            let failed = details.iter().any(|details| details.phase == Phase::Failed);
+            let start = begun.iter().min().copied();
+            let state = match start {
+                None => StepState::Pending,
+                Some(_) if ended.len() == total => StepState::Done,
+                Some(_) if failed => StepState::Failed,
+                Some(_) => StepState::Active,
+            };
+            let end = if state == StepState::Done { ended.iter().max().copied() } else { Some(now_ms) };
+            Step {
+                name: name.into(),
+                state,
+                seconds: start.zip(end).map(|(start, end)| end.saturating_sub(start) as f64 / 1000.0),
+                note: (total > 1 && state == StepState::Active)
+                    .then(|| format!("{} of {total}", ended.len())),
+            }
+        };
+        use Phase::{Connecting, Drained, Handshake, RdbApply, RdbReceive, Stream, WaitingBgsave};
+        let after_handshake = [WaitingBgsave, RdbReceive, RdbApply, Stream, Drained];
+        let mut receive = step("rdb receive", &[WaitingBgsave, RdbReceive], &[Stream, Drained]);
+        if let Some(end) =
+            details.iter().map(|details| details.rdb_received_unix_ms).collect::<Option<Vec<_>>>()
+        {
+            let begun = details.iter().filter_map(|details| {
+                details.entered.iter().find(|(phase, _)| *phase == WaitingBgsave).map(|(_, at)| *at)
+            });
+            receive.state = StepState::Done;
+            receive.seconds = begun
+                .min()
+                .zip(end.iter().max())
+                .map(|(start, end)| end.saturating_sub(start) as f64 / 1000.0);
+        }
+        let mut caught_up =
+            Step { name: "caught up".into(), state: StepState::Pending, seconds: None, note: None };
+        if let Some(at) = self.caught_up_first {
+            caught_up.state = StepState::Done;
+            caught_up.seconds = Some(at);
+        }
+        let mut stream = step("stream", &[Stream], &[Drained]);
+        if state.is_final() && stream.state == StepState::Active {
+            stream.state = StepState::Done;
+        }
+        vec![
+            step("connect", &[Connecting], &[&[Handshake][..], &after_handshake].concat()),
+            step("handshake", &[Handshake], &after_handshake),
+            receive,
+            step("rdb apply", &[RdbApply], &[Stream, Drained]),
+            stream,
+            caught_up,
+            Step { name: "cutover".into(), state: StepState::Pending, seconds: None, note: None },
+        ]
+    }
+
+    fn sample(&mut self, now: Instant, ops: u64, sources: &[SourceStatus]) {
+        let seconds = (now - self.last_sample).as_secs_f64();
+        if seconds < 1.0 {
+            return;
+        }
+        // A gap in time (suspended machine) is a gap in the chart.
+        for _ in 1..(seconds as usize).min(HISTORY_CAPACITY) {
+            self.history.push_back(Sample::default());
+        }
+        self.history.push_back(Sample {
+            ops: Some((ops - self.last_sample_ops) as f64 / seconds),
+            lag_bytes: sources.iter().map(|source| source.lag_bytes as f64).reduce(f64::max),
+        });
+        while self.history.len() > HISTORY_CAPACITY {
+            self.history.pop_front();
+        }
+        self.last_sample = now;
+        self.last_sample_ops = ops;
+    }
+}
+
+/// Resident memory of this process (bytes), where /proc tells.
+fn resident_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? * 1024)
+}

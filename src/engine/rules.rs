@@ -1,0 +1,96 @@
+//! What an error answer of the destination means: one table.
+
+use super::batch::CommandKind;
+use crate::config::OnBadValue;
+
+/// What to do about one refused command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rule {
+    /// The same command will be accepted later: wait, show the reason, send it again.
+    Wait,
+    /// It will never be accepted: set it aside, count it, go on.
+    Quarantine,
+    /// Going on would do harm.
+    Stop,
+}
+
+/// Error codes of states that pass, with what cures each.
+const PASSING: &[(&str, &str)] = &[
+    ("LOADING", "the destination is loading its data set"),
+    ("OOM", "the destination is out of memory: raise 'maxmemory' there or free some"),
+    ("MISCONF", "the destination cannot save to its disk: look at its log"),
+    ("READONLY", "the destination is a replica now (failover?): make it a master, or name the new master"),
+    ("MASTERDOWN", "the destination is a replica without its master"),
+    ("NOREPLICAS", "the destination has too few replicas ('min-replicas-to-write')"),
+    ("BUSY ", "the destination runs a long script: SCRIPT KILL there"),
+    ("UNKILLABLE", "the destination runs a long script"),
+    ("TRYAGAIN", "the destination is moving this slot"),
+    ("CLUSTERDOWN", "the destination cluster has slots without a master"),
+];
+
+/// The rule for one error answer, with the cure in words where there is one.
+pub fn rule(error: &str, kind: CommandKind, on_bad_value: OnBadValue) -> (Rule, &'static str) {
+    if let Some((_, cure)) = PASSING.iter().find(|(code, _)| error.starts_with(code)) {
+        return (Rule::Wait, cure);
+    }
+    if error.starts_with("NOPERM") {
+        return (
+            Rule::Stop,
+            "The destination's user lacks a right. On the destination: ACL SETUSER <user> ~* &* +@all -@admin -@dangerous +restore +flushall +flushdb +swapdb +function +script +eval +evalsha +sort +info +client +select +multi +exec",
+        );
+    }
+    if error.starts_with("NOAUTH") {
+        return (
+            Rule::Stop,
+            "The destination wants a password: set 'password' (and 'username') in [redis_writer].",
+        );
+    }
+    if error.starts_with("BUSYKEY") {
+        return (
+            Rule::Stop,
+            "The key exists on the destination already. Set rdb_restore_command_behavior to \"rewrite\" (replace) or \"skip\" (keep), or empty the destination.",
+        );
+    }
+    if error.contains("DB index is out of range") {
+        return (Rule::Stop, "The destination has fewer databases than the source: raise 'databases' there.");
+    }
+    if error.starts_with("MOVED") || error.starts_with("ASK") || error.starts_with("CROSSSLOT") {
+        return (Rule::Stop, "The destination is a cluster: that is not supported yet.");
+    }
+    if kind == CommandKind::Restore && error.contains("unknown command") {
+        return (Rule::Stop, "The destination does not offer RESTORE.");
+    }
+    match on_bad_value {
+        OnBadValue::Quarantine => (Rule::Quarantine, ""),
+        OnBadValue::Stop => (
+            Rule::Stop,
+            "[policy] on_bad_value = \"stop\"; set it to \"quarantine\" to set such entries aside and go on.",
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_error_has_its_rule() {
+        use CommandKind::{Restore, Stream};
+        let quarantine = OnBadValue::Quarantine;
+        for (error, kind, expected) in [
+            ("LOADING Redis is loading the dataset in memory", Stream, Rule::Wait),
+            ("OOM command not allowed when used memory > 'maxmemory'.", Restore, Rule::Wait),
+            ("READONLY You can't write against a read only replica.", Stream, Rule::Wait),
+            ("BUSY Redis is busy running a script.", Stream, Rule::Wait),
+            ("BUSYKEY Target key name already exists.", Restore, Rule::Stop),
+            ("NOPERM this user has no permissions to run the 'restore' command", Restore, Rule::Stop),
+            ("ERR DB index is out of range", CommandKind::Select, Rule::Stop),
+            ("ERR Bad data format", Restore, Rule::Quarantine),
+            ("WRONGTYPE Operation against a key holding the wrong kind of value", Stream, Rule::Quarantine),
+            ("ERR unknown command 'TAIR.X'", Stream, Rule::Quarantine),
+        ] {
+            assert_eq!(rule(error, kind, quarantine).0, expected, "{error}");
+        }
+        assert_eq!(rule("ERR Bad data format", Restore, OnBadValue::Stop).0, Rule::Stop);
+    }
+}

@@ -1,0 +1,829 @@
+//! One task per source master: speaks PSYNC as a replica and copies what arrives into the spool.
+//!
+//! It decodes nothing and never waits for the destination, so the source's output buffer is drained at disk speed. What
+//! it acknowledges is what is safe on disk, once a second in every phase: a diskless source sends no stream before the
+//! first ACK, may lose that one, and drops replicas that are silent for `repl-timeout`.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use bytes::Buf;
+use memchr::memmem;
+use tokio::io::AsyncReadExt;
+use tokio::sync::{Notify, watch};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use super::events::{EventLog, unix_ms};
+use super::net::{Connection, NetError, info_field};
+use super::spool::{Spool, SpoolError, SpoolWriter};
+use crate::config::{self, OnFullResync, Policy, SyncReader};
+use crate::format;
+use crate::psync::{EOF_MARK_LEN, EofFinder, EofSearch, PsyncReply, Replid, Transfer, replconf_ack};
+use crate::resp::Reply;
+use crate::status::Phase;
+
+/// A source that is silent for so long is taken for dead; it sends a PING every 10 s (`repl-ping-replica-period`).
+const SILENCE_LIMIT: Duration = Duration::from_secs(60);
+/// What one read may return.
+const READ_BYTES: usize = 256 * 1024;
+/// Full syncs in a row that may end before the RDB is whole.
+const MAX_BROKEN_FULL_SYNCS: u32 = 5;
+
+/// Why a source ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The link.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The disk.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// Policy `on_full_resync = "stop"`.
+    #[error(
+        "{address}: the source cannot continue from offset {offset} and offers a full sync only ({cause}); [policy] on_full_resync = \"stop\" forbids it. Set it to \"resync\", or raise 'repl-backlog-size' on the source for the next time."
+    )]
+    FullResyncForbidden {
+        /// The source.
+        address: String,
+        /// Where we wanted to go on.
+        offset: u64,
+        /// What the source said.
+        cause: String,
+    },
+    /// The RDB ended early too often.
+    #[error(
+        "{address}: the full sync broke off {attempts} times in a row, last: {last}. Look at the source's log; is 'client-output-buffer-limit replica' or the network in the way?"
+    )]
+    FullSyncBroken {
+        /// The source.
+        address: String,
+        /// How often.
+        attempts: u32,
+        /// The last error.
+        last: String,
+    },
+}
+
+/// What the publisher shows of a source, and what the other tasks tell about it.
+pub struct SourceShared {
+    /// Address in words.
+    pub address: String,
+    /// The spool of this source.
+    pub spool: Arc<Spool>,
+    /// RDB bytes that the destination confirmed.
+    pub rdb_applied: AtomicU64,
+    /// RDB keys that the destination confirmed.
+    pub keys_applied: AtomicU64,
+    /// Offset that the destination confirmed.
+    pub offset_applied: AtomicU64,
+    /// Everything received on this link (RDB and stream, bytes).
+    pub bytes_received: AtomicU64,
+    /// Everything confirmed (RDB and stream, bytes).
+    pub bytes_applied: AtomicU64,
+    /// Commands and keys confirmed.
+    pub entries_applied: AtomicU64,
+    /// Commands and keys read from the spool.
+    pub entries_read: AtomicU64,
+    /// Entries dropped by the filter.
+    pub filtered: AtomicU64,
+    /// Errors on the link and refused entries.
+    pub errors: AtomicU64,
+    /// Drops the link and opens it again.
+    pub restart: Notify,
+    /// Asks for an ACK now.
+    pub acknowledge: Notify,
+    /// Set while a writer's full queue makes replay wait: index of the writer + 1.
+    pub held_back_by: AtomicUsize,
+    details: Mutex<SourceDetails>,
+}
+
+/// The slow-moving part.
+#[derive(Debug, Clone)]
+pub struct SourceDetails {
+    /// What the link does.
+    pub phase: Phase,
+    /// Why.
+    pub reason: Option<String>,
+    /// Since when (Unix ms).
+    pub phase_since_unix_ms: u64,
+    /// Times at which phases were entered first, for the timeline.
+    pub entered: Vec<(Phase, u64)>,
+    /// "redis 7.2.4".
+    pub server: Option<String>,
+    /// "master" or "slave".
+    pub role: Option<String>,
+    /// `$<len>` or `$EOF:`.
+    pub transfer: Option<&'static str>,
+    /// RDB size, once known.
+    pub rdb_total: Option<u64>,
+    /// When FULLRESYNC was answered.
+    pub full_sync_since: Option<Instant>,
+    /// When the last byte of the RDB had arrived (Unix ms).
+    pub rdb_received_unix_ms: Option<u64>,
+    /// How often the link was opened again.
+    pub reconnects: u64,
+    /// The last error.
+    pub last_error: Option<String>,
+    /// Last REPLCONF ACK (Unix ms).
+    pub last_ack_unix_ms: Option<u64>,
+    /// `repl-backlog-size`.
+    pub backlog_bytes: Option<u64>,
+    /// Hard limit of `client-output-buffer-limit replica`.
+    pub output_buffer_limit_bytes: Option<u64>,
+}
+
+impl SourceShared {
+    /// Nothing known yet.
+    pub fn new(address: String, spool: Arc<Spool>) -> Self {
+        let now = unix_ms();
+        SourceShared {
+            address,
+            spool,
+            rdb_applied: AtomicU64::new(0),
+            keys_applied: AtomicU64::new(0),
+            offset_applied: AtomicU64::new(0),
+            bytes_received: AtomicU64::new(0),
+            bytes_applied: AtomicU64::new(0),
+            entries_applied: AtomicU64::new(0),
+            entries_read: AtomicU64::new(0),
+            filtered: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            restart: Notify::new(),
+            acknowledge: Notify::new(),
+            held_back_by: AtomicUsize::new(0),
+            details: Mutex::new(SourceDetails {
+                phase: Phase::Connecting,
+                reason: None,
+                phase_since_unix_ms: now,
+                entered: vec![(Phase::Connecting, now)],
+                server: None,
+                role: None,
+                transfer: None,
+                rdb_total: None,
+                full_sync_since: None,
+                rdb_received_unix_ms: None,
+                reconnects: 0,
+                last_error: None,
+                last_ack_unix_ms: None,
+                backlog_bytes: None,
+                output_buffer_limit_bytes: None,
+            }),
+        }
+    }
+
+    /// Looks at or changes the slow-moving part.
+    pub fn details(&self) -> MutexGuard<'_, SourceDetails> {
+        self.details.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Enters a phase; entering the same one again only changes the reason.
+    pub fn enter(&self, phase: Phase, reason: Option<String>) {
+        let mut details = self.details();
+        details.reason = reason;
+        if details.phase != phase {
+            let now = unix_ms();
+            details.phase = phase;
+            details.phase_since_unix_ms = now;
+            details.entered.push((phase, now));
+            // A link that flaps for days must not grow this list.
+            if details.entered.len() > 64 {
+                details.entered.remove(8);
+            }
+        }
+    }
+
+    fn set_reason(&self, reason: Option<String>) {
+        self.details().reason = reason;
+    }
+}
+
+/// The task of one source.
+pub struct Source {
+    /// `[sync_reader]`.
+    pub reader: SyncReader,
+    /// `[spool]`.
+    pub limits: config::Spool,
+    /// `[policy]`.
+    pub policy: Policy,
+    /// What it tells.
+    pub shared: Arc<SourceShared>,
+    /// Sentences for the operator.
+    pub events: Arc<EventLog>,
+    /// True = end.
+    pub stop: watch::Receiver<bool>,
+}
+
+/// How one connection ended.
+enum SessionEnd {
+    Stopped,
+    Restart,
+}
+
+impl Source {
+    /// Runs until stopped, or until an error that trying again will not cure.
+    pub async fn run(self) -> Result<(), SourceError> {
+        let mut stop = self.stop.clone();
+        let mut writer = SpoolWriter::new(self.shared.spool.clone());
+        let mut accepted = self.shared.spool.manifest().is_some();
+        let mut attempt = 0u32;
+        let mut broken_full_syncs = 0u32;
+        loop {
+            let received_before = self.progress();
+            let outcome = self.session(&mut writer, &mut accepted).await;
+            let error = match outcome {
+                Ok(SessionEnd::Stopped) => return Ok(()),
+                Ok(SessionEnd::Restart) => {
+                    self.events.info(&self.node(), "link dropped on the operator's wish; connecting again");
+                    attempt = 0;
+                    continue;
+                }
+                Err(error) => error,
+            };
+            let text = error.to_string();
+            self.shared.errors.fetch_add(1, Relaxed);
+            self.shared.details().last_error = Some(text.clone());
+            let transient = match &error {
+                // A wrong address should be said at once; a lost link should be mended for as long as it takes.
+                SourceError::Net(NetError::Connect { .. } | NetError::Timeout { .. }) => accepted,
+                SourceError::Net(net) => net.is_transient(),
+                SourceError::Spool(spool) => spool.is_full(),
+                _ => false,
+            };
+            if !transient {
+                return Err(error);
+            }
+            let full_sync_broken =
+                accepted && self.shared.spool.manifest().is_some_and(|manifest| manifest.rdb_len.is_none());
+            broken_full_syncs = if full_sync_broken { broken_full_syncs + 1 } else { 0 };
+            if broken_full_syncs >= MAX_BROKEN_FULL_SYNCS {
+                return Err(SourceError::FullSyncBroken {
+                    address: self.shared.address.clone(),
+                    attempts: broken_full_syncs,
+                    last: text,
+                });
+            }
+            attempt = if self.progress() > received_before && !full_sync_broken { 1 } else { attempt + 1 };
+            let delay = back_off(attempt);
+            self.events.warn(&self.node(), format!("{text}; trying again in {:.1} s", delay.as_secs_f64()));
+            let phase = if accepted { Phase::Reconnecting } else { Phase::Connecting };
+            let reason = format!("{text} (try {attempt}, next in {:.1} s)", delay.as_secs_f64());
+            self.shared.enter(phase, Some(reason));
+            tokio::select! {
+                () = sleep(delay) => {}
+                () = self.shared.restart.notified() => {}
+                () = stopped(&mut stop) => return Ok(()),
+            }
+            self.shared.details().reconnects += 1;
+        }
+    }
+
+    /// One connection, from the first byte to the last.
+    async fn session(
+        &self,
+        writer: &mut SpoolWriter,
+        accepted: &mut bool,
+    ) -> Result<SessionEnd, SourceError> {
+        if !*accepted {
+            self.shared.enter(Phase::Connecting, None);
+        }
+        let mut stop = self.stop.clone();
+        let opening = async {
+            let mut connection = Connection::open(&self.reader.endpoint).await?;
+            if !*accepted {
+                self.shared.enter(Phase::Handshake, None);
+            }
+            self.handshake(&mut connection).await?;
+            Ok::<_, NetError>(connection)
+        };
+        let mut connection = tokio::select! {
+            connection = opening => connection?,
+            () = stopped(&mut stop) => return Ok(SessionEnd::Stopped),
+        };
+        let reply = self.psync(&mut connection).await?;
+        match reply {
+            PsyncReply::Continue { replid } => {
+                if let Some(replid) = replid {
+                    let known = self.shared.spool.manifest().map(|manifest| manifest.replid);
+                    if known.as_ref() != Some(&replid) {
+                        self.events.info(
+                            &self.node(),
+                            format!("the source was promoted: its history is now called {replid}; nothing is missing"),
+                        );
+                        writer.rename_history(&replid)?;
+                    }
+                }
+                self.events.info(
+                    &self.node(),
+                    format!(
+                        "the stream goes on after offset {}",
+                        format::number(self.shared.spool.received())
+                    ),
+                );
+                self.shared.enter(self.phase_while_streaming(), None);
+            }
+            PsyncReply::FullResync { replid, offset } => {
+                let end = self.full_sync(&mut connection, writer, &replid, offset, accepted).await?;
+                if let Some(end) = end {
+                    return Ok(end);
+                }
+            }
+            PsyncReply::RetryLater(reply) | PsyncReply::Refused(reply) => {
+                return Err(self.refused(reply).into());
+            }
+        }
+        *accepted = true;
+        self.stream(&mut connection, writer).await
+    }
+
+    /// PING, a few questions that may be refused, REPLCONF.
+    async fn handshake(&self, connection: &mut Connection) -> Result<(), NetError> {
+        if let Reply::Error(reply) = connection.request(&[b"PING"]).await? {
+            let fatal = reply.starts_with("NOAUTH") || reply.starts_with("LOADING");
+            if fatal {
+                return Err(self.refused(reply));
+            }
+        }
+        if let Reply::Bulk(info) = connection.request(&[b"INFO"]).await? {
+            let info = String::from_utf8_lossy(&info).into_owned();
+            let mut details = self.shared.details();
+            details.server = server_name(&info);
+            details.role = info_field(&info, "role").map(str::to_owned);
+        }
+        if let Some(value) = config_get(connection, "repl-backlog-size").await? {
+            self.shared.details().backlog_bytes = value.parse().ok();
+        }
+        if let Some(value) = config_get(connection, "client-output-buffer-limit").await? {
+            let hard = value
+                .split_ascii_whitespace()
+                .skip_while(|word| *word != "slave" && *word != "replica")
+                .nth(1);
+            self.shared.details().output_buffer_limit_bytes =
+                hard.and_then(|hard| hard.parse().ok()).filter(|limit| *limit > 0);
+        }
+        // One option a command: an unknown one aborts the rest of its command. `version` lets Valkey 9.1 and later send
+        // its own RDB version, without which hash-field TTLs make every full sync fail.
+        let options: [[&[u8]; 2]; 4] = [
+            [b"listening-port", b"0"],
+            [b"capa", b"eof"],
+            [b"capa", b"psync2"],
+            [b"version", b"255.255.255"],
+        ];
+        for [name, value] in options {
+            if let Reply::Error(reply) = connection.request(&[b"REPLCONF", name, value]).await?
+                && reply.starts_with("NOPERM")
+            {
+                return Err(self.refused(reply));
+            }
+        }
+        Ok(())
+    }
+
+    async fn psync(&self, connection: &mut Connection) -> Result<PsyncReply, SourceError> {
+        let resume =
+            self.shared.spool.manifest().filter(|manifest| manifest.rdb_len.is_some()).map(|manifest| {
+                let next = self.shared.spool.received() + 1;
+                (manifest.replid.to_string(), next.to_string())
+            });
+        let mut command = Vec::new();
+        match &resume {
+            Some((replid, next)) => {
+                crate::resp::append_command(&mut command, &[b"PSYNC", replid.as_bytes(), next.as_bytes()]);
+            }
+            None => crate::resp::append_command(&mut command, &[b"PSYNC", b"?", b"-1"]),
+        }
+        connection.send(&command, "PSYNC").await?;
+        let line = match timeout(SILENCE_LIMIT, connection.read_line("PSYNC")).await {
+            Ok(line) => line?,
+            Err(_) => return Err(self.silent("PSYNC").into()),
+        };
+        let reply = PsyncReply::parse(&String::from_utf8_lossy(&line));
+        if let (PsyncReply::FullResync { replid, offset }, Some((asked, next))) = (&reply, &resume) {
+            let cause = if replid.as_str() == asked {
+                format!("its backlog no longer reaches back to offset {next}; it stands at {offset}")
+            } else {
+                format!(
+                    "its history is now {replid}, not {asked}: it was restarted, or another server took its place"
+                )
+            };
+            if self.policy.on_full_resync == OnFullResync::Stop {
+                return Err(SourceError::FullResyncForbidden {
+                    address: self.shared.address.clone(),
+                    offset: self.shared.spool.received(),
+                    cause,
+                });
+            }
+            self.events.warn(&self.node(), format!("full sync again, because {cause}; a larger 'repl-backlog-size' on the source would have helped"));
+        }
+        Ok(reply)
+    }
+
+    /// Receives the RDB. Returns `Some` when the session must end.
+    async fn full_sync(
+        &self,
+        connection: &mut Connection,
+        writer: &mut SpoolWriter,
+        replid: &Replid,
+        offset: u64,
+        accepted: &mut bool,
+    ) -> Result<Option<SessionEnd>, SourceError> {
+        let mut stop = self.stop.clone();
+        {
+            let mut details = self.shared.details();
+            details.full_sync_since = Some(Instant::now());
+            details.rdb_received_unix_ms = None;
+            details.rdb_total = None;
+            details.transfer = None;
+        }
+        self.shared.enter(Phase::WaitingBgsave, Some("the source is preparing its RDB".into()));
+        let line = loop {
+            if let Some(line) = connection.take_line("the RDB header")? {
+                break line;
+            }
+            // Each keep-alive newline counts as a sign of life: a large save may take hours.
+            tokio::select! {
+                filled = timeout(SILENCE_LIMIT, connection.fill("the RDB header")) => match filled {
+                    Ok(filled) => filled?,
+                    Err(_) => return Err(self.silent("the RDB header").into()),
+                },
+                () = stopped(&mut stop) => return Ok(Some(SessionEnd::Stopped)),
+            }
+        };
+        let Some(transfer) = Transfer::parse(&line) else {
+            let found = line[..line.len().min(200)].escape_ascii().to_string();
+            return Err(if line.starts_with(b"-") {
+                SourceError::Net(NetError::Refused {
+                    address: connection.address.clone(),
+                    what: "the full sync".into(),
+                    reply: found,
+                    cure:
+                        "The source could not save its data set: look at its log (disk full? fork refused?)."
+                            .into(),
+                })
+            } else {
+                SourceError::Net(NetError::Protocol {
+                    address: connection.address.clone(),
+                    what: "PSYNC (the RDB's length)".into(),
+                    found: format!("'{found}'"),
+                    cure: "Is this the port of a Redis or Valkey server?".into(),
+                })
+            });
+        };
+        let (total, mut finder, words) = match &transfer {
+            Transfer::Length(len) => (Some(*len), None, "disk"),
+            Transfer::EofMark(mark) => (None, Some(EofFinder::new(mark)), "diskless"),
+        };
+        // Only now: before the `$` line the source may still change its mind and keep the old data valid.
+        writer.begin_full_sync(replid, offset)?;
+        *accepted = true;
+        {
+            let mut details = self.shared.details();
+            details.rdb_total = total;
+            details.transfer = Some(words);
+        }
+        self.shared.rdb_applied.store(0, Relaxed);
+        self.shared.keys_applied.store(0, Relaxed);
+        self.shared.offset_applied.store(offset, Relaxed);
+        self.shared.enter(Phase::RdbReceive, None);
+        let size = total.map_or("size not known before the end".into(), format::size);
+        self.events.info(
+            &self.node(),
+            format!("FULLRESYNC {replid} offset {offset}; RDB by {words} transfer, {size}"),
+        );
+
+        let began = Instant::now();
+        let mut room = Room::new(self.limits);
+        let mut tick = interval(Duration::from_millis(250));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut buffer = vec![0; READ_BYTES];
+        let mut heard = Instant::now();
+        let mut last_newline = Instant::now();
+        let mut received = 0u64;
+        // Set when the RDB may end at the last byte received and only the parser can tell.
+        let mut maybe_end: Option<u64> = None;
+        let rdb_len = loop {
+            if total == Some(received) {
+                break received;
+            }
+            let got = if !connection.buffer.is_empty() {
+                let want = total.map_or(READ_BYTES as u64, |total| (total - received).min(READ_BYTES as u64));
+                let got = connection.buffer.len().min(want as usize);
+                connection.buffer.copy_to_slice(&mut buffer[..got]);
+                got
+            } else {
+                let want = total.map_or(READ_BYTES as u64, |total| (total - received).min(READ_BYTES as u64));
+                tokio::select! {
+                    read = connection.io.read(&mut buffer[..want as usize]), if room.is_there() => match read {
+                        Ok(0) => return Err(self.rdb_cut(connection, received, total).into()),
+                        Ok(got) => got,
+                        Err(cause) => return Err(connection.lost("the RDB transfer", cause).into()),
+                    },
+                    _ = tick.tick() => {
+                        if let (Some(end), Some(parsed)) = (maybe_end, self.shared.spool.rdb_end_by_parser())
+                            && end == parsed
+                        {
+                            break end;
+                        }
+                        self.show_room(room.look(&self.shared.spool)?);
+                        if room.is_there() && maybe_end.is_none() && heard.elapsed() > SILENCE_LIMIT {
+                            return Err(self.silent("the RDB transfer").into());
+                        }
+                        if last_newline.elapsed() >= Duration::from_secs(1) {
+                            last_newline = Instant::now();
+                            // What a real replica sends while it loads. An ACK here could start the stream of a
+                            // diskless source before we know that the RDB has ended.
+                            connection.send(b"\n", "the keep-alive").await?;
+                        }
+                        continue;
+                    }
+                    () = self.shared.restart.notified() => return Ok(Some(SessionEnd::Restart)),
+                    () = stopped(&mut stop) => return Ok(Some(SessionEnd::Stopped)),
+                }
+            };
+            heard = Instant::now();
+            let chunk = &buffer[..got];
+            room.used(got);
+            writer.append_rdb(chunk)?;
+            received += got as u64;
+            self.shared.bytes_received.fetch_add(got as u64, Relaxed);
+            if let Some(finder) = &mut finder {
+                match finder.push(chunk) {
+                    EofSearch::NotYet => maybe_end = None,
+                    EofSearch::Found { rdb_len } => {
+                        // A source that did not wait for the ACK: what follows the mark belongs to the stream.
+                        let surplus = (received - rdb_len) as usize - EOF_MARK_LEN;
+                        let rest = connection.buffer.split();
+                        connection.buffer.extend_from_slice(&chunk[got - surplus..]);
+                        connection.buffer.extend_from_slice(&rest);
+                        break rdb_len;
+                    }
+                    EofSearch::Unverified { rdb_len } => maybe_end = Some(rdb_len),
+                }
+            }
+        };
+        self.acknowledge(connection, offset).await?;
+        // The fsync of a large file may take a while on a slow disk, but the stream cannot begin before it anyway.
+        tokio::task::block_in_place(|| writer.finish_rdb(rdb_len))?;
+        {
+            let mut details = self.shared.details();
+            details.rdb_total = Some(rdb_len);
+            details.rdb_received_unix_ms = Some(unix_ms());
+        }
+        self.events.info(
+            &self.node(),
+            format!(
+                "RDB received, {} in {}; applying",
+                format::size(rdb_len),
+                format::spoken_duration(began.elapsed().as_secs_f64())
+            ),
+        );
+        Ok(None)
+    }
+
+    /// Copies the stream until the link breaks or the run stops.
+    async fn stream(
+        &self,
+        connection: &mut Connection,
+        writer: &mut SpoolWriter,
+    ) -> Result<SessionEnd, SourceError> {
+        let mut stop = self.stop.clone();
+        let mut room = Room::new(self.limits);
+        let mut tick = interval(Duration::from_millis(250));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut buffer = vec![0; READ_BYTES];
+        let get_ack = memmem::Finder::new(b"GETACK");
+        let mut heard = Instant::now();
+        let mut last_ack = Instant::now() - Duration::from_secs(1);
+        let mut ack_now = true;
+        let mut syncing: Option<tokio::task::JoinHandle<Result<(), SpoolError>>> = None;
+        loop {
+            if syncing.is_none() && (ack_now || last_ack.elapsed() >= Duration::from_secs(1)) {
+                ack_now = false;
+                last_ack = Instant::now();
+                match writer.pending_sync()? {
+                    Some(pending) => syncing = Some(tokio::task::spawn_blocking(move || pending.run())),
+                    None => self.acknowledge(connection, self.shared.spool.durable()).await?,
+                }
+            }
+            let got = if !connection.buffer.is_empty() {
+                let got = connection.buffer.len().min(READ_BYTES);
+                connection.buffer.copy_to_slice(&mut buffer[..got]);
+                got
+            } else {
+                tokio::select! {
+                    read = connection.io.read(&mut buffer), if room.is_there() => match read {
+                        Ok(0) => {
+                            let cause = std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "closed by the source");
+                            return Err(connection.lost("the stream", cause).into());
+                        }
+                        Ok(got) => got,
+                        Err(cause) => return Err(connection.lost("the stream", cause).into()),
+                    },
+                    synced = async { match &mut syncing { Some(task) => task.await, None => std::future::pending().await } } => {
+                        syncing = None;
+                        synced.map_err(|error| SpoolError {
+                            action: "sync",
+                            path: self.shared.spool.dir().to_owned(),
+                            cause: std::io::Error::other(error),
+                        })??;
+                        self.acknowledge(connection, self.shared.spool.durable()).await?;
+                        continue;
+                    }
+                    _ = tick.tick() => {
+                        self.show_room(room.look(&self.shared.spool)?);
+                        if room.is_there() && heard.elapsed() > SILENCE_LIMIT {
+                            return Err(self.silent("the stream").into());
+                        }
+                        continue;
+                    }
+                    () = self.shared.acknowledge.notified() => {
+                        ack_now = true;
+                        continue;
+                    }
+                    () = self.shared.restart.notified() => return Ok(SessionEnd::Restart),
+                    () = stopped(&mut stop) => {
+                        if let Some(pending) = writer.pending_sync()? {
+                            tokio::task::block_in_place(|| pending.run())?;
+                        }
+                        let _ = self.acknowledge(connection, self.shared.spool.durable()).await;
+                        return Ok(SessionEnd::Stopped);
+                    }
+                }
+            };
+            heard = Instant::now();
+            let chunk = &buffer[..got];
+            room.used(got);
+            writer.append_stream(chunk)?;
+            self.shared.bytes_received.fetch_add(got as u64, Relaxed);
+            // `REPLCONF GETACK *` (WAIT, failover) wants an answer at once. Looking for the word is enough: an ACK too
+            // many does no harm, and one that is split over two reads waits for the next second.
+            ack_now |= get_ack.find(chunk).is_some();
+        }
+    }
+
+    async fn acknowledge(&self, connection: &mut Connection, offset: u64) -> Result<(), NetError> {
+        connection.send(&replconf_ack(offset), "REPLCONF ACK").await?;
+        self.shared.details().last_ack_unix_ms = Some(unix_ms());
+        Ok(())
+    }
+
+    fn phase_while_streaming(&self) -> Phase {
+        match self.shared.spool.manifest() {
+            Some(manifest) if manifest.rdb_applied => Phase::Stream,
+            _ => Phase::RdbApply,
+        }
+    }
+
+    /// Grows with every byte received.
+    fn progress(&self) -> u64 {
+        self.shared.bytes_received.load(Relaxed)
+    }
+
+    fn show_room(&self, full: Option<String>) {
+        let shown = self.shared.details().reason.clone();
+        match full {
+            Some(reason) => {
+                if shown.as_deref().is_none_or(|shown| !shown.starts_with("SPOOL FULL")) {
+                    self.events.error(&self.node(), reason.clone());
+                }
+                self.shared.set_reason(Some(reason));
+            }
+            None if shown.is_some_and(|shown| shown.starts_with("SPOOL FULL")) => {
+                self.events.info(&self.node(), "the spool has room again; receiving goes on");
+                self.shared.set_reason(None);
+            }
+            None => {}
+        }
+    }
+
+    fn refused(&self, reply: String) -> NetError {
+        let user = self.reader.endpoint.username.as_deref().unwrap_or("default");
+        let cure = if reply.starts_with("NOPERM") {
+            format!(
+                "On the source: ACL SETUSER {user} +psync +replconf +ping (and +info, +config|get for more detail here)."
+            )
+        } else if reply.starts_with("NOAUTH") {
+            "The source wants a password: set 'password' (and 'username') in [sync_reader].".into()
+        } else if reply.starts_with("LOADING") {
+            "The source is loading its data set; it will be asked again.".into()
+        } else if reply.starts_with("NOMASTERLINK") {
+            "The source is a replica that has lost its master: mend that link, or name the master as the source.".into()
+        } else if reply.starts_with("BUSY") || reply.starts_with("MASTERDOWN") {
+            "It will be asked again.".into()
+        } else if reply.contains("unknown command") {
+            "This server does not offer PSYNC to its users, as many managed services do not; ask the provider for it."
+                .into()
+        } else {
+            "Look at the source's log for the reason.".into()
+        };
+        NetError::Refused { address: self.reader.endpoint.address.clone(), what: "PSYNC".into(), reply, cure }
+    }
+
+    fn silent(&self, what: &str) -> NetError {
+        NetError::Timeout {
+            address: self.reader.endpoint.address.clone(),
+            what: what.into(),
+            limit: SILENCE_LIMIT,
+        }
+    }
+
+    fn rdb_cut(&self, connection: &Connection, received: u64, total: Option<u64>) -> NetError {
+        let of = total.map_or("before its end mark".into(), |total| format!("of {total} bytes"));
+        connection.lost(
+            "the RDB transfer",
+            std::io::Error::new(
+                std::io::ErrorKind::UnexpectedEof,
+                format!("the source closed the link after {received} bytes {of}"),
+            ),
+        )
+    }
+
+    fn node(&self) -> String {
+        format!("source {}", self.shared.address)
+    }
+}
+
+/// Resolves when the run stops (or its supervisor is gone).
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Whether the spool may grow. Looked at on every tick and after every 16 MiB, because asking costs a system call.
+struct Room {
+    limits: config::Spool,
+    full: bool,
+    unlooked: usize,
+}
+
+impl Room {
+    fn new(limits: config::Spool) -> Self {
+        Room { limits, full: false, unlooked: 0 }
+    }
+
+    fn is_there(&self) -> bool {
+        !self.full && self.unlooked < 16 * 1024 * 1024
+    }
+
+    fn used(&mut self, bytes: usize) {
+        self.unlooked += bytes;
+    }
+
+    /// Looks again; returns the reason when there is no room.
+    fn look(&mut self, spool: &Spool) -> Result<Option<String>, SpoolError> {
+        self.unlooked = 0;
+        let (bytes, _) = spool.usage();
+        let free = disk_free(spool)?;
+        let reason = if bytes >= self.limits.max_bytes {
+            Some(format!(
+                "SPOOL FULL: {}, [spool] max_bytes is {}",
+                format::size(bytes),
+                format::size(self.limits.max_bytes)
+            ))
+        } else if free < self.limits.min_free_bytes {
+            Some(format!(
+                "SPOOL FULL: {} left on the disk, [spool] min_free_bytes is {}",
+                format::size(free),
+                format::size(self.limits.min_free_bytes)
+            ))
+        } else {
+            None
+        };
+        self.full = reason.is_some();
+        Ok(reason.map(|reason| {
+            format!("{reason}; reading from the source stops until the destination has taken more or space is freed")
+        }))
+    }
+}
+
+/// Free bytes of the file system that holds the spool.
+pub fn disk_free(spool: &Spool) -> Result<u64, SpoolError> {
+    let stat = rustix::fs::statvfs(spool.dir()).map_err(|error| SpoolError {
+        action: "examine",
+        path: spool.dir().to_owned(),
+        cause: error.into(),
+    })?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// "redis 7.2.4" or "valkey 8.0.1" from INFO.
+pub fn server_name(info: &str) -> Option<String> {
+    if let Some(version) = info_field(info, "valkey_version") {
+        return Some(format!("valkey {version}"));
+    }
+    info_field(info, "redis_version").map(|version| format!("redis {version}"))
+}
+
+async fn config_get(connection: &mut Connection, name: &str) -> Result<Option<String>, NetError> {
+    match connection.request(&[b"CONFIG", b"GET", name.as_bytes()]).await? {
+        Reply::Array(pair) => Ok(pair.get(1).and_then(Reply::text).map(str::to_owned)),
+        _ => Ok(None),
+    }
+}
+
+/// 0.5 s, 1 s, 2 s … 15 s, each up to a quarter longer or shorter so that many lines do not come back at once.
+fn back_off(attempt: u32) -> Duration {
+    let base = 0.5 * 2f64.powi(attempt.saturating_sub(1).min(5) as i32);
+    let jitter = f64::from(unix_ms() as u32 % 500) / 1000.0 - 0.25;
+    Duration::from_secs_f64((base * (1.0 + jitter)).min(15.0))
+}

@@ -1,0 +1,849 @@
+//! One task per destination node: sends batches, matches replies, applies the error rules, confirms.
+//!
+//! ```text
+//!  batch 1  MULTI SELECT … HSET checkpoint EXEC ───────────────► confirmed
+//!  batch 2        MULTI SELECT … HSET checkpoint ── waits ── EXEC ─────► confirmed
+//! ```
+//!
+//! The next batch is sent while the first one runs, but its EXEC is withheld until the first is confirmed. So the
+//! destination always has work, and still no batch is ever applied after one that failed: the checkpoint that each EXEC
+//! sets is the exact place up to which everything is applied, and nothing beyond it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use bytes::Buf;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, sleep_until};
+
+use super::batch::{Batch, CommandKind, Position, Progress};
+use super::events::EventLog;
+use super::net::{Connection, NetError};
+use super::quarantine::Quarantine;
+use super::rules::{Rule, rule};
+use super::spool::SpoolError;
+use crate::config::{Endpoint, OnBadValue};
+use crate::format::{self, escape};
+use crate::resp::{Reply, append_command};
+use crate::status::{EventLevel, Phase, Throttle, WriterState};
+
+/// How long an orderly stop waits for what is in flight.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+/// The oldest batch in flight is this old: the writer counts as slow.
+const SLOW_AFTER: Duration = Duration::from_secs(1);
+
+/// Why a writer ended.
+#[derive(Debug, thiserror::Error)]
+pub enum WriterError {
+    /// The connection.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The quarantine file or the spool.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// An error answer with the rule "stop".
+    #[error("{address}: {command} of key '{key}' was refused: '{error}'. {cure}")]
+    Refused {
+        /// The destination.
+        address: String,
+        /// The verb.
+        command: String,
+        /// The key, escaped.
+        key: String,
+        /// The error answer.
+        error: String,
+        /// What to change.
+        cure: String,
+    },
+    /// The checkpoint is not where it must be.
+    #[error(
+        "{address}: the destination's checkpoint is '{found}', expected '{expected}': it lost data (restarted from an older snapshot, or flushed), or another migration writes there. Start again with an empty data directory for a new full sync."
+    )]
+    CheckpointLost {
+        /// The destination.
+        address: String,
+        /// What is there.
+        found: String,
+        /// What was confirmed last.
+        expected: String,
+    },
+}
+
+/// What the operator's wishes are at the moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// Apply nothing.
+    pub paused: bool,
+    /// Speed limit.
+    pub throttle: Throttle,
+    /// Finish what is in flight and end.
+    pub stop: bool,
+}
+
+/// What the publisher shows of a writer.
+pub struct WriterShared {
+    /// Address in words.
+    pub address: String,
+    /// Commands sent and not yet answered.
+    pub in_flight: AtomicU64,
+    /// True while paused and nothing is in flight.
+    pub idle: AtomicBool,
+    /// Commands confirmed.
+    pub entries: AtomicU64,
+    /// Bytes confirmed.
+    pub bytes: AtomicU64,
+    /// Commands sent again.
+    pub retries: AtomicU64,
+    /// Connections after the first.
+    pub reconnects: AtomicU64,
+    /// Error answers.
+    pub errors: AtomicU64,
+    details: Mutex<WriterDetails>,
+}
+
+/// The slow-moving part.
+#[derive(Debug, Clone)]
+pub struct WriterDetails {
+    /// Health.
+    pub state: WriterState,
+    /// Why.
+    pub reason: Option<String>,
+    /// When the oldest batch in flight was sent.
+    pub oldest: Option<Instant>,
+    /// Time to confirmation of recent batches: when, and how many ms.
+    pub latencies: VecDeque<(Instant, f64)>,
+    /// The last error.
+    pub last_error: Option<String>,
+}
+
+impl WriterShared {
+    /// Nothing known yet.
+    pub fn new(address: String) -> Self {
+        WriterShared {
+            address,
+            in_flight: AtomicU64::new(0),
+            idle: AtomicBool::new(true),
+            entries: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            retries: AtomicU64::new(0),
+            reconnects: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            details: Mutex::new(WriterDetails {
+                state: WriterState::Connecting,
+                reason: None,
+                oldest: None,
+                latencies: VecDeque::new(),
+                last_error: None,
+            }),
+        }
+    }
+
+    /// Looks at or changes the slow-moving part.
+    pub fn details(&self) -> MutexGuard<'_, WriterDetails> {
+        self.details.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The state as it should be shown: a writer whose oldest batch is old is slow.
+    pub fn shown_state(details: &WriterDetails) -> WriterState {
+        match (details.state, details.oldest) {
+            (WriterState::Ok, Some(oldest)) if oldest.elapsed() > SLOW_AFTER => WriterState::Slow,
+            (state, _) => state,
+        }
+    }
+
+    fn enter(&self, state: WriterState, reason: Option<String>) {
+        let mut details = self.details();
+        if let Some(reason) = &reason {
+            details.last_error = Some(reason.clone());
+        }
+        details.state = state;
+        details.reason = reason;
+    }
+}
+
+/// The task of one destination node.
+pub struct Writer {
+    /// The server.
+    pub endpoint: Endpoint,
+    /// Hash key of the checkpoints, in database 0.
+    pub checkpoint_key: String,
+    /// What it tells.
+    pub shared: Arc<WriterShared>,
+    /// Sentences for the operator.
+    pub events: Arc<EventLog>,
+    /// Entries set aside.
+    pub quarantine: Arc<Quarantine>,
+    /// `[policy] on_bad_value`.
+    pub on_bad_value: OnBadValue,
+    /// The operator's wishes.
+    pub wishes: watch::Receiver<Wishes>,
+    /// What to send.
+    pub batches: mpsc::Receiver<Batch>,
+}
+
+/// A batch that has been sent.
+struct Flight {
+    batch: Batch,
+    sent: Instant,
+    exec_sent: bool,
+    /// Replies to MULTI and the queued commands still to come.
+    queue_replies_missing: usize,
+    queue_replies_seen: usize,
+    /// Commands refused while queueing: index on the wire (0 = MULTI) and the error.
+    refused: Vec<(usize, String)>,
+}
+
+/// What became of a batch.
+enum Verdict {
+    /// Applied; runtime errors by index of the command in the batch.
+    Applied(Vec<(usize, Refusal)>),
+    /// Nothing of it was applied.
+    Aborted(Vec<(usize, String)>, String),
+}
+
+/// An answer that means "not done".
+enum Refusal {
+    Error(String),
+    KeyExists,
+}
+
+/// Commands on the wire before the batch's own: MULTI, SELECT.
+const PROLOGUE: usize = 2;
+
+impl Writer {
+    /// Runs until stopped or until an error that waiting will not cure. Returns after everything in flight is answered.
+    pub async fn run(mut self) -> Result<(), WriterError> {
+        let result = self.serve().await;
+        let state = if result.is_ok() { WriterState::Closed } else { WriterState::Failed };
+        self.shared.enter(state, result.as_ref().err().map(ToString::to_string));
+        self.shared.in_flight.store(0, Relaxed);
+        self.shared.details().oldest = None;
+        result
+    }
+
+    async fn serve(&mut self) -> Result<(), WriterError> {
+        let mut connection = self.connect(true).await?;
+        let mut last_confirmed: Option<Progress> = None;
+        let mut pending: VecDeque<Batch> = VecDeque::new();
+        let mut flights: VecDeque<Flight> = VecDeque::new();
+        let mut not_before = Instant::now();
+        let mut stop_deadline: Option<Instant> = None;
+        let mut queue_open = true;
+        loop {
+            let wishes = *self.wishes.borrow_and_update();
+            if wishes.stop && stop_deadline.is_none() {
+                stop_deadline = Some(Instant::now() + STOP_LIMIT);
+            }
+            self.shared.idle.store(wishes.paused && flights.is_empty(), Relaxed);
+            let may_send = !wishes.paused && !wishes.stop && Instant::now() >= not_before;
+            if may_send
+                && flights.len() < 2
+                && let Some(batch) = pending.pop_front()
+            {
+                if let Err(error) = self.send(&mut connection, &mut flights, batch).await {
+                    self.recover(&mut connection, &mut flights, &mut pending, &last_confirmed, error).await?;
+                }
+                not_before = self.next_slot(not_before, wishes.throttle, &flights);
+                continue;
+            }
+            if flights.is_empty() && (wishes.stop || (!queue_open && pending.is_empty())) {
+                return Ok(());
+            }
+            tokio::select! {
+                read = connection.io.read_buf(&mut connection.buffer), if !flights.is_empty() => {
+                    let outcome = match read {
+                        Ok(0) => Err(connection.lost("the pipeline", io::ErrorKind::UnexpectedEof.into())),
+                        Err(cause) => Err(connection.lost("the pipeline", cause)),
+                        Ok(_) => self.answers(&mut connection, &mut flights, &mut pending, &mut last_confirmed).await?,
+                    };
+                    if let Err(error) = outcome {
+                        self.recover(&mut connection, &mut flights, &mut pending, &last_confirmed, error).await?;
+                    }
+                }
+                batch = self.batches.recv(), if may_send && queue_open && pending.is_empty() && flights.len() < 2 => {
+                    match batch {
+                        Some(batch) => pending.push_back(batch),
+                        None => queue_open = false,
+                    }
+                }
+                () = sleep_until(not_before.into()), if !may_send && !wishes.paused && !wishes.stop => {}
+                changed = self.wishes.changed() => if changed.is_err() { return Ok(()) },
+                () = sleep_until(stop_deadline.unwrap_or_else(Instant::now).into()), if stop_deadline.is_some() => {
+                    self.events.warn(&self.node(), format!(
+                        "no answer for {} s while stopping; the checkpoint tells at the next start what was applied",
+                        STOP_LIMIT.as_secs()
+                    ));
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Opens the connection; the first time an error is final, later it is tried again until it works.
+    async fn connect(&self, first: bool) -> Result<Connection, WriterError> {
+        let mut attempt = 0;
+        loop {
+            match Connection::open(&self.endpoint).await {
+                Ok(mut connection) => {
+                    let _ = connection.request(&[b"CLIENT", b"SETNAME", b"shakedeck"]).await;
+                    self.shared.enter(WriterState::Ok, None);
+                    return Ok(connection);
+                }
+                Err(error) if first || !error.is_transient() => return Err(error.into()),
+                Err(error) => {
+                    attempt += 1;
+                    let delay = Duration::from_millis(250 << attempt.min(6)).min(Duration::from_secs(10));
+                    let reason = format!("{error} (try {attempt}, next in {:.1} s)", delay.as_secs_f64());
+                    self.shared.enter(WriterState::Reconnecting, Some(reason));
+                    let mut wishes = self.wishes.clone();
+                    tokio::select! {
+                        () = sleep(delay) => {}
+                        _ = wishes.wait_for(|wishes| wishes.stop) => return Err(error.into()),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Sends one batch: whole when nothing is in flight, without its EXEC behind another one.
+    async fn send(
+        &self,
+        connection: &mut Connection,
+        flights: &mut VecDeque<Flight>,
+        mut batch: Batch,
+    ) -> Result<(), NetError> {
+        batch.close_pairs();
+        let exec_sent = flights.is_empty();
+        let mut flight = Flight {
+            sent: Instant::now(),
+            exec_sent,
+            queue_replies_missing: 0,
+            queue_replies_seen: 0,
+            refused: Vec::new(),
+            batch,
+        };
+        let mut prologue = Vec::new();
+        let mut epilogue = Vec::new();
+        if !flight.batch.commands.is_empty() {
+            let batch = &flight.batch;
+            append_command(&mut prologue, &[b"MULTI"]);
+            append_command(&mut prologue, &[b"SELECT", batch.start_db.to_string().as_bytes()]);
+            flight.queue_replies_missing = PROLOGUE + batch.commands.len() + 1;
+            if batch.end_db != 0 {
+                append_command(&mut epilogue, &[b"SELECT", b"0"]);
+                flight.queue_replies_missing += 1;
+            }
+            let progress = batch.progress.to_string();
+            let field = batch.source.address.as_bytes();
+            append_command(
+                &mut epilogue,
+                &[b"HSET", self.checkpoint_key.as_bytes(), field, progress.as_bytes()],
+            );
+            if exec_sent {
+                append_command(&mut epilogue, &[b"EXEC"]);
+            }
+        }
+        self.shared.in_flight.fetch_add(flight.batch.commands.len() as u64, Relaxed);
+        if exec_sent {
+            self.shared.details().oldest = Some(flight.sent);
+        }
+        // Kept before it is written: whatever fails from here on, the batch is not lost.
+        flights.push_back(flight);
+        let Some(flight) = flights.back() else { return Ok(()) };
+        for part in [&prologue, &flight.batch.bytes, &epilogue] {
+            // No deadline: a destination may stand still for minutes, and that is shown as SLOW, not punished.
+            connection.io.write_all(part).await.map_err(|cause| connection.lost("the pipeline", cause))?;
+        }
+        connection.io.flush().await.map_err(|cause| connection.lost("the pipeline", cause))
+    }
+
+    /// Uses up the replies that have arrived.
+    async fn answers(
+        &self,
+        connection: &mut Connection,
+        flights: &mut VecDeque<Flight>,
+        pending: &mut VecDeque<Batch>,
+        last_confirmed: &mut Option<Progress>,
+    ) -> Result<Result<(), NetError>, WriterError> {
+        loop {
+            // A batch without commands (PINGs only) is true as soon as the one before it is.
+            if flights.front().is_some_and(|flight| flight.batch.commands.is_empty()) {
+                self.complete(flights, last_confirmed)?;
+                if let Err(error) = self.release_next(connection, flights).await {
+                    return Ok(Err(error));
+                }
+                continue;
+            }
+            let Some(flight) =
+                flights.iter_mut().find(|flight| flight.queue_replies_missing > 0 || flight.exec_sent)
+            else {
+                return Ok(Ok(()));
+            };
+            let reply = match Reply::decode(&connection.buffer) {
+                Ok(Some((reply, len))) => {
+                    connection.buffer.advance(len);
+                    reply
+                }
+                Ok(None) => return Ok(Ok(())),
+                Err(error) => {
+                    return Ok(Err(connection.lost("the pipeline", io::Error::other(error.to_string()))));
+                }
+            };
+            if flight.queue_replies_missing > 0 {
+                if let Reply::Error(error) = reply {
+                    flight.refused.push((flight.queue_replies_seen, error));
+                }
+                flight.queue_replies_missing -= 1;
+                flight.queue_replies_seen += 1;
+                continue;
+            }
+            match self.verdict(flight, reply) {
+                Verdict::Applied(refusals) => {
+                    if let Some(first) = flights.front() {
+                        self.judge_applied(&first.batch, refusals, last_confirmed).await?;
+                    }
+                    self.complete(flights, last_confirmed)?;
+                    if let Err(error) = self.release_next(connection, flights).await {
+                        return Ok(Err(error));
+                    }
+                }
+                Verdict::Aborted(refused, abort) => {
+                    if let Err(error) =
+                        self.judge_aborted(connection, flights, pending, refused, abort).await?
+                    {
+                        return Ok(Err(error));
+                    }
+                    return Ok(Ok(()));
+                }
+            }
+        }
+    }
+
+    /// Reads the reply to EXEC.
+    fn verdict(&self, flight: &mut Flight, reply: Reply) -> Verdict {
+        match reply {
+            Reply::Array(results) => {
+                let mut refusals = Vec::new();
+                for (at, result) in results.iter().enumerate() {
+                    // Results begin with SELECT; the checkpoint's follow the batch's own.
+                    let Some(index) = at.checked_sub(PROLOGUE - 1) else {
+                        if let Reply::Error(error) = result {
+                            refusals.push((0, Refusal::Error(error.clone())));
+                        }
+                        continue;
+                    };
+                    let kind = flight.batch.commands.get(index).map(|command| command.kind);
+                    match (result, kind) {
+                        (Reply::Error(error), _) => refusals.push((index, Refusal::Error(error.clone()))),
+                        (
+                            Reply::Integer(0),
+                            Some(
+                                CommandKind::SetIfNone
+                                | CommandKind::RenameIfNone
+                                | CommandKind::RenameIfMissing,
+                            ),
+                        )
+                        | (Reply::Null, Some(CommandKind::SetIfMissing)) => {
+                            refusals.push((index, Refusal::KeyExists));
+                        }
+                        _ => {}
+                    }
+                }
+                Verdict::Applied(refusals)
+            }
+            Reply::Error(error) => Verdict::Aborted(std::mem::take(&mut flight.refused), error),
+            other => Verdict::Aborted(
+                std::mem::take(&mut flight.refused),
+                format!("unexpected answer to EXEC: {other:?}"),
+            ),
+        }
+    }
+
+    /// The first batch is applied and its checkpoint set, but some of its commands failed when they ran.
+    async fn judge_applied(
+        &self,
+        batch: &Batch,
+        refusals: Vec<(usize, Refusal)>,
+        last_confirmed: &Option<Progress>,
+    ) -> Result<(), WriterError> {
+        for (index, refusal) in refusals {
+            let kind = batch.commands.get(index).map_or(CommandKind::Select, |command| command.kind);
+            let arguments = batch.arguments(index);
+            let verb = String::from_utf8_lossy(arguments.first().copied().unwrap_or_default()).into_owned();
+            let named = match kind {
+                CommandKind::RenameIfNone | CommandKind::RenameIfMissing => 2,
+                _ => 1,
+            };
+            let key = escape(arguments.get(named).copied().unwrap_or_default(), 60);
+            self.shared.errors.fetch_add(1, Relaxed);
+            batch.source.errors.fetch_add(1, Relaxed);
+            let exists = match &refusal {
+                Refusal::KeyExists => true,
+                Refusal::Error(error) => error.starts_with("BUSYKEY"),
+            };
+            let keeps = matches!(
+                kind,
+                CommandKind::SetIfMissing | CommandKind::RestoreIfMissing | CommandKind::RenameIfMissing
+            );
+            match refusal {
+                _ if exists && keeps => {
+                    let text = format!(
+                        "key '{key}' exists on the destination and was kept (rdb_restore_command_behavior = \"skip\")"
+                    );
+                    self.events.reject(&self.node(), EventLevel::Warn, "BUSYKEY", "skip", &key, &text);
+                }
+                Refusal::KeyExists => {
+                    let key = match kind {
+                        CommandKind::SetIfNone => {
+                            self.existing_key(batch.database_of(index), &arguments).await?
+                        }
+                        _ => key,
+                    };
+                    let error = "BUSYKEY Target key name already exists.".to_owned();
+                    return self.stop(batch, last_confirmed, verb, key, error).await;
+                }
+                Refusal::Error(error) => match rule(&error, kind, self.on_bad_value).0 {
+                    // At run time a state that passes cannot be waited for any more: the rest is applied already.
+                    Rule::Wait | Rule::Quarantine => self.set_aside(batch, index, &error)?,
+                    Rule::Stop => return self.stop(batch, last_confirmed, verb, key, error).await,
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// The first batch was refused as a whole; nothing of it is applied. Decides by its worst error.
+    async fn judge_aborted(
+        &self,
+        connection: &mut Connection,
+        flights: &mut VecDeque<Flight>,
+        pending: &mut VecDeque<Batch>,
+        refused: Vec<(usize, String)>,
+        abort: String,
+    ) -> Result<Result<(), NetError>, WriterError> {
+        // Take back the batch behind it, whose EXEC was withheld.
+        if let Err(error) = self.discard_second(connection, flights).await {
+            return Ok(Err(error));
+        }
+        for flight in flights.drain(..).rev() {
+            pending.push_front(flight.batch);
+        }
+        self.shared.in_flight.store(0, Relaxed);
+        self.shared.details().oldest = None;
+        let errors = if refused.is_empty() { vec![(0, abort)] } else { refused };
+        self.shared.errors.fetch_add(errors.len() as u64, Relaxed);
+        let Some(batch) = pending.front_mut() else { return Ok(Ok(())) };
+        let mut never = Vec::new();
+        let mut wait = None;
+        for (wire_index, error) in errors {
+            let index = wire_index.checked_sub(PROLOGUE);
+            let command = index.and_then(|index| batch.commands.get(index));
+            let kind = command.map_or(CommandKind::Select, |command| command.kind);
+            let (rule, cure) = rule(&error, kind, self.on_bad_value);
+            match (rule, index) {
+                (Rule::Wait, _) => wait = Some(format!("{error}: {cure}")),
+                // An error about MULTI, the checkpoint or EXEC itself is not about an entry: setting one aside is no cure.
+                (Rule::Quarantine, Some(index)) if index < batch.commands.len() => never.push((index, error)),
+                _ => {
+                    let arguments = index.map(|index| batch.arguments(index)).unwrap_or_default();
+                    let verb = arguments.first().copied().unwrap_or(b"EXEC");
+                    return Err(WriterError::Refused {
+                        address: self.shared.address.clone(),
+                        command: String::from_utf8_lossy(verb).into_owned(),
+                        key: escape(arguments.get(1).copied().unwrap_or_default(), 60),
+                        error,
+                        cure: cure.to_owned(),
+                    });
+                }
+            }
+        }
+        if let Some(reason) = wait {
+            if self.shared.details().reason.as_ref() != Some(&reason) {
+                self.events.warn(&self.node(), format!("waiting, nothing is lost: {reason}"));
+            }
+            self.shared.enter(WriterState::Waiting, Some(reason));
+            self.shared.retries.fetch_add(1, Relaxed);
+            let mut wishes = self.wishes.clone();
+            tokio::select! {
+                () = sleep(Duration::from_millis(500)) => {}
+                _ = wishes.wait_for(|wishes| wishes.stop) => {}
+            }
+            return Ok(Ok(()));
+        }
+        for (index, error) in &never {
+            batch.source.errors.fetch_add(1, Relaxed);
+            self.set_aside(batch, *index, error)?;
+        }
+        batch.remove(&never.into_iter().map(|(index, _)| index).collect::<Vec<_>>());
+        self.shared.retries.fetch_add(1, Relaxed);
+        Ok(Ok(()))
+    }
+
+    /// Reads the remaining replies of the second batch and discards it.
+    async fn discard_second(
+        &self,
+        connection: &mut Connection,
+        flights: &mut VecDeque<Flight>,
+    ) -> Result<(), NetError> {
+        let Some(second) = flights.get_mut(1) else { return Ok(()) };
+        if second.batch.commands.is_empty() {
+            return Ok(());
+        }
+        while second.queue_replies_missing > 0 {
+            connection.read_reply("the pipeline").await?;
+            second.queue_replies_missing -= 1;
+        }
+        connection.request(&[b"DISCARD"]).await.map(|_| ())
+    }
+
+    /// The first batch is confirmed.
+    fn complete(
+        &self,
+        flights: &mut VecDeque<Flight>,
+        last_confirmed: &mut Option<Progress>,
+    ) -> Result<(), WriterError> {
+        let Some(flight) = flights.pop_front() else { return Ok(()) };
+        let batch = flight.batch;
+        let source = &batch.source;
+        self.shared.in_flight.fetch_sub(batch.commands.len() as u64, Relaxed);
+        self.shared.entries.fetch_add(batch.entries, Relaxed);
+        self.shared.bytes.fetch_add(batch.source_bytes, Relaxed);
+        source.entries_applied.fetch_add(batch.entries, Relaxed);
+        source.bytes_applied.fetch_add(batch.source_bytes, Relaxed);
+        {
+            let mut details = self.shared.details();
+            if !batch.commands.is_empty() {
+                let now = Instant::now();
+                details.latencies.push_back((now, flight.sent.elapsed().as_secs_f64() * 1000.0));
+                while details.latencies.len() > 2_000
+                    || details.latencies.front().is_some_and(|(at, _)| now - *at > Duration::from_secs(10))
+                {
+                    details.latencies.pop_front();
+                }
+            }
+            details.oldest = flights.front().map(|flight| flight.sent);
+            if matches!(details.state, WriterState::Waiting | WriterState::Reconnecting) {
+                details.state = WriterState::Ok;
+                details.reason = None;
+            }
+        }
+        match batch.progress.at {
+            Position::Rdb { bytes, .. } => {
+                source.rdb_applied.store(bytes, Relaxed);
+                source.keys_applied.fetch_add(batch.entries, Relaxed);
+            }
+            Position::Stream { offset, .. } => {
+                source.offset_applied.store(offset, Relaxed);
+                let first = source.details().phase == Phase::RdbApply;
+                if first {
+                    self.rdb_applied(&batch)?;
+                }
+                source.spool.release_stream(offset)?;
+            }
+        }
+        if !batch.commands.is_empty() {
+            *last_confirmed = Some(batch.progress);
+        }
+        Ok(())
+    }
+
+    /// The last batch of an RDB is confirmed.
+    fn rdb_applied(&self, batch: &Batch) -> Result<(), WriterError> {
+        let source = &batch.source;
+        let total = source.details().rdb_total;
+        if let Some(total) = total {
+            source.rdb_applied.store(total, Relaxed);
+        }
+        source.spool.release_rdb()?;
+        source.enter(Phase::Stream, None);
+        let since = source.details().full_sync_since;
+        let took = since.map_or(String::new(), |since| {
+            format!(" in {}", format::spoken_duration(since.elapsed().as_secs_f64()))
+        });
+        let keys = source.keys_applied.load(Relaxed);
+        self.events.info(
+            &format!("source {}", source.address),
+            format!(
+                "RDB applied, {} keys{took}; now streaming, received up to offset {}",
+                format::number(keys),
+                format::number(source.spool.received())
+            ),
+        );
+        Ok(())
+    }
+
+    /// Lets the batch that has become the first one run.
+    async fn release_next(
+        &self,
+        connection: &mut Connection,
+        flights: &mut VecDeque<Flight>,
+    ) -> Result<(), NetError> {
+        let Some(flight) = flights.front_mut() else { return Ok(()) };
+        if flight.exec_sent || flight.batch.commands.is_empty() {
+            return Ok(());
+        }
+        flight.exec_sent = true;
+        connection.send(b"*1\r\n$4\r\nEXEC\r\n", "EXEC").await
+    }
+
+    /// The connection broke: opens a new one and asks the destination what it has.
+    async fn recover(
+        &self,
+        connection: &mut Connection,
+        flights: &mut VecDeque<Flight>,
+        pending: &mut VecDeque<Batch>,
+        last_confirmed: &Option<Progress>,
+        error: NetError,
+    ) -> Result<(), WriterError> {
+        self.events.warn(&self.node(), format!("{error}; connecting again"));
+        self.shared.errors.fetch_add(1, Relaxed);
+        self.shared.reconnects.fetch_add(1, Relaxed);
+        self.shared.enter(WriterState::Reconnecting, Some(error.to_string()));
+        sleep(Duration::from_millis(100)).await;
+        *connection = self.connect(false).await?;
+        let mut confirmed = last_confirmed.clone();
+        if let Some(first) = flights.front() {
+            let found = loop {
+                let field = first.batch.source.address.as_bytes();
+                match read_checkpoint(connection, &self.checkpoint_key, field).await {
+                    Ok(found) => break found,
+                    Err(error) if error.is_transient() => {
+                        self.shared.enter(WriterState::Reconnecting, Some(error.to_string()));
+                        sleep(Duration::from_millis(500)).await;
+                        *connection = self.connect(false).await?;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            };
+            let written = flights.iter().find(|flight| !flight.batch.commands.is_empty());
+            let ours = written.map(|flight| flight.batch.progress.to_string());
+            let expected = last_confirmed.as_ref().map(Progress::to_string);
+            if found.is_some() && found == ours {
+                // It ran; only the answer was lost.
+                while let Some(flight) = flights.front() {
+                    let last = flight.exec_sent && !flight.batch.commands.is_empty();
+                    self.complete(flights, &mut confirmed)?;
+                    if last {
+                        break;
+                    }
+                }
+            } else if found != expected && expected.is_some() {
+                return Err(WriterError::CheckpointLost {
+                    address: self.shared.address.clone(),
+                    found: found.unwrap_or_else(|| "missing".into()),
+                    expected: expected.unwrap_or_default(),
+                });
+            }
+        }
+        self.shared.retries.fetch_add(flights.len() as u64, Relaxed);
+        for flight in flights.drain(..).rev() {
+            pending.push_front(flight.batch);
+        }
+        self.shared.in_flight.store(0, Relaxed);
+        self.shared.details().oldest = None;
+        self.events.info(
+            &self.node(),
+            "connected again; the checkpoint shows that nothing was lost or applied twice",
+        );
+        Ok(())
+    }
+
+    /// Which of the keys of a refused MSETNX exists, escaped. Asked on another connection: on ours the next batch is open.
+    async fn existing_key(&self, db: u32, arguments: &[&[u8]]) -> Result<String, WriterError> {
+        let mut asking = Connection::open(&self.endpoint).await?;
+        asking.request(&[b"SELECT", db.to_string().as_bytes()]).await?;
+        for pair in arguments.get(1..).unwrap_or_default().chunks(2) {
+            if let Some(key) = pair.first()
+                && asking.request(&[b"EXISTS", key]).await? == Reply::Integer(1)
+            {
+                return Ok(escape(key, 60));
+            }
+        }
+        Ok("(one of several)".into())
+    }
+
+    /// Ends the run because of one entry. The batch has run and moved the checkpoint past the entry; inside an RDB, whose
+    /// entries can be sent twice, it is moved back so that a later start brings the entry again.
+    async fn stop(
+        &self,
+        batch: &Batch,
+        last_confirmed: &Option<Progress>,
+        command: String,
+        key: String,
+        error: String,
+    ) -> Result<(), WriterError> {
+        if matches!(batch.progress.at, Position::Rdb { .. }) {
+            let mut other = Connection::open(&self.endpoint).await?;
+            let field = batch.source.address.as_bytes();
+            let checkpoint = self.checkpoint_key.as_bytes();
+            match last_confirmed {
+                Some(progress) => {
+                    other.request(&[b"HSET", checkpoint, field, progress.to_string().as_bytes()]).await?
+                }
+                None => other.request(&[b"HDEL", checkpoint, field]).await?,
+            };
+        }
+        let (_, cure) = rule(&error, CommandKind::Restore, OnBadValue::Stop);
+        Err(WriterError::Refused {
+            address: self.shared.address.clone(),
+            command,
+            key,
+            error,
+            cure: cure.to_owned(),
+        })
+    }
+
+    fn set_aside(&self, batch: &Batch, index: usize, error: &str) -> Result<(), WriterError> {
+        let arguments = batch.arguments(index);
+        let key = arguments.get(1).copied().unwrap_or_default();
+        let verb = escape(arguments.first().copied().unwrap_or_default(), 20);
+        let db = batch.database_of(index);
+        self.quarantine.add(&batch.source.address, db, key, error, batch.command_bytes(index))?;
+        let shown_key = escape(key, 60);
+        let kind = error.split(' ').next().unwrap_or("ERR").to_owned();
+        let text = format!(
+            "{verb} '{shown_key}' -> {} (set aside in {})",
+            escape(error.as_bytes(), 200),
+            self.quarantine.path().display()
+        );
+        self.events.reject(&self.node(), EventLevel::Error, &kind, "quarantine", &shown_key, &text);
+        Ok(())
+    }
+
+    /// When the next batch may be sent under the operator's limit.
+    fn next_slot(&self, not_before: Instant, throttle: Throttle, flights: &VecDeque<Flight>) -> Instant {
+        let Some(batch) = flights.back().map(|flight| &flight.batch) else { return not_before };
+        let share =
+            |amount: u64, limit: Option<u64>| limit.map_or(0.0, |limit| amount as f64 / limit.max(1) as f64);
+        let seconds = share(batch.bytes.len() as u64, throttle.bytes_per_second)
+            .max(share(batch.entries, throttle.ops_per_second));
+        not_before.max(Instant::now()) + Duration::from_secs_f64(seconds.min(3600.0))
+    }
+
+    fn node(&self) -> String {
+        format!("writer {}", self.shared.address)
+    }
+}
+
+/// The checkpoint of one source, as text.
+pub async fn read_checkpoint(
+    connection: &mut Connection,
+    key: &str,
+    field: &[u8],
+) -> Result<Option<String>, NetError> {
+    match connection.request(&[b"HGET", key.as_bytes(), field]).await? {
+        Reply::Bulk(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Reply::Error(reply) => Err(NetError::Refused {
+            address: connection.address.clone(),
+            what: "HGET of the checkpoint".into(),
+            cure: "Its user needs the rights listed in the README.".into(),
+            reply,
+        }),
+        _ => Ok(None),
+    }
+}

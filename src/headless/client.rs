@@ -1,0 +1,625 @@
+//! The other end of the control socket: `shakedeck ctl`, and [`remote`] for `shakedeck attach`.
+//!
+//! `ctl` asks, prints and returns; a command is done when the run has accepted it, unless it was told to wait for the
+//! effect. [`remote`] makes an ordinary [`Handle`] out of a subscription, so that a console cannot tell a run in
+//! another process from one in its own.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::io::{AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::lines::{LogFormat, event_line, missed_line, safe, verdict};
+use super::overview::overview;
+use super::run::EXIT_INTERRUPTED;
+use super::wire::{LineReader, Reply, Request, SOCKET_NAME, ShortPath};
+use crate::control::{self, Command, EngineEnd, Handle};
+use crate::format;
+use crate::status::{Event, Outcome, State, Status, Throttle};
+
+/// Longest line taken from a run (bytes); a snapshot of 64 nodes with full rings has well under one million.
+const REPLY_LIMIT: usize = 16 * 1_024 * 1_024;
+/// How long a run may take to answer. It answers from memory; longer means that it is stopped or starved.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// What `shakedeck ctl` is asked to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Print the status.
+    Status {
+        /// As the JSON object of the contract instead of a table.
+        json: bool,
+    },
+    /// Stop applying, and wait for [`State::Paused`] for as long as given.
+    Pause {
+        /// How long to wait for the effect; `None` = not at all.
+        wait: Option<Duration>,
+    },
+    /// Go on applying.
+    Resume {
+        /// How long to wait for the effect; `None` = not at all.
+        wait: Option<Duration>,
+    },
+    /// Set both speed limits; `None` lifts one.
+    Throttle(Throttle),
+    /// Compare source and destination.
+    Verify,
+    /// Begin the cutover.
+    Cutover {
+        /// The destination's address as typed by the operator.
+        confirmation: String,
+    },
+    /// Break the cutover off.
+    Abort,
+    /// Finish what is in flight and end.
+    Stop {
+        /// Remove the checkpoint too: the migration cannot be resumed afterwards.
+        forget: bool,
+        /// How long to wait for the end; `None` = not at all.
+        wait: Option<Duration>,
+    },
+    /// Wait for a state.
+    Wait {
+        /// The state; of the way `connecting syncing streaming caught_up cutting_over switched` a later one counts too.
+        goal: State,
+        /// How long at most.
+        timeout: Duration,
+    },
+    /// Print the operator events.
+    Events {
+        /// Go on until the run ends.
+        follow: bool,
+        /// JSON lines instead of text.
+        format: LogFormat,
+    },
+}
+
+/// Why `ctl` or `attach` failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("no run listens in '{}' ({source}). Start one with 'shakedeck --headless shake.toml', or name its data directory with --dir", .dir.display())]
+    NoRun {
+        /// The data directory.
+        dir: PathBuf,
+        /// What the system said about the socket.
+        source: io::Error,
+    },
+    /// The connection broke, or the run has ended.
+    #[error("the run in '{}' closed the connection: {reason}. Its log says why", .dir.display())]
+    Lost {
+        /// The data directory.
+        dir: PathBuf,
+        /// What was seen.
+        reason: String,
+    },
+    /// The run is there and says nothing.
+    #[error("the run in '{}' did not answer within {} s: is its process stopped?", .0.display(), ANSWER_LIMIT.as_secs())]
+    Silent(PathBuf),
+    /// The run said no.
+    #[error("the run refused: {0}")]
+    Refused(String),
+    /// The time of `wait` is over.
+    #[error("{goal} was not reached within {time}: the run is {state} ({verdict})")]
+    TimedOut {
+        /// What was waited for.
+        goal: String,
+        /// How long, in words.
+        time: String,
+        /// The state at the end.
+        state: &'static str,
+        /// READY, or why not.
+        verdict: String,
+    },
+    /// The run ended before the goal was reached.
+    #[error("the run ended before {goal} was reached: {}", .outcome.message)]
+    Ended {
+        /// What was waited for.
+        goal: String,
+        /// How it ended.
+        outcome: Outcome,
+    },
+}
+
+impl ClientError {
+    /// Exit code of the process: 2 for a run that is not there or refuses, the run's own where it ended, else 75.
+    pub fn exit_code(&self) -> i32 {
+        match self {
+            ClientError::NoRun { .. } | ClientError::Refused(_) => 2,
+            ClientError::Ended { outcome, .. } if outcome.exit_code != 0 => outcome.exit_code,
+            ClientError::Ended { .. }
+            | ClientError::TimedOut { .. }
+            | ClientError::Lost { .. }
+            | ClientError::Silent(_) => EXIT_INTERRUPTED,
+        }
+    }
+}
+
+/// Does one `ctl` subcommand against the run whose data directory is `dir`, printing to `out`.
+///
+/// A closed `out` ends it without an error, as with any filter.
+pub async fn ctl(dir: &Path, action: Action, out: &mut (dyn Write + Send)) -> Result<(), ClientError> {
+    let mut connection = Connection::open(dir).await?;
+    match action {
+        Action::Status { json } => {
+            let value = connection.ask(&Request::Status).await?;
+            let text = if json { value.to_string() } else { overview(&connection.parse::<Status>(value)?) };
+            let _ = writeln!(out, "{text}");
+        }
+        Action::Events { follow, format } => {
+            let value = connection.ask(&Request::Events { follow }).await?;
+            let mut events: Vec<Event> = connection.parse(value)?;
+            loop {
+                for event in events.drain(..) {
+                    if writeln!(out, "{}", event_line(format, &event)).and_then(|()| out.flush()).is_err() {
+                        return Ok(());
+                    }
+                }
+                if !follow {
+                    return Ok(());
+                }
+                match connection.next().await? {
+                    None => return Ok(()),
+                    Some(Reply::Event(event)) => events.push(event),
+                    Some(Reply::MissedEvents(count)) => {
+                        let _ = writeln!(out, "{}", missed_line(format, count));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        Action::Pause { wait } => {
+            connection.command(Command::Pause, "pause", out).await?;
+            if let Some(limit) = wait {
+                let status = connection.wait("paused", limit, |status| status.state == State::Paused).await?;
+                let _ = writeln!(out, "{}", status.state.word());
+            }
+        }
+        Action::Resume { wait } => {
+            connection.command(Command::Resume, "resume", out).await?;
+            if let Some(limit) = wait {
+                let is_resumed = |status: &Status| !matches!(status.state, State::Pausing | State::Paused);
+                let status = connection.wait("going on", limit, is_resumed).await?;
+                let _ = writeln!(out, "{}", status.state.word());
+            }
+        }
+        Action::Stop { forget, wait } => {
+            connection.command(Command::Stop { forget }, "stop", out).await?;
+            if let Some(limit) = wait {
+                let is_over = |status: &Status| status.state.is_final() || status.outcome.is_some();
+                let status = connection.wait("the end", limit, is_over).await?;
+                let message = status.outcome.as_ref().map_or("", |outcome| outcome.message.as_str());
+                let _ = writeln!(out, "{} {}", status.state.word(), safe(message));
+            }
+        }
+        Action::Throttle(limit) => connection.command(Command::Throttle { limit }, "throttle", out).await?,
+        Action::Verify => connection.command(Command::Verify, "verify", out).await?,
+        Action::Cutover { confirmation } => {
+            connection.command(Command::StartCutover { confirmation }, "cutover", out).await?;
+        }
+        Action::Abort => connection.command(Command::AbortCutover, "abort", out).await?,
+        Action::Wait { goal, timeout } => {
+            let status =
+                connection.wait(goal.word(), timeout, |status| is_reached(goal, status.state)).await?;
+            let _ = writeln!(out, "{} ({})", status.state.word(), verdict(&status));
+        }
+    }
+    Ok(())
+}
+
+/// A handle on the run whose data directory is `dir`: its snapshots arrive, and commands are forwarded.
+///
+/// The handle closes when the run ends or the connection breaks. A command that the run refuses is noted in the log.
+/// Must be called inside a tokio runtime, which has to live as long as the handle is used.
+pub async fn remote(dir: &Path) -> Result<Handle, ClientError> {
+    let mut connection = Connection::open(dir).await?;
+    connection.ask(&Request::Subscribe).await?;
+    let first = loop {
+        match connection.limited_next().await? {
+            Some(Reply::Status(status)) => break *status,
+            Some(_) => {}
+            None => return Err(connection.lost("it ended before its first status")),
+        }
+    };
+    let (handle, engine_end) = control::channel(first);
+    tokio::spawn(forward(connection, engine_end));
+    Ok(handle)
+}
+
+/// Carries snapshots in and commands out until one side is gone; dropping the engine's end closes the handle.
+async fn forward(mut connection: Connection, mut end: EngineEnd) {
+    loop {
+        tokio::select! {
+            line = connection.lines.next() => {
+                let reply = match line {
+                    Ok(Some(line)) => serde_json::from_slice::<Incoming>(&line),
+                    Ok(None) => return,
+                    Err(error) => {
+                        tracing::warn!("attached run: {error}");
+                        return;
+                    }
+                };
+                match reply {
+                    Ok(Reply::Status(status)) => {
+                        end.status.send_replace(Arc::new(*status));
+                    }
+                    Ok(Reply::Error { message }) => tracing::warn!("the attached run refused: {message}"),
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::warn!("attached run: a line that cannot be read: {error}");
+                        return;
+                    }
+                }
+            }
+            command = end.commands.recv() => {
+                // `None`: every handle is gone, the console was closed.
+                let Some(command) = command else { return };
+                if let Err(error) = connection.write(&Request::Command { command }).await {
+                    tracing::warn!("attached run: {error}");
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// True when a run in `state` has reached `goal`, or is past it on the straight way of a migration.
+fn is_reached(goal: State, state: State) -> bool {
+    const WAY: [State; 6] = [
+        State::Connecting,
+        State::Syncing,
+        State::Streaming,
+        State::CaughtUp,
+        State::CuttingOver,
+        State::Switched,
+    ];
+    let place = |state| WAY.iter().position(|stop| *stop == state);
+    match (place(goal), place(state)) {
+        (Some(goal), Some(now)) => now >= goal,
+        _ => state == goal,
+    }
+}
+
+/// A line of the server as the client sees it.
+type Incoming = Reply<Box<Status>, Event, Value>;
+
+#[derive(Debug)]
+struct Connection {
+    dir: PathBuf,
+    lines: LineReader<BufReader<OwnedReadHalf>>,
+    write: OwnedWriteHalf,
+}
+
+impl Connection {
+    async fn open(dir: &Path) -> Result<Connection, ClientError> {
+        let no_run = |source| ClientError::NoRun { dir: dir.to_owned(), source };
+        let socket = ShortPath::new(dir).map_err(no_run)?;
+        let connect = timeout(ANSWER_LIMIT, UnixStream::connect(&socket.path));
+        let stream = connect.await.map_err(|_| ClientError::Silent(dir.to_owned()))?.map_err(|error| {
+            no_run(match error.kind() {
+                io::ErrorKind::NotFound => io::Error::other(format!("there is no {SOCKET_NAME}")),
+                io::ErrorKind::ConnectionRefused => io::Error::other("the run that listened there has died"),
+                _ => error,
+            })
+        })?;
+        let (read, write) = stream.into_split();
+        Ok(Connection {
+            dir: dir.to_owned(),
+            lines: LineReader::new(BufReader::new(read), REPLY_LIMIT),
+            write,
+        })
+    }
+
+    async fn write(&mut self, request: &Request) -> io::Result<()> {
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        self.write.write_all(&line).await
+    }
+
+    /// Asks and takes the answer; lines of a subscription that come in between are passed over.
+    async fn ask(&mut self, request: &Request) -> Result<Value, ClientError> {
+        if let Err(error) = self.write(request).await {
+            // The run may have said why before it hung up ("32 clients are connected already").
+            return match self.limited_next().await {
+                Ok(Some(Reply::Error { message })) => Err(ClientError::Refused(message)),
+                _ => Err(self.lost(&error.to_string())),
+            };
+        }
+        loop {
+            match self.limited_next().await? {
+                Some(Reply::Ok(value)) => return Ok(value),
+                Some(Reply::Error { message }) => return Err(ClientError::Refused(message)),
+                Some(_) => {}
+                None => return Err(self.lost("it ended before it answered")),
+            }
+        }
+    }
+
+    async fn command(
+        &mut self,
+        command: Command,
+        name: &str,
+        out: &mut (dyn Write + Send),
+    ) -> Result<(), ClientError> {
+        self.ask(&Request::Command { command }).await?;
+        let _ = writeln!(out, "{name} accepted");
+        Ok(())
+    }
+
+    /// Subscribes and waits until a snapshot fits.
+    async fn wait(
+        &mut self,
+        goal: &str,
+        limit: Duration,
+        is_reached: impl Fn(&Status) -> bool,
+    ) -> Result<Box<Status>, ClientError> {
+        // A limit too far away for the clock is no limit that anybody will see pass.
+        let deadline = Instant::now() + limit.min(Duration::from_secs(365 * 86_400));
+        self.ask(&Request::Subscribe).await?;
+        let mut newest: Option<Box<Status>> = None;
+        loop {
+            let reply = match timeout_at(deadline, self.next()).await {
+                Ok(reply) => reply?,
+                Err(_) => {
+                    return Err(ClientError::TimedOut {
+                        goal: goal.to_owned(),
+                        time: format::spoken_duration(limit.as_secs_f64()),
+                        state: newest.as_ref().map_or("silent", |status| status.state.word()),
+                        verdict: newest.as_ref().map_or("no status yet".into(), |status| verdict(status)),
+                    });
+                }
+            };
+            match reply {
+                Some(Reply::Status(status)) if is_reached(&status) => return Ok(status),
+                Some(Reply::Status(status)) => newest = Some(status),
+                Some(_) => {}
+                None => {
+                    return Err(match newest.and_then(|status| status.outcome) {
+                        Some(outcome) => ClientError::Ended { goal: goal.to_owned(), outcome },
+                        None => self.lost(&format!("it went away before {goal} was reached")),
+                    });
+                }
+            }
+        }
+    }
+
+    /// The next line, whenever it comes; `None` when the run has ended.
+    async fn next(&mut self) -> Result<Option<Incoming>, ClientError> {
+        let line = match self.lines.next().await {
+            Ok(Some(line)) => line,
+            Ok(None) => return Ok(None),
+            Err(error) => return Err(self.lost(&error.to_string())),
+        };
+        match serde_json::from_slice(&line) {
+            Ok(reply) => Ok(Some(reply)),
+            Err(error) => Err(self.lost(&format!("it speaks another version's language: {error}"))),
+        }
+    }
+
+    async fn limited_next(&mut self) -> Result<Option<Incoming>, ClientError> {
+        match timeout(ANSWER_LIMIT, self.next()).await {
+            Ok(reply) => reply,
+            Err(_) => Err(ClientError::Silent(self.dir.clone())),
+        }
+    }
+
+    fn parse<T: serde::de::DeserializeOwned>(&self, value: Value) -> Result<T, ClientError> {
+        serde_json::from_value(value)
+            .map_err(|error| self.lost(&format!("it speaks another version's language: {error}")))
+    }
+
+    fn lost(&self, reason: &str) -> ClientError {
+        ClientError::Lost { dir: self.dir.clone(), reason: reason.to_owned() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use super::*;
+    use crate::headless::samples;
+    use crate::headless::socket::Server;
+    use crate::status::EventLevel;
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    fn start() -> (tempfile::TempDir, Server, EngineEnd) {
+        let dir = tempfile::tempdir().unwrap();
+        let (handle, engine) = control::channel(samples::syncing());
+        let server = Server::start(dir.path(), handle).unwrap();
+        (dir, server, engine)
+    }
+
+    /// Runs `ctl` to its end and returns what it printed.
+    async fn ctl_text(dir: &Path, action: Action) -> Result<String, ClientError> {
+        let mut out = Vec::new();
+        timeout(SOON, ctl(dir, action, &mut out)).await.expect("ctl returns")?;
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    #[tokio::test]
+    async fn status_prints_the_contract_object_or_a_table() {
+        let (dir, _server, _engine) = start();
+        let json = ctl_text(dir.path(), Action::Status { json: true }).await.unwrap();
+        let status: Status = serde_json::from_str(&json).unwrap();
+        assert_eq!(status, samples::syncing());
+        assert_eq!(json.lines().count(), 1);
+        let table = ctl_text(dir.path(), Action::Status { json: false }).await.unwrap();
+        assert_eq!(table, format!("{}\n", overview(&samples::syncing())));
+    }
+
+    #[tokio::test]
+    async fn every_command_reaches_the_engine() {
+        let (dir, _server, mut engine) = start();
+        let limit = Throttle { bytes_per_second: None, ops_per_second: Some(800) };
+        let table = [
+            (Action::Pause { wait: None }, Command::Pause, "pause"),
+            (Action::Resume { wait: None }, Command::Resume, "resume"),
+            (Action::Throttle(limit), Command::Throttle { limit }, "throttle"),
+            (Action::Verify, Command::Verify, "verify"),
+            (
+                Action::Cutover { confirmation: "there".into() },
+                Command::StartCutover { confirmation: "there".into() },
+                "cutover",
+            ),
+            (Action::Abort, Command::AbortCutover, "abort"),
+            (Action::Stop { forget: true, wait: None }, Command::Stop { forget: true }, "stop"),
+        ];
+        for (action, command, name) in table {
+            assert_eq!(ctl_text(dir.path(), action).await.unwrap(), format!("{name} accepted\n"));
+            assert_eq!(engine.commands.recv().await, Some(command));
+        }
+    }
+
+    #[tokio::test]
+    async fn pause_can_wait_for_its_effect() {
+        let (dir, _server, mut engine) = start();
+        let path = dir.path().to_owned();
+        let asking = tokio::spawn(async move { ctl_text(&path, Action::Pause { wait: Some(SOON) }).await });
+        assert_eq!(engine.commands.recv().await, Some(Command::Pause));
+        engine.status.send_modify(|status| Arc::make_mut(status).state = State::Pausing);
+        engine.status.send_modify(|status| Arc::make_mut(status).state = State::Paused);
+        assert_eq!(asking.await.unwrap().unwrap(), "pause accepted\npaused\n");
+    }
+
+    #[tokio::test]
+    async fn wait_returns_at_the_state_or_past_it() {
+        let (dir, _server, engine) = start();
+        let wait = |goal| Action::Wait { goal, timeout: SOON };
+        assert!(
+            ctl_text(dir.path(), wait(State::Connecting)).await.unwrap().starts_with("syncing (NOT READY: ")
+        );
+        let path = dir.path().to_owned();
+        let waiting = tokio::spawn(async move { ctl_text(&path, wait(State::Streaming)).await });
+        engine.status.send_replace(Arc::new(samples::caught_up()));
+        assert_eq!(waiting.await.unwrap().unwrap(), "caught_up (READY)\n");
+    }
+
+    #[test]
+    fn a_state_off_the_straight_way_is_only_reached_by_itself() {
+        assert!(is_reached(State::Streaming, State::Switched));
+        assert!(!is_reached(State::CaughtUp, State::Streaming));
+        for state in State::ALL {
+            assert!(is_reached(state, state));
+            assert_eq!(is_reached(State::Stopped, state), state == State::Stopped);
+            assert_eq!(is_reached(State::Paused, state), state == State::Paused);
+        }
+        assert!(!is_reached(State::Connecting, State::Failed));
+    }
+
+    #[tokio::test]
+    async fn wait_gives_up_with_75_and_says_where_the_run_stands() {
+        let (dir, _server, _engine) = start();
+        let action = Action::Wait { goal: State::CaughtUp, timeout: Duration::from_millis(300) };
+        let error = ctl_text(dir.path(), action).await.unwrap_err();
+        assert_eq!(error.exit_code(), 75);
+        assert_eq!(
+            error.to_string(),
+            "caught_up was not reached within 0.3 s: the run is syncing (NOT READY: 10.0.1.13:6379 applying RDB, \
+             about 20m30s)"
+        );
+    }
+
+    #[tokio::test]
+    async fn wait_ends_with_the_run() {
+        for (exit_code, expected) in [(4, 4), (0, 75)] {
+            let (dir, _server, engine) = start();
+            let path = dir.path().to_owned();
+            let action = Action::Wait { goal: State::Switched, timeout: SOON };
+            let waiting = tokio::spawn(async move { ctl_text(&path, action).await });
+            let mut last = samples::stopped();
+            last.state = State::Failed;
+            last.outcome = Some(Outcome { exit_code, message: "the destination is full".into(), hint: None });
+            // Wait until it is connected, so that it sees the run end.
+            tokio::time::timeout(SOON, async {
+                while engine.status.receiver_count() < 2 {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await
+            .unwrap();
+            engine.status.send_replace(Arc::new(last));
+            drop(engine);
+            let error = waiting.await.unwrap().unwrap_err();
+            assert_eq!(error.exit_code(), expected);
+            assert!(error.to_string().contains("the destination is full"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn events_are_listed_and_followed_to_the_end() {
+        let (dir, _server, engine) = start();
+        let action = |follow, format| Action::Events { follow, format };
+        assert_eq!(
+            ctl_text(dir.path(), action(false, LogFormat::Plain)).await.unwrap(),
+            "2026-03-02 03:12:06 INFO  source 10.0.1.13:6379: RDB received, 4.38 GB in 6m41s; applying\n"
+        );
+        let path = dir.path().to_owned();
+        let following = tokio::spawn(async move { ctl_text(&path, action(true, LogFormat::Json)).await });
+        // Until the follower has subscribed, what it gets depends on chance; the last event comes in any case.
+        let mut status = samples::stopped();
+        status.events.push(samples::event(2, EventLevel::Warn, "second"));
+        tokio::time::timeout(SOON, async {
+            while engine.status.receiver_count() < 2 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+        .unwrap();
+        engine.status.send_replace(Arc::new(status));
+        drop(engine);
+        let text = following.await.unwrap().unwrap();
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let texts: Vec<&str> = lines.iter().map(|line| line["text"].as_str().unwrap()).collect();
+        assert_eq!(texts, ["RDB received, 4.38 GB in 6m41s; applying", "second"]);
+        assert_eq!(lines[1]["type"], "event");
+    }
+
+    #[tokio::test]
+    async fn without_a_run_it_says_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = ctl_text(dir.path(), Action::Status { json: true }).await.unwrap_err();
+        let expected = format!(
+            "no run listens in '{}' (there is no control.sock). Start one with 'shakedeck --headless shake.toml', or \
+             name its data directory with --dir",
+            dir.path().display()
+        );
+        assert_eq!((error.exit_code(), error.to_string()), (2, expected));
+
+        drop(std::os::unix::net::UnixListener::bind(dir.path().join(SOCKET_NAME)).unwrap());
+        let error = remote(dir.path()).await.unwrap_err();
+        assert!(error.to_string().contains("(the run that listened there has died)"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_remote_handle_shows_and_steers_like_a_local_one() {
+        let (dir, server, mut engine) = start();
+        let mut handle = remote(dir.path()).await.unwrap();
+        let mut second = remote(dir.path()).await.unwrap();
+        assert_eq!(*handle.status(), samples::syncing());
+        engine.status.send_replace(Arc::new(samples::caught_up()));
+        for handle in [&mut handle, &mut second] {
+            let status = timeout(SOON, handle.next_status()).await.unwrap().unwrap();
+            assert_eq!(*status, samples::caught_up());
+        }
+        handle.send(Command::Pause).unwrap();
+        assert_eq!(timeout(SOON, engine.commands.recv()).await.unwrap(), Some(Command::Pause));
+
+        // A console that goes away leaves no trace.
+        drop(second);
+        engine.status.send_replace(Arc::new(samples::stopped()));
+        let status = timeout(SOON, handle.next_status()).await.unwrap().unwrap();
+        assert_eq!(status.outcome, samples::stopped().outcome);
+        drop(engine);
+        assert!(timeout(SOON, handle.next_status()).await.unwrap().is_none(), "the end is passed on");
+        assert!(handle.is_closed());
+        server.close().await;
+    }
+}

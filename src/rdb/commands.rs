@@ -1,0 +1,522 @@
+//! Commands that rebuild a value on a destination that does not take its payload: older, without the type, or with a lower
+//! bulk limit; and the only way for a value too large to hold. Elements come in file order, commands go out in batches.
+//!
+//! The same value comes out: order of lists, scores to the last bit, field TTLs, stream IDs, counters, groups, consumers and
+//! pending entries with time and count. What commands cannot express is counted in [`Loss`]; a consumer's seen and active
+//! times and a key's LRU/LFU are not, because no destination decides by them.
+//!
+//! The odd thing: since Redis 7.0 XCLAIM refuses entries that are gone from the stream, yet such entries may be pending. They
+//! are added to the stream, claimed, and deleted again, for which their IDs must be known before the first entry is
+//! ([`Rebuild::pending_ids`]).
+
+use super::bytelist::ByteList;
+use super::dump::Target;
+use super::elements::Element;
+use super::model::{DecodedValue, visit_value};
+use super::reader::append_decimal;
+use super::stream::{StreamId, StreamInfo};
+use super::{Dialect, RdbError, types};
+
+/// A command is sent once it carries this many bytes …
+const FULL_BYTES: usize = 256 * 1024;
+/// … or this many arguments.
+const FULL_ARGUMENTS: usize = 1024;
+/// Group that is created and destroyed to make a stream without entries.
+const HELPER_GROUP: &[u8] = b"shakedeck";
+/// Consumer that gets the entries that were given back (8.8) on destinations that know no such state.
+const NACKED_CONSUMER: &[u8] = b"shakedeck-nacked";
+
+/// Takes commands; the list is only valid during the call. Its error ends the work and is passed through.
+pub type CommandSink<'s> = &'s mut dyn FnMut(&ByteList) -> Result<(), RdbError>;
+
+/// What is to be rebuilt, and where.
+#[derive(Debug, Clone)]
+pub struct Rebuild<'a> {
+    /// Key to write.
+    pub key: &'a [u8],
+    /// The destination.
+    pub target: Target,
+    /// Remove the key first (otherwise elements are added to what is there).
+    pub replace: bool,
+    /// Absolute expiry (Unix ms), set by the last command.
+    pub expire_at_ms: Option<i64>,
+    /// IDs of all pending entries of a stream, ascending and without repetition, where they could be collected in a first
+    /// pass ([`PendingIds`]). Without them, pending entries that are deleted from the stream are lost on 7.0 and newer.
+    pub pending_ids: Vec<StreamId>,
+}
+
+/// What the commands could not carry over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Loss {
+    /// Hash fields that will not expire, because the destination knows no field TTL.
+    pub field_ttls: u64,
+    /// Pending entries that were given back by their consumer (8.8): now owned by the consumer `shakedeck-nacked`.
+    pub nacked: u64,
+    /// Remembered productions of idempotent producers (8.6).
+    pub idmp_entries: u64,
+    /// Arrays whose insertion index is lost.
+    pub insert_indexes: u64,
+}
+
+impl Loss {
+    /// In words for the operator; `None` if nothing was lost.
+    pub fn describe(&self) -> Option<String> {
+        let mut parts = Vec::new();
+        let mut note = |count: u64, what: &str| {
+            if count > 0 {
+                parts.push(format!("{count} {what}"));
+            }
+        };
+        note(self.field_ttls, "hash fields without their TTL");
+        note(self.nacked, "released pending entries now owned by the consumer shakedeck-nacked");
+        note(self.idmp_entries, "idempotence IDs dropped");
+        note(self.insert_indexes, "array insertion index dropped");
+        (!parts.is_empty()).then(|| parts.join(", "))
+    }
+}
+
+/// Turns a value that is in memory into commands.
+pub fn value_to_commands(
+    type_byte: u8,
+    raw: &[u8],
+    dialect: Dialect,
+    mut rebuild: Rebuild<'_>,
+    sink: CommandSink<'_>,
+) -> Result<Loss, RdbError> {
+    if rebuild.pending_ids.is_empty() && is_stream(type_byte) && rebuild.target.has_redis(7, 0) {
+        let mut ids = PendingIds::default();
+        visit_value(type_byte, raw, dialect, &mut |element| {
+            ids.add(element);
+            Ok(())
+        })?;
+        rebuild.pending_ids = ids.into_sorted();
+    }
+    let mut builder = CommandBuilder::new(rebuild);
+    visit_value(type_byte, raw, dialect, &mut |element| builder.add(element, sink))?;
+    builder.finish(sink)
+}
+
+/// Turns a decoded value into commands.
+pub fn decoded_to_commands(
+    value: &DecodedValue,
+    mut rebuild: Rebuild<'_>,
+    sink: CommandSink<'_>,
+) -> Result<Loss, RdbError> {
+    if rebuild.pending_ids.is_empty() && matches!(value, DecodedValue::Stream(_)) {
+        let mut ids = PendingIds::default();
+        value.visit(&mut |element| {
+            ids.add(element);
+            Ok(())
+        })?;
+        rebuild.pending_ids = ids.into_sorted();
+    }
+    let mut builder = CommandBuilder::new(rebuild);
+    value.visit(&mut |element| builder.add(element, sink))?;
+    builder.finish(sink)
+}
+
+/// The first pass over a stream, for [`Rebuild::pending_ids`]: give it every element, then take the IDs.
+#[derive(Debug, Default)]
+pub struct PendingIds(Vec<StreamId>);
+
+impl PendingIds {
+    /// Notes the ID if the element is a pending entry.
+    pub fn add(&mut self, element: Element<'_>) {
+        if let Element::Pending { id, .. } | Element::Nacked { id, .. } = element {
+            self.0.push(id);
+        }
+    }
+
+    /// All IDs in order, each once.
+    pub fn into_sorted(mut self) -> Vec<StreamId> {
+        self.0.sort_unstable();
+        self.0.dedup();
+        self.0
+    }
+}
+
+/// Whether the type is a stream of any version.
+pub fn is_stream(type_byte: u8) -> bool {
+    matches!(
+        type_byte,
+        types::STREAM_LISTPACKS
+            | types::STREAM_LISTPACKS_2
+            | types::STREAM_LISTPACKS_3
+            | types::STREAM_LISTPACKS_4
+            | types::STREAM_LISTPACKS_5
+    )
+}
+
+/// Appends a command in RESP.
+pub fn append_resp(out: &mut Vec<u8>, command: &ByteList) {
+    out.push(b'*');
+    append_decimal(out, command.len() as i64);
+    out.extend_from_slice(b"\r\n");
+    for argument in command.iter() {
+        out.push(b'$');
+        append_decimal(out, argument.len() as i64);
+        out.extend_from_slice(b"\r\n");
+        out.extend_from_slice(argument);
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+/// What the command that is being filled is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Batch {
+    None,
+    Push,
+    Sadd,
+    Zadd,
+    Hset,
+    /// XCLAIM of entries with this delivery time and count.
+    Claim(i64, u64),
+}
+
+/// Turns elements into commands one after the other: [`CommandBuilder::add`] each, then [`CommandBuilder::finish`].
+pub struct CommandBuilder<'a> {
+    rebuild: Rebuild<'a>,
+    started: bool,
+    batch: Batch,
+    command: ByteList,
+    /// Fields in the current HSET that expire, and when.
+    field_times: Vec<i64>,
+    fields: ByteList,
+    stream: StreamState,
+    loss: Loss,
+}
+
+/// What must be remembered of a stream while it is rebuilt.
+#[derive(Default)]
+struct StreamState {
+    info: Option<StreamInfo>,
+    live: u64,
+    first: Option<StreamId>,
+    /// Last real entry.
+    top: StreamId,
+    /// Last entry added, real or not.
+    last: StreamId,
+    /// Place in `pending_ids`: those before it are smaller than the last entry.
+    next_pending: usize,
+    /// Entries added only to be claimed, and to be trimmed away again: before the first real entry.
+    before_first: u64,
+    /// The same, to be deleted again: after the first real entry.
+    deleted: Vec<StreamId>,
+    group: Vec<u8>,
+    consumer: Vec<u8>,
+}
+
+impl<'a> CommandBuilder<'a> {
+    /// Starts a key.
+    pub fn new(rebuild: Rebuild<'a>) -> Self {
+        Self {
+            rebuild,
+            started: false,
+            batch: Batch::None,
+            command: ByteList::default(),
+            field_times: Vec::new(),
+            fields: ByteList::default(),
+            stream: StreamState::default(),
+            loss: Loss::default(),
+        }
+    }
+
+    /// Adds an element; commands that are full go to `sink`.
+    pub fn add(&mut self, element: Element<'_>, sink: CommandSink<'_>) -> Result<(), RdbError> {
+        let first = !self.started;
+        if first {
+            self.started = true;
+            // SET replaces by itself.
+            if self.rebuild.replace && !matches!(element, Element::Text(_)) {
+                let verb: &[u8] = if self.rebuild.target.has_redis(4, 0) { b"UNLINK" } else { b"DEL" };
+                self.send(sink, &[verb, self.rebuild.key])?;
+            }
+        }
+        match element {
+            Element::Text(piece) => {
+                let verb: &[u8] = if first { b"SET" } else { b"APPEND" };
+                self.send(sink, &[verb, self.rebuild.key, piece])
+            }
+            Element::Item(item) => {
+                self.open(Batch::Push, b"RPUSH", sink)?;
+                self.command.push(item);
+                Ok(())
+            }
+            Element::Member(member) => {
+                self.open(Batch::Sadd, b"SADD", sink)?;
+                self.command.push(member);
+                Ok(())
+            }
+            Element::Scored { member, score } => {
+                self.open(Batch::Zadd, b"ZADD", sink)?;
+                self.command.push_with(|out| append_score(out, score));
+                self.command.push(member);
+                Ok(())
+            }
+            Element::Field { field, value, expire_at_ms } => {
+                let verb: &[u8] = if self.rebuild.target.has_redis(4, 0) { b"HSET" } else { b"HMSET" };
+                self.open(Batch::Hset, verb, sink)?;
+                self.command.push(field);
+                self.command.push(value);
+                match expire_at_ms {
+                    Some(at) if self.rebuild.target.has_field_ttl() => {
+                        self.field_times.push(at);
+                        self.fields.push(field);
+                    }
+                    Some(_) => self.loss.field_ttls += 1,
+                    None => {}
+                }
+                Ok(())
+            }
+            Element::InsertIndex(_) => {
+                self.loss.insert_indexes += 1;
+                Ok(())
+            }
+            Element::Slot { index, value } => {
+                self.send(sink, &[b"ARSET", self.rebuild.key, index.to_string().as_bytes(), value])
+            }
+            element => self.add_stream(element, sink),
+        }
+    }
+
+    /// Sends what is left, and the expiry.
+    pub fn finish(mut self, sink: CommandSink<'_>) -> Result<Loss, RdbError> {
+        self.flush(sink)?;
+        self.remove_helpers(sink)?;
+        if let (Some(at), true) = (self.rebuild.expire_at_ms, self.started) {
+            self.send(sink, &[b"PEXPIREAT", self.rebuild.key, at.to_string().as_bytes()])?;
+        }
+        Ok(self.loss)
+    }
+
+    /// A command by itself.
+    fn send(&mut self, sink: CommandSink<'_>, arguments: &[&[u8]]) -> Result<(), RdbError> {
+        self.flush(sink)?;
+        arguments.iter().for_each(|argument| self.command.push(argument));
+        let sent = sink(&self.command);
+        self.command.clear();
+        sent
+    }
+
+    /// Makes sure that the command being filled is of this kind and not full.
+    fn open(&mut self, batch: Batch, verb: &[u8], sink: CommandSink<'_>) -> Result<(), RdbError> {
+        let full = self.command.bytes() >= FULL_BYTES || self.command.len() >= FULL_ARGUMENTS;
+        if self.batch == batch && !full {
+            return Ok(());
+        }
+        self.flush(sink)?;
+        self.batch = batch;
+        self.command.push(verb);
+        self.command.push(self.rebuild.key);
+        Ok(())
+    }
+
+    /// Sends the command being filled, and what belongs to it.
+    fn flush(&mut self, sink: CommandSink<'_>) -> Result<(), RdbError> {
+        let batch = std::mem::replace(&mut self.batch, Batch::None);
+        if batch == Batch::None {
+            return Ok(());
+        }
+        if let Batch::Claim(at, deliveries) = batch {
+            self.command.push(b"TIME");
+            self.command.push(at.to_string().as_bytes());
+            self.command.push(b"RETRYCOUNT");
+            self.command.push(deliveries.to_string().as_bytes());
+            self.command.push(b"FORCE");
+            self.command.push(b"JUSTID");
+        }
+        sink(&self.command)?;
+        self.command.clear();
+        self.expire_fields(sink)
+    }
+
+    /// One HPEXPIREAT per distinct time.
+    fn expire_fields(&mut self, sink: CommandSink<'_>) -> Result<(), RdbError> {
+        let (times, fields) = (std::mem::take(&mut self.field_times), std::mem::take(&mut self.fields));
+        let time = |index: usize| times.get(index).copied().unwrap_or_default();
+        let mut order: Vec<usize> = (0..times.len()).collect();
+        order.sort_by_key(|&index| time(index));
+        for group in order.chunk_by(|&a, &b| time(a) == time(b)) {
+            let at = group.first().map_or(0, |&index| time(index));
+            for part in [b"HPEXPIREAT".as_slice(), self.rebuild.key, at.to_string().as_bytes(), b"FIELDS"] {
+                self.command.push(part);
+            }
+            self.command.push(group.len().to_string().as_bytes());
+            for &index in group {
+                self.command.push(fields.get(index).unwrap_or_default());
+            }
+            sink(&self.command)?;
+            self.command.clear();
+        }
+        Ok(())
+    }
+
+    fn add_stream(&mut self, element: Element<'_>, sink: CommandSink<'_>) -> Result<(), RdbError> {
+        match element {
+            Element::StreamEntry { id, fields } => {
+                self.add_pending_before(Some(id), sink)?;
+                self.flush(sink)?;
+                self.stream.live += 1;
+                self.stream.first.get_or_insert(id);
+                (self.stream.top, self.stream.last) = (id, id);
+                self.command.push(b"XADD");
+                self.command.push(self.rebuild.key);
+                self.command.push(id.to_string().as_bytes());
+                fields.iter().for_each(|field| self.command.push(field));
+                let sent = sink(&self.command);
+                self.command.clear();
+                sent
+            }
+            Element::StreamInfo(info) => {
+                self.add_pending_before(None, sink)?;
+                self.stream.info = Some(info);
+                if self.stream.live + self.helpers() == 0 {
+                    let key = self.rebuild.key;
+                    self.send(sink, &[b"XGROUP", b"CREATE", key, HELPER_GROUP, b"0", b"MKSTREAM"])?;
+                    self.send(sink, &[b"XGROUP", b"DESTROY", key, HELPER_GROUP])?;
+                }
+                self.set_id(sink)
+            }
+            Element::Group { name, last_id, entries_read } => {
+                self.stream.group = name.to_vec();
+                self.stream.consumer.clear();
+                let (id, read) = (last_id.to_string(), entries_read.map(|n| n.to_string()));
+                let create: [&[u8]; 5] = [b"XGROUP", b"CREATE", self.rebuild.key, name, id.as_bytes()];
+                match read {
+                    Some(read) if self.rebuild.target.has_redis(7, 0) => {
+                        self.send(sink, &[&create[..], &[b"ENTRIESREAD", read.as_bytes()]].concat())
+                    }
+                    _ => self.send(sink, &create),
+                }
+            }
+            Element::Consumer { name, .. } => self.create_consumer(name, sink),
+            Element::Pending { id, delivered_at_ms, deliveries } => {
+                self.claim(id, delivered_at_ms, deliveries, sink)
+            }
+            Element::Nacked { id, deliveries } => {
+                self.loss.nacked += 1;
+                if self.stream.consumer != NACKED_CONSUMER {
+                    self.create_consumer(NACKED_CONSUMER, sink)?;
+                }
+                self.claim(id, 0, deliveries, sink)
+            }
+            Element::IdmpEntry { .. } => {
+                self.loss.idmp_entries += 1;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Adds the pending entries below `id` (or all that are left) that are not in the stream any more, so that they can be
+    /// claimed. Before 7.0 XCLAIM takes them as they are.
+    fn add_pending_before(&mut self, id: Option<StreamId>, sink: CommandSink<'_>) -> Result<(), RdbError> {
+        while let Some(&pending) = self.rebuild.pending_ids.get(self.stream.next_pending) {
+            if id.is_some_and(|id| pending > id) {
+                break;
+            }
+            self.stream.next_pending += 1;
+            // An entry with this ID was or is about to be added; 0-0 cannot be added at all.
+            if Some(pending) == id || pending <= self.stream.last || !self.rebuild.target.has_redis(7, 0) {
+                continue;
+            }
+            self.send(sink, &[b"XADD", self.rebuild.key, pending.to_string().as_bytes(), b"", b""])?;
+            self.stream.last = pending;
+            match self.stream.first {
+                None => self.stream.before_first += 1,
+                Some(_) => self.stream.deleted.push(pending),
+            }
+        }
+        Ok(())
+    }
+
+    fn helpers(&self) -> u64 {
+        self.stream.before_first + self.stream.deleted.len() as u64
+    }
+
+    /// XSETID: what XINFO STREAM shows. The server wants the last ID not below the top entry and the counter not below the
+    /// length.
+    fn set_id(&mut self, sink: CommandSink<'_>) -> Result<(), RdbError> {
+        let Some(info) = self.stream.info else { return Ok(()) };
+        let last = info.last_id.max(self.stream.last);
+        let id = last.to_string();
+        let mut command: Vec<&[u8]> = vec![b"XSETID", self.rebuild.key, id.as_bytes()];
+        let lowest = self.stream.live + self.helpers();
+        let added = info.entries_added.unwrap_or(lowest).max(lowest).to_string();
+        let deleted = info.max_deleted_id.filter(|&id| id <= last).map(|id| id.to_string());
+        if self.rebuild.target.has_redis(7, 0) {
+            command.extend([b"ENTRIESADDED", added.as_bytes()]);
+            if let Some(deleted) = &deleted {
+                command.extend([b"MAXDELETEDID", deleted.as_bytes()]);
+            }
+        }
+        self.send(sink, &command)
+    }
+
+    fn create_consumer(&mut self, name: &[u8], sink: CommandSink<'_>) -> Result<(), RdbError> {
+        self.flush(sink)?;
+        self.stream.consumer = name.to_vec();
+        let group = std::mem::take(&mut self.stream.group);
+        let key = self.rebuild.key;
+        let sent = if self.rebuild.target.has_redis(6, 2) {
+            self.send(sink, &[b"XGROUP", b"CREATECONSUMER", key, &group, name])
+        } else {
+            // Reading its own history makes a consumer, and a new one has none.
+            self.send(sink, &[b"XREADGROUP", b"GROUP", &group, name, b"COUNT", b"1", b"STREAMS", key, b"0"])
+        };
+        self.stream.group = group;
+        sent
+    }
+
+    fn claim(
+        &mut self,
+        id: StreamId,
+        at: i64,
+        deliveries: u64,
+        sink: CommandSink<'_>,
+    ) -> Result<(), RdbError> {
+        self.open(Batch::Claim(at, deliveries), b"XCLAIM", sink)?;
+        if self.command.len() == 2 {
+            self.command.push(&self.stream.group);
+            self.command.push(&self.stream.consumer);
+            self.command.push(b"0");
+        }
+        self.command.push(id.to_string().as_bytes());
+        Ok(())
+    }
+
+    /// Takes the entries that were added only to be claimed out again. Trimming leaves no trace, but reaches only the front.
+    fn remove_helpers(&mut self, sink: CommandSink<'_>) -> Result<(), RdbError> {
+        if self.helpers() == 0 {
+            return Ok(());
+        }
+        let key = self.rebuild.key;
+        for part in std::mem::take(&mut self.stream.deleted).chunks(FULL_ARGUMENTS) {
+            let ids: Vec<String> = part.iter().map(ToString::to_string).collect();
+            let mut delete: Vec<&[u8]> = vec![b"XDEL", key];
+            delete.extend(ids.iter().map(|id| id.as_bytes()));
+            self.send(sink, &delete)?;
+        }
+        if std::mem::take(&mut self.stream.before_first) > 0 {
+            match self.stream.first {
+                Some(first) => {
+                    self.send(sink, &[b"XTRIM", key, b"MINID", b"=", first.to_string().as_bytes()])?;
+                }
+                None => self.send(sink, &[b"XTRIM", key, b"MAXLEN", b"=", b"0"])?,
+            }
+        }
+        self.stream.last = self.stream.top;
+        self.set_id(sink)
+    }
+}
+
+/// The shortest text that reads back as the same bits.
+fn append_score(out: &mut Vec<u8>, score: f64) {
+    use std::io::Write;
+    // Writing to a Vec cannot fail.
+    let _ = match score.abs() {
+        f64::INFINITY => write!(out, "{}inf", if score < 0.0 { "-" } else { "" }),
+        0.0 | 1e-5..1e17 => write!(out, "{score}"),
+        _ => write!(out, "{score:e}"),
+    };
+}
