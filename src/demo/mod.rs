@@ -35,7 +35,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior};
 
-pub use compare::{Compared, Comparison, compare};
+pub use compare::{CompareOptions, Comparison, compare};
 pub use feed::{Replica, ReplicaState};
 pub use rdb_writer::Eviction;
 pub use server::{Client, Server, ServerOptions, Transfer};
@@ -207,7 +207,7 @@ impl Demo {
     pub async fn compare(&self) -> Result<Comparison, DemoError> {
         match &self.sides {
             Sides::Embedded { source, destination } => {
-                let how = Compared { now_ms: unix_ms(), expiry_tolerance_ms: 0 };
+                let how = CompareOptions { now_ms: unix_ms(), expiry_tolerance_ms: 0 };
                 Ok(source.with_store(|mine| {
                     destination.with_store(|theirs| compare(mine, theirs, how, |_, _| false))
                 }))
@@ -218,7 +218,7 @@ impl Demo {
                 let (theirs, _) =
                     real::read_store(destination.address()).await.map_err(read("destination"))?;
                 // Keys may have ended between the two readings.
-                let how = Compared { now_ms: unix_ms(), expiry_tolerance_ms: tolerance };
+                let how = CompareOptions { now_ms: unix_ms(), expiry_tolerance_ms: tolerance };
                 Ok(compare(&mine, &theirs, how, |_, _| false))
             }
         }

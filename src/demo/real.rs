@@ -3,6 +3,8 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,7 +47,8 @@ impl RealServer {
             let number = STARTED.fetch_add(1, Ordering::Relaxed);
             let directory =
                 std::env::temp_dir().join(format!("shakedeck-demo-{}-{number}", std::process::id()));
-            std::fs::create_dir_all(&directory)?;
+            // A directory that is there already is somebody else's.
+            std::fs::DirBuilder::new().mode(0o700).create(&directory)?;
             let address = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
             let child = Command::new(program)
                 .args(["--bind", "127.0.0.1", "--port", &address.port().to_string(), "--daemonize", "no"])
@@ -56,6 +59,8 @@ impl RealServer {
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
                 .current_dir(&directory)
+                // In a group of its own: Ctrl-C is meant for this program, which still needs its servers to stop in order.
+                .process_group(0)
                 .spawn()?;
             let mut server = RealServer { child, address, directory };
             match server.wait_until_ready().await {

@@ -28,7 +28,7 @@ use super::quarantine::Quarantine;
 use super::rules::{Rule, rule};
 use super::spool::SpoolError;
 use crate::config::{Endpoint, OnBadValue};
-use crate::format::escape;
+use crate::format::{self, escape};
 use crate::resp::{Reply, append_command};
 use crate::status::{EventLevel, Phase, Throttle, WriterState};
 
@@ -662,11 +662,17 @@ impl Writer {
         source.spool.release_rdb()?;
         source.enter(Phase::Stream, None);
         let since = source.details().full_sync_since;
-        let took = since.map_or(String::new(), |since| format!(" in {:.1} s", since.elapsed().as_secs_f64()));
+        let took = since.map_or(String::new(), |since| {
+            format!(" in {}", format::spoken_duration(since.elapsed().as_secs_f64()))
+        });
         let keys = source.keys_applied.load(Relaxed);
         self.events.info(
             &format!("source {}", source.address),
-            format!("RDB applied, {keys} keys{took}; now streaming from offset {}", source.spool.received()),
+            format!(
+                "RDB applied, {} keys{took}; now streaming, received up to offset {}",
+                format::number(keys),
+                format::number(source.spool.received())
+            ),
         );
         Ok(())
     }

@@ -440,14 +440,17 @@ impl<'a> CommandBuilder<'a> {
         let Some(info) = self.stream.info else { return Ok(()) };
         let last = info.last_id.max(self.stream.last);
         let id = last.to_string();
-        let plain: [&[u8]; 3] = [b"XSETID", self.rebuild.key, id.as_bytes()];
-        let (Some(added), true) = (info.entries_added, self.rebuild.target.has_redis(7, 0)) else {
-            return self.send(sink, &plain);
-        };
-        let added = added.max(self.stream.live + self.helpers()).to_string();
-        let deleted = info.max_deleted_id.filter(|&id| id <= last).unwrap_or_default().to_string();
-        let counters: [&[u8]; 4] = [b"ENTRIESADDED", added.as_bytes(), b"MAXDELETEDID", deleted.as_bytes()];
-        self.send(sink, &[&plain[..], &counters[..]].concat())
+        let mut command: Vec<&[u8]> = vec![b"XSETID", self.rebuild.key, id.as_bytes()];
+        let lowest = self.stream.live + self.helpers();
+        let added = info.entries_added.unwrap_or(lowest).max(lowest).to_string();
+        let deleted = info.max_deleted_id.filter(|&id| id <= last).map(|id| id.to_string());
+        if self.rebuild.target.has_redis(7, 0) {
+            command.extend([b"ENTRIESADDED", added.as_bytes()]);
+            if let Some(deleted) = &deleted {
+                command.extend([b"MAXDELETEDID", deleted.as_bytes()]);
+            }
+        }
+        self.send(sink, &command)
     }
 
     fn create_consumer(&mut self, name: &[u8], sink: CommandSink<'_>) -> Result<(), RdbError> {

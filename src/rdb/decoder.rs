@@ -300,6 +300,19 @@ impl<R: Read> Decoder<R> {
         }
     }
 
+    /// Passes over the [`Value::Large`] that `next` has just returned; `next` would do the same.
+    pub fn skip_large(&mut self) -> Result<(), RdbError> {
+        self.pass_over_large().map_err(|fault| self.fail(fault))
+    }
+
+    fn pass_over_large(&mut self) -> Result<(), Fault> {
+        if let State::Large(type_byte) = self.state {
+            walk::skip_value(&mut self.input, type_byte, self.dialect, &mut Flaw::None)?;
+            self.state = State::Records;
+        }
+        Ok(())
+    }
+
     /// Bytes of the file consumed up to and including the last item. For a large value that has not been read: up to its key.
     pub fn position(&self) -> u64 {
         self.input.offset()
@@ -333,10 +346,7 @@ impl<R: Read> Decoder<R> {
     fn step(&mut self) -> Result<Found, Fault> {
         match self.state {
             State::Header => return self.header(),
-            State::Large(type_byte) => {
-                walk::skip_value(&mut self.input, type_byte, self.dialect, &mut Flaw::None)?;
-                self.state = State::Records;
-            }
+            State::Large(_) => self.pass_over_large()?,
             State::Failed => return Err(Fault::Bad("reading went on after an error")),
             State::Records | State::Done => {}
         }

@@ -14,6 +14,7 @@ pub mod commands;
 mod decoder;
 pub mod dump;
 pub mod elements;
+pub mod export;
 mod lzf;
 pub mod model;
 mod packed;

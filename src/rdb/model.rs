@@ -203,7 +203,8 @@ impl DecodedValue {
 }
 
 impl Stream {
-    fn add(&mut self, element: Element<'_>) {
+    /// Adds an element of a stream; others are ignored.
+    pub fn add(&mut self, element: Element<'_>) {
         match element {
             Element::StreamEntry { id, fields } => self.entries.push((id, fields.clone())),
             Element::StreamInfo(info) => self.info = info,

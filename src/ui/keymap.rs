@@ -6,7 +6,9 @@
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
-use super::model::{Action, Model, Overlay, Pane};
+use super::action::Action;
+use super::dialog::Overlay;
+use super::model::{Model, Pane};
 use super::theme::Glyphs;
 use crate::status::{State, Status};
 
@@ -340,7 +342,7 @@ pub static BINDINGS: &[Binding] = &[
     key(&[Home, Char('g')], Screen, Action::First, "", "first row; in the events: follow the newest"),
     key(&[End, Char('G')], Screen, Action::Last, "", "last row"),
     key(&[Enter], Screen, Action::OpenDetails, "details", "all about the selected row").footer(10).unless(has_row),
-    key(&[Char('/')], Screen, Action::Filter, "filter", "show only nodes whose address, phase or state holds a text").footer(8),
+    key(&[Char('/')], Screen, Action::Filter, "filter", "show only rows of this pane that hold a text (address, phase, state, event)").footer(8),
     key(&[Char('s')], Screen, Action::SortNext, "sort", "sort the nodes by the next column").footer(11),
     key(&[Char('S')], Screen, Action::SortReverse, "reverse", "sort the other way round"),
     key(&[Char('e')], Screen, Action::OpenErrors, "errors", "list the errors and mark them as read").footer(4),
@@ -386,7 +388,7 @@ pub static BINDINGS: &[Binding] = &[
     key(&[Char('d')], Quit, Action::Detach, "detach", "detach: close the screen, the migration goes on").footer(1),
     key(&[Char('s')], Quit, Action::Stop, "stop", "stop the migration in order and quit; a later start can resume it")
         .footer(1).danger(Danger::CostsTime).unless(stoppable),
-    key(&[Char('F')], Quit, Action::Forget, "stop and forget", "stop for good: removes the checkpoint, nothing can be resumed (asks for the destination's address)")
+    key(&[Char('F')], Quit, Action::Forget, "stop and forget", "stop for good and remove the checkpoint: nothing can be resumed (asks)")
         .footer(3).danger(Danger::Irreversible).unless(running),
     key(&[Esc, Char('n')], Quit, Action::Back, "go back", "go back to the screen").footer(1),
 
@@ -408,3 +410,58 @@ pub static BINDINGS: &[Binding] = &[
     key(&[Char('c')], Anywhere, Action::Quit, "quit", "the same as q: never stops anything without asking").control(),
     key(&[Char('l')], Anywhere, Action::Redraw, "redraw", "draw the whole screen anew").control(),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_key_means_two_things_in_one_context() {
+        for context in Context::ALL {
+            let mut seen = Vec::new();
+            let here =
+                |binding: &&Binding| binding.context == context || binding.context == Context::Anywhere;
+            for binding in BINDINGS.iter().filter(here) {
+                for key in binding.keys {
+                    assert!(!seen.contains(&(*key, binding.control)), "{key:?} twice in {context:?}");
+                    seen.push((*key, binding.control));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_dangerous_is_on_a_key_that_is_pressed_by_habit() {
+        let habit = [KeyCode::Enter, KeyCode::Esc, KeyCode::Char('q'), KeyCode::Char(' ')];
+        for binding in BINDINGS.iter().filter(|binding| binding.danger > Danger::Reversible) {
+            // In the dialog that wants the name typed, Enter ends the typing.
+            let typed = binding.context == Context::TypedConfirm;
+            assert!(typed || !binding.keys.iter().any(|key| habit.contains(key)), "{}", binding.help);
+            assert!(!binding.control, "{}", binding.help);
+        }
+    }
+
+    #[test]
+    fn every_dialog_can_be_left_by_escape_and_every_context_has_keys_in_the_footer() {
+        for context in Context::ALL.into_iter().filter(|context| *context != Context::Anywhere) {
+            let back = find(context, KeyEvent::new(KeyCode::Esc, KeyModifiers::NONE));
+            assert_eq!(back.map(|binding| binding.action), Some(Action::Back), "{context:?}");
+            let in_footer =
+                BINDINGS.iter().filter(|binding| binding.context == context && binding.footer > 0);
+            assert!(in_footer.count() > 0, "{context:?}");
+        }
+    }
+
+    #[test]
+    fn the_suspend_key_is_left_out() {
+        let suspend = KeyEvent::new(KeyCode::Char('z'), KeyModifiers::CONTROL);
+        assert!(Context::ALL.into_iter().all(|context| find(context, suspend).is_none()));
+    }
+
+    #[test]
+    fn the_readme_table_holds_every_row() {
+        let table = markdown();
+        assert_eq!(table.lines().count(), BINDINGS.len() + 2);
+        assert!(table.contains("| `Ctrl-C` | anywhere |"), "{table}");
+    }
+}

@@ -137,7 +137,7 @@ pub fn areas(width: u16, height: u16, wishes: Wishes) -> Areas {
     }
     areas.body = rows.rest();
     // A banner never pushes the nodes off the screen.
-    areas.banner = rows.top(wishes.banner.min(if size == Size::Compact { 3 } else { 5 }));
+    areas.banner = rows.top(wishes.banner.min((height - 9) / 3));
     match size {
         Size::TooSmall => {}
         Size::Compact => compact(&mut areas, rows, wishes),
@@ -186,7 +186,7 @@ fn normal(areas: &mut Areas, mut rows: Cutter, wishes: Wishes) {
     );
     areas.sources = rows.top(sources);
     let mut middle = rows.top(middle + (rows.height() - events - middle) / 2);
-    (areas.writers, areas.throughput) = middle_split(&mut middle, 1, 2);
+    (areas.writers, areas.throughput) = middle_split(&mut middle, 11, 20);
     areas.events = rows.rest();
 }
 
@@ -285,5 +285,144 @@ impl Cutter {
 
     fn rest(&self) -> Rect {
         Rect::new(0, self.y, self.width, self.height())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const THREE_NODES: Wishes = Wishes { banner: 0, sources: 3, writers: 3, rejected: 2 };
+
+    fn named(areas: &Areas) -> [(char, Rect); 13] {
+        [
+            ('h', areas.header),
+            ('t', areas.timeline),
+            ('v', areas.verdict),
+            ('!', areas.banner),
+            ('S', areas.sources),
+            ('W', areas.writers),
+            ('R', areas.rejected),
+            ('C', areas.throughput),
+            ('L', areas.lag),
+            ('E', areas.events),
+            ('D', areas.details),
+            ('i', areas.info),
+            ('_', areas.rule),
+        ]
+    }
+
+    /// The screen in letters: a row of the drawing per row of the screen, a letter per ten columns.
+    fn drawn(width: u16, height: u16, wishes: Wishes) -> Vec<String> {
+        let areas = areas(width, height, wishes);
+        let mut rows = vec![vec!['.'; usize::from(width / 10)]; usize::from(height)];
+        for (letter, area) in named(&areas).into_iter().chain([('k', areas.footer)]) {
+            for y in area.y..area.bottom() {
+                for x in (area.x..area.right()).filter(|x| x % 10 == 5) {
+                    assert_eq!(
+                        rows[usize::from(y)][usize::from(x / 10)],
+                        '.',
+                        "{letter} overlaps at {x},{y}"
+                    );
+                    rows[usize::from(y)][usize::from(x / 10)] = letter;
+                }
+            }
+        }
+        rows.into_iter().map(String::from_iter).collect()
+    }
+
+    /// Equal rows in a row are written once, with their number.
+    fn folded(rows: &[String]) -> Vec<String> {
+        rows.chunk_by(|a, b| a == b).map(|same| format!("{} {}", same.len(), same[0])).collect()
+    }
+
+    #[test]
+    fn eighty_by_twenty_four_is_the_mock_up() {
+        assert_eq!(
+            folded(&drawn(80, 24, THREE_NODES)),
+            [
+                "1 hhhhhhhh",
+                "1 tttttttt",
+                "1 vvvvvvvv",
+                "8 SSSSSSSS",
+                "4 WWWWWWWW",
+                "2 CCCCCCCC",
+                "5 EEEEEEEE",
+                "1 ________",
+                "1 kkkkkkkk",
+            ]
+        );
+    }
+
+    #[test]
+    fn larger_screens_have_columns() {
+        assert_eq!(
+            folded(&drawn(120, 35, Wishes { banner: 1, ..THREE_NODES })),
+            [
+                "1 hhhhhhhhhhhh",
+                "1 tttttttttttt",
+                "1 vvvvvvvvvvvv",
+                "1 !!!!!!!!!!!!",
+                "9 SSSSSSSSSSSS",
+                "11 WWWWWWWCCCCC",
+                "9 EEEEEEEEEEEE",
+                "2 kkkkkkkkkkkk",
+            ]
+        );
+        assert_eq!(
+            folded(&drawn(200, 50, THREE_NODES)),
+            [
+                "1 hhhhhhhhhhhhhhhhhhhh",
+                "1 tttttttttttttttttttt",
+                "1 vvvvvvvvvvvvvvvvvvvv",
+                "9 SSSSSSSSSSSSSSSSSSSS",
+                "7 WWWWWWWWWWWWRRRRRRRR",
+                "14 CCCCCCCCCCLLLLLLLLLL",
+                "14 EEEEEEEEEEEEEEDDDDDD",
+                "1 iiiiiiiiiiiiiiiiiiii",
+                "1 ____________________",
+                "1 kkkkkkkkkkkkkkkkkkkk",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_smallest_screen_keeps_nodes_and_three_events() {
+        assert_eq!(
+            folded(&drawn(60, 15, THREE_NODES)),
+            ["1 hhhhhh", "1 tttttt", "1 vvvvvv", "6 SSSSSS", "4 EEEEEE", "1 ______", "1 kkkkkk"]
+        );
+    }
+
+    #[test]
+    fn too_small_has_no_areas() {
+        for (width, height) in [(59, 15), (60, 14), (1, 1), (0, 0)] {
+            let areas = areas(width, height, THREE_NODES);
+            assert_eq!(areas.size, Size::TooSmall);
+            assert!(named(&areas).iter().all(|(_, area)| area.is_empty()));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn areas_never_overlap_nor_leave_the_screen(
+            width in 60u16..=400, height in 15u16..=200,
+            banner in 0u16..8, sources in 0u16..300, writers in 0u16..300, rejected in 0u16..30,
+        ) {
+            let areas = areas(width, height, Wishes { banner, sources, writers, rejected });
+            let all: Vec<(char, Rect)> =
+                named(&areas).into_iter().chain([('k', areas.footer)]).filter(|(_, area)| !area.is_empty()).collect();
+            let screen = Rect::new(0, 0, width, height);
+            for (index, (letter, area)) in all.iter().enumerate() {
+                prop_assert_eq!(area.intersection(screen), *area, "{}", letter);
+                for (other, theirs) in &all[index + 1..] {
+                    prop_assert!(!area.intersects(*theirs), "{} and {}", letter, other);
+                }
+            }
+            // Nodes and three events (with their frame) are there whatever happens.
+            prop_assert!(areas.sources.height >= 4);
+            prop_assert!(areas.events.height >= 4);
+        }
     }
 }

@@ -13,13 +13,19 @@
 //! EIO is retried at once), so the loop asks the kernel itself and enters crossterm only while the terminal is alive.
 //! `Terminal::clear` is never called: it asks the terminal for the cursor and fails where nobody answers.
 
+pub mod action;
+pub mod dialog;
 pub mod keymap;
 pub mod layout;
 pub mod model;
+#[cfg(test)]
+mod pty_tests;
+pub mod rows;
 pub mod theme;
 pub mod view;
 
 use std::io::{self, Stdout};
+use std::mem::ManuallyDrop;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -40,7 +46,8 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::control::Handle;
 use crate::status::Status;
-use model::{Action, Effect, Model};
+use action::Action;
+use model::{Effect, Model};
 use theme::{Look, Palette};
 
 /// How the console is to look and what it may do.
@@ -84,7 +91,8 @@ pub enum Exit {
     Quit,
     /// The operator closed the screen; the migration goes on.
     Detached,
-    /// The terminal is gone (hang-up, write error); the migration goes on.
+    /// The terminal is gone (hang-up, write error); the migration goes on. From here on `println!` and `eprintln!`
+    /// panic, for nobody reads them: the log file is the only place left.
     TerminalLost,
     /// The engine ended by itself, and the operator has seen it.
     EngineEnded,
@@ -220,14 +228,16 @@ type PanicHook = Box<dyn Fn(&std::panic::PanicHookInfo<'_>) + Send + Sync>;
 
 /// Owns the terminal's state: whatever way the console ends, dropping this gives the terminal back.
 struct TerminalGuard {
-    terminal: Screen,
+    /// Never dropped: ratatui's drop shows the cursor and, if that fails, panics in `eprintln!`, because after a
+    /// hang-up stderr is gone as well. [`restore`] shows the cursor instead.
+    terminal: ManuallyDrop<Screen>,
     /// The hook that was there before.
     previous_hook: Arc<PanicHook>,
 }
 
 impl TerminalGuard {
     fn enter(mouse: bool) -> io::Result<TerminalGuard> {
-        let terminal = Terminal::new(CrosstermBackend::new(io::stdout()))?;
+        let terminal = ManuallyDrop::new(Terminal::new(CrosstermBackend::new(io::stdout()))?);
         let previous_hook: Arc<PanicHook> = Arc::new(std::panic::take_hook());
         let ui_thread = std::thread::current().id();
         let hook = Arc::clone(&previous_hook);

@@ -8,88 +8,13 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent};
 use tui_logger::TuiWidgetEvent;
 
 use super::Exit;
+use super::action::{Action, moved, step};
+use super::dialog::{Confirm, Overlay, ThrottleForm, limit_in_words};
 use super::keymap::{self, Context, Danger};
+use super::rows::{self, SortColumn};
 use super::theme::Look;
 use crate::control::{Command, SendError};
-use crate::format;
-use crate::status::{
-    DestinationStatus, Event, EventLevel, Phase, SourceStatus, State, Status, Throttle, WriterState,
-};
-
-/// What a key means. The comment says what changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
-    /// Pause, or resume when paused.
-    TogglePause,
-    /// Opens the speed limit dialog.
-    OpenThrottle,
-    /// Begins the cutover.
-    Cutover,
-    /// Compares source and destination.
-    Verify,
-    /// Asks whether to open the selected source link anew.
-    RestartSource,
-    /// Moves the focus on.
-    NextPane,
-    /// Moves the focus back.
-    PreviousPane,
-    /// One row or line up.
-    Up,
-    /// One row or line down.
-    Down,
-    /// Ten up.
-    PageUp,
-    /// Ten down.
-    PageDown,
-    /// To the first row.
-    First,
-    /// To the last row.
-    Last,
-    /// Opens the details of the selected row.
-    OpenDetails,
-    /// Begins to type a filter.
-    Filter,
-    /// Sorts by the next column.
-    SortNext,
-    /// Turns the order round.
-    SortReverse,
-    /// Opens the list of errors.
-    OpenErrors,
-    /// Copies the selected row.
-    Copy,
-    /// Opens the log.
-    OpenLog,
-    /// Next palette.
-    NextTheme,
-    /// Shorter chart window.
-    ZoomIn,
-    /// Longer chart window.
-    ZoomOut,
-    /// Opens the list of keys.
-    OpenHelp,
-    /// Asks how to leave.
-    Quit,
-    /// Draws everything anew.
-    Redraw,
-    /// Leaves the overlay, or clears the filter.
-    Back,
-    /// Marks all errors as read.
-    Acknowledge,
-    /// Closes the screen; the migration goes on.
-    Detach,
-    /// Stops the migration in order.
-    Stop,
-    /// Asks whether to stop and give up the checkpoint.
-    Forget,
-    /// Next field of a form.
-    NextField,
-    /// Says yes to the dialog, or takes over what was typed.
-    Accept,
-    /// Removes the last typed character.
-    Erase,
-    /// One typed character.
-    Type(char),
-}
+use crate::status::{DestinationStatus, Event, EventLevel, SourceStatus, State, Status};
 
 /// What the loop must do after an update.
 #[derive(Debug, Clone, PartialEq)]
@@ -113,120 +38,6 @@ pub enum Pane {
     Writers,
     /// Operator events.
     Events,
-}
-
-/// What lies over the panes.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Overlay {
-    /// Every key.
-    Help {
-        /// First line shown.
-        scroll: usize,
-        /// Shows only lines with this text.
-        filter: String,
-        /// True while the filter is being typed.
-        typing: bool,
-    },
-    /// Error events, newest first.
-    Errors {
-        /// Selected line.
-        selected: usize,
-    },
-    /// The program's log.
-    Log,
-    /// All about the selected row.
-    Details {
-        /// First line shown.
-        scroll: usize,
-    },
-    /// Speed limit.
-    Throttle(ThrottleForm),
-    /// How to leave.
-    Quit,
-    /// A question; the command is the one that is sent on yes.
-    Confirm(Confirm),
-}
-
-/// The speed limit as typed.
-#[derive(Debug, Clone, PartialEq, Default)]
-pub struct ThrottleForm {
-    /// Megabytes per second; empty = no limit.
-    pub megabytes: String,
-    /// Commands per second; empty = no limit.
-    pub ops: String,
-    /// True when the second field is being typed.
-    pub in_ops: bool,
-    /// Why the text cannot be taken.
-    pub problem: Option<String>,
-}
-
-/// A question before something that costs time or cannot be undone.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Confirm {
-    /// Heading of the dialog.
-    pub title: &'static str,
-    /// What will happen, in words.
-    pub text: Vec<String>,
-    /// Asked, confirmed and sent: the same value.
-    pub command: Command,
-    /// For what cannot be undone: the text that must be typed, and what has been typed so far.
-    pub typed: Option<(String, String)>,
-}
-
-/// A column to sort the nodes by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SortColumn {
-    /// Trouble first, then the oldest lag.
-    Lag,
-    /// Address.
-    Node,
-    /// Phase.
-    Phase,
-    /// Part of the RDB that is applied.
-    Applied,
-    /// Commands per second.
-    Ops,
-    /// Bytes in the spool.
-    Spool,
-    /// Errors.
-    Errors,
-}
-
-impl SortColumn {
-    /// In the order of the sort key.
-    pub const ALL: [SortColumn; 7] = [
-        SortColumn::Lag,
-        SortColumn::Node,
-        SortColumn::Phase,
-        SortColumn::Applied,
-        SortColumn::Ops,
-        SortColumn::Spool,
-        SortColumn::Errors,
-    ];
-
-    /// Name in the pane's title.
-    pub fn name(self) -> &'static str {
-        match self {
-            SortColumn::Lag => "lag",
-            SortColumn::Node => "node",
-            SortColumn::Phase => "phase",
-            SortColumn::Applied => "applied",
-            SortColumn::Ops => "ops",
-            SortColumn::Spool => "spool",
-            SortColumn::Errors => "errors",
-        }
-    }
-}
-
-/// How bad it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Severity {
-    /// Nothing to do.
-    Fine,
-    /// Worth a look.
-    Warn,
-    /// A person must act.
-    Bad,
 }
 
 /// A wish that was sent and whose effect has not been seen yet.
@@ -269,8 +80,10 @@ pub struct Model {
     pub focus: Pane,
     /// What lies on top.
     pub overlay: Option<Overlay>,
-    /// Shows only nodes with this text in address, phase or state.
+    /// Shows only rows with this text in them.
     pub filter: String,
+    /// The pane that the filter is for: the one that had the focus.
+    pub filtered: Pane,
     /// True while the filter is being typed.
     pub typing_filter: bool,
     /// How the nodes are sorted.
@@ -307,6 +120,7 @@ impl Model {
             focus: Pane::Sources,
             overlay: None,
             filter: String::new(),
+            filtered: Pane::Sources,
             typing_filter: false,
             sort: SortColumn::Lag,
             reversed: false,
@@ -443,7 +257,13 @@ impl Model {
             Action::First => self.go(isize::MIN / 2, status),
             Action::Last => self.go(isize::MAX / 2, status),
             Action::OpenDetails => self.overlay = Some(Overlay::Details { scroll: 0 }),
-            Action::Filter => self.typing_filter = true,
+            Action::Filter => {
+                if self.filtered != self.focus {
+                    self.filter.clear();
+                }
+                self.filtered = self.focus;
+                self.typing_filter = true;
+            }
             Action::SortNext => {
                 let at = SortColumn::ALL.iter().position(|column| *column == self.sort).unwrap_or(0);
                 self.sort = SortColumn::ALL[(at + 1) % SortColumn::ALL.len()];
@@ -453,10 +273,10 @@ impl Model {
             Action::OpenErrors => self.overlay = Some(Overlay::Errors { selected: 0 }),
             Action::Copy => {
                 let row = match self.focus {
-                    Pane::Sources => self.selected_source(status).map(describe_source),
-                    Pane::Writers => self.selected_writer(status).map(describe_writer),
+                    Pane::Sources => self.selected_source(status).map(rows::describe_source),
+                    Pane::Writers => self.selected_writer(status).map(rows::describe_writer),
                     Pane::Events => {
-                        self.events_from_anchor(status).first().map(|event| describe_event(event))
+                        self.events_from_anchor(status).first().map(|event| rows::describe_event(event))
                     }
                 };
                 return self.copy(row?);
@@ -523,7 +343,7 @@ impl Model {
             }
             (Overlay::Errors { selected }, Action::Copy) => {
                 let selected = *selected;
-                let text = self.errors(status).get(selected).map(|event| describe_event(event));
+                let text = self.errors(status).get(selected).map(|event| rows::describe_event(event));
                 return self.copy(text?);
             }
             (Overlay::Log, Action::PageUp) => self.log.transition(TuiWidgetEvent::PrevPageKey),
@@ -604,17 +424,20 @@ impl Model {
 
     /// The nodes that pass the filter, in the order of the table.
     pub fn sources<'s>(&self, status: &'s Status) -> Vec<&'s SourceStatus> {
-        let mut rows: Vec<&SourceStatus> =
-            status.sources.iter().filter(|row| self.passes(&row.address, row.phase.word())).collect();
+        let mut rows: Vec<&SourceStatus> = status
+            .sources
+            .iter()
+            .filter(|row| self.passes(Pane::Sources, &[&row.address, row.phase.word()]))
+            .collect();
         // Worst or biggest first; by address where equal, so that rows do not dance.
         rows.sort_by(|a, b| a.address.cmp(&b.address));
         match self.sort {
             SortColumn::Node => {}
-            SortColumn::Lag => {
-                rows.sort_by_key(|row| std::cmp::Reverse((source_severity(row, status), lag_rank(row))))
-            }
+            SortColumn::Lag => rows.sort_by_key(|row| {
+                std::cmp::Reverse((rows::source_severity(row, status), rows::lag_rank(row)))
+            }),
             SortColumn::Phase => rows.sort_by_key(|row| row.phase as u8),
-            SortColumn::Applied => rows.sort_by_key(|row| rdb_percent(row)),
+            SortColumn::Applied => rows.sort_by_key(|row| rows::rdb_percent(row)),
             SortColumn::Ops => rows.sort_by(|a, b| b.ops_per_second.total_cmp(&a.ops_per_second)),
             SortColumn::Spool => rows.sort_by_key(|row| std::cmp::Reverse(row.spool_bytes)),
             SortColumn::Errors => rows.sort_by_key(|row| std::cmp::Reverse(row.errors)),
@@ -627,9 +450,12 @@ impl Model {
 
     /// The writers that pass the filter, trouble first.
     pub fn writers<'s>(&self, status: &'s Status) -> Vec<&'s DestinationStatus> {
-        let mut rows: Vec<&DestinationStatus> =
-            status.destinations.iter().filter(|row| self.passes(&row.address, row.state.word())).collect();
-        rows.sort_by_key(|row| (std::cmp::Reverse(writer_severity(row)), row.address.clone()));
+        let mut rows: Vec<&DestinationStatus> = status
+            .destinations
+            .iter()
+            .filter(|row| self.passes(Pane::Writers, &[&row.address, row.state.word()]))
+            .collect();
+        rows.sort_by_key(|row| (std::cmp::Reverse(rows::writer_severity(row)), row.address.clone()));
         rows
     }
 
@@ -649,8 +475,10 @@ impl Model {
 
     /// All events, newest first, the console's own among them.
     pub fn events<'s>(&'s self, status: &'s Status) -> Vec<&'s Event> {
-        let mut events: Vec<&Event> =
-            status.events.iter().rev().chain(self.local_events.iter().rev()).collect();
+        let all = status.events.iter().rev().chain(self.local_events.iter().rev());
+        let mut events: Vec<&Event> = all
+            .filter(|event| self.passes(Pane::Events, &[&event.node, &event.text, event.level.word()]))
+            .collect();
         if !self.local_events.is_empty() {
             events.sort_by_key(|event| std::cmp::Reverse(event.unix_ms));
         }
@@ -677,10 +505,9 @@ impl Model {
         self.event_anchor.is_none()
     }
 
-    /// Error events, newest first.
+    /// Error events, newest first, whatever the filter.
     pub fn errors<'s>(&'s self, status: &'s Status) -> Vec<&'s Event> {
-        let events = self.events(status);
-        events.into_iter().filter(|event| event.level == EventLevel::Error).collect()
+        status.events.iter().rev().filter(|event| event.level == EventLevel::Error).collect()
     }
 
     /// Selects a row by its address.
@@ -693,9 +520,14 @@ impl Model {
         }
     }
 
-    fn passes(&self, address: &str, word: &str) -> bool {
-        let wanted = self.filter.to_lowercase();
-        address.to_lowercase().contains(&wanted) || word.to_lowercase().contains(&wanted)
+    /// The filter's text, if it is for this pane.
+    pub fn filter_of(&self, pane: Pane) -> Option<&str> {
+        (self.filtered == pane && !self.filter.is_empty()).then_some(self.filter.as_str())
+    }
+
+    fn passes(&self, pane: Pane, texts: &[&str]) -> bool {
+        let Some(wanted) = self.filter_of(pane).map(str::to_lowercase) else { return true };
+        texts.iter().any(|text| text.to_lowercase().contains(&wanted))
     }
 
     fn go(&mut self, by: isize, status: &Status) {
@@ -770,164 +602,5 @@ impl Model {
         if self.local_events.len() > 20 {
             self.local_events.remove(0);
         }
-    }
-}
-
-/// The limit in words: `no speed limit`, `limit 50 MB/s`, `limit 50 MB/s and 10,000 ops/s`.
-pub fn limit_in_words(limit: Throttle) -> String {
-    let bytes = limit.bytes_per_second.map(|bytes| format::rate(bytes as f64));
-    let ops = limit.ops_per_second.map(|ops| format!("{} ops/s", format::number(ops)));
-    match (bytes, ops) {
-        (None, None) => "no speed limit".into(),
-        (Some(one), None) | (None, Some(one)) => format!("limit {one}"),
-        (Some(bytes), Some(ops)) => format!("limit {bytes} and {ops}"),
-    }
-}
-
-/// How bad a source is.
-pub fn source_severity(source: &SourceStatus, status: &Status) -> Severity {
-    match source.phase {
-        Phase::Failed | Phase::Reconnecting => Severity::Bad,
-        // Errors that were read count no more, or every row would be marked for ever.
-        _ if source.held_back_by.is_some() || (source.errors > 0 && status.unread_errors > 0) => {
-            Severity::Warn
-        }
-        _ => Severity::Fine,
-    }
-}
-
-/// How bad a writer is.
-pub fn writer_severity(writer: &DestinationStatus) -> Severity {
-    match writer.state {
-        WriterState::Failed | WriterState::Reconnecting => Severity::Bad,
-        WriterState::Slow => Severity::Warn,
-        // Standing still on request has no reason; a full destination has.
-        WriterState::Waiting if writer.reason.is_some() => Severity::Warn,
-        _ => Severity::Fine,
-    }
-}
-
-/// Whole percent of the RDB that the destination confirmed; `None` while its size is unknown.
-pub fn rdb_percent(source: &SourceStatus) -> Option<u64> {
-    format::percent(source.rdb_bytes_applied, source.rdb_bytes_total?)
-}
-
-/// Lag in coarse steps, so that two healthy nodes do not swap rows at every snapshot. Unknown ranks highest.
-fn lag_rank(source: &SourceStatus) -> u32 {
-    source.lag_seconds.map_or(u32::MAX, |seconds| seconds.max(1.0).log2() as u32)
-}
-
-fn describe_source(row: &SourceStatus) -> String {
-    format!(
-        "source {} {} replid={} received={} durable={} applied={} lag_bytes={} errors={}{}",
-        row.address,
-        row.phase.word(),
-        row.replid.as_deref().unwrap_or("-"),
-        row.offset_received,
-        row.offset_durable,
-        row.offset_applied,
-        row.lag_bytes,
-        row.errors,
-        row.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default(),
-    )
-}
-
-fn describe_writer(row: &DestinationStatus) -> String {
-    format!(
-        "writer {} {} in_flight={}/{} oldest_ms={:.0} errors={}{}",
-        row.address,
-        row.state.word(),
-        row.in_flight,
-        row.in_flight_limit,
-        row.oldest_ms,
-        row.errors,
-        row.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default(),
-    )
-}
-
-fn describe_event(event: &Event) -> String {
-    let time = format::date_time_utc(event.unix_ms);
-    format!("{time} {} {} {} (x{})", event.level.word(), event.node, event.text, event.count)
-}
-
-/// How far a moving action moves.
-fn step(action: Action) -> Option<isize> {
-    match action {
-        Action::Up => Some(-1),
-        Action::Down => Some(1),
-        Action::PageUp => Some(-10),
-        Action::PageDown => Some(10),
-        Action::First => Some(isize::MIN / 2),
-        Action::Last => Some(isize::MAX / 2),
-        _ => None,
-    }
-}
-
-fn moved(at: usize, action: Action, last: usize) -> usize {
-    at.saturating_add_signed(step(action).unwrap_or(0)).min(last)
-}
-
-impl ThrottleForm {
-    fn of(limit: Throttle) -> ThrottleForm {
-        ThrottleForm {
-            megabytes: limit
-                .bytes_per_second
-                .map(|bytes| format!("{}", bytes as f64 / 1e6))
-                .unwrap_or_default(),
-            ops: limit.ops_per_second.map(|ops| ops.to_string()).unwrap_or_default(),
-            in_ops: false,
-            problem: None,
-        }
-    }
-
-    fn takes(action: Action) -> bool {
-        use Action::{Down, Erase, NextField, Type, Up};
-        matches!(action, Type(_) | Erase | NextField | Up | Down)
-    }
-
-    fn edit(&mut self, action: Action) {
-        let in_ops = self.in_ops;
-        let field = if in_ops { &mut self.ops } else { &mut self.megabytes };
-        match action {
-            Action::Type(character) if character.is_ascii_digit() || character == '.' => {
-                if field.len() < 12 {
-                    field.push(character);
-                }
-            }
-            Action::Type(_) => {}
-            Action::Erase => drop(field.pop()),
-            Action::NextField => self.in_ops = !self.in_ops,
-            Action::Up | Action::Down => {
-                // 1, 2, 5, 10, 20, 50 … and empty (no limit) above the highest.
-                let unit = if in_ops { 1_000.0 } else { 1.0 };
-                let now = field.parse::<f64>().ok().filter(|value| *value > 0.0);
-                let steps =
-                    [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0].map(|step| step * unit);
-                let next = match (action, now) {
-                    (Action::Up, None) => None,
-                    (Action::Up, Some(now)) => steps.iter().find(|step| **step > now),
-                    (_, None) => steps.last(),
-                    (_, Some(now)) => steps.iter().rev().find(|step| **step < now).or(steps.first()),
-                };
-                *field = next.map(|step| step.to_string()).unwrap_or_default();
-            }
-            _ => {}
-        }
-        self.problem = None;
-    }
-
-    /// What the text means; the error says which field is wrong.
-    fn limit(&self) -> Result<Throttle, String> {
-        let parse = |text: &str, unit: f64, name: &str| -> Result<Option<u64>, String> {
-            if text.is_empty() {
-                return Ok(None);
-            }
-            let value: f64 = text.parse().map_err(|_| format!("'{text}' is not a number of {name}"))?;
-            Ok(Some((value * unit) as u64).filter(|value| *value > 0))
-        };
-        Ok(Throttle {
-            bytes_per_second: parse(&self.megabytes, 1e6, "MB/s")?,
-            ops_per_second: parse(&self.ops, 1.0, "ops/s")?,
-        })
     }
 }

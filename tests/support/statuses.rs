@@ -2,7 +2,7 @@
 //!
 //! The numbers of `applying` are those of the design's mock-up: three nodes, 41 minutes in, one writer slow.
 
-use shakedeck::status::*;
+use crate::status::*;
 
 /// 2026-03-02 03:12:07 UTC, the time on every test screen.
 pub const NOW: u64 = 1_772_421_127_000;

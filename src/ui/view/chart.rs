@@ -137,6 +137,11 @@ fn with_axes(
         width: area.width - SCALE_WIDTH - 2,
         height: area.height - 2,
     };
+    if values.iter().flatten().next().is_none() {
+        let y = area.y + area.height / 2;
+        screen.line(buffer, Rect { y, height: 1, ..area }, screen.text(Role::Dim, "   nothing measured yet"));
+        return;
+    }
     let top = scale_top(
         buckets(screen, values, usize::from(plot.width), gather)
             .iter()
@@ -163,7 +168,7 @@ fn with_axes(
     buffer.set_stringn(area.x, plot.bottom(), floor_line, usize::from(area.width), dim);
     let window = screen.model.chart_window();
     let ago = |seconds: u64| {
-        if seconds % 60 == 0 { format!("{} min", seconds / 60) } else { format!("{seconds} s") }
+        if seconds.is_multiple_of(60) { format!("{} min", seconds / 60) } else { format!("{seconds} s") }
     };
     let below = Rect { y: plot.bottom() + 1, height: 1, ..plot };
     let left = Line::from(screen.text(Role::Dim, format!("{} ago", ago(window))));
@@ -191,6 +196,10 @@ fn bars(
     let glyphs = screen.glyphs();
     let steps = glyphs.bars.len();
     let buckets = buckets(screen, values, usize::from(area.width), gather);
+    if buckets.iter().flatten().next().is_none() {
+        screen.line(buffer, area, screen.text(Role::Dim, "nothing measured yet"));
+        return;
+    }
     let top = top.unwrap_or_else(|| buckets.iter().flatten().copied().fold(0.0, f64::max));
     let style = screen.style(Role::GaugeFill);
     for (x, value) in (area.x..area.right()).zip(buckets) {

@@ -49,6 +49,10 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
         let text = format!("paused, {} new above (Esc follows)   ", model.events_above(status));
         right.push(screen.text(Role::Warn, text));
     }
+    let events = model.events_from_anchor(status);
+    if let Some(filter) = screen.filter(Pane::Events, model.events(status).len(), status.events.len()) {
+        right.push(screen.text(Role::Warn, format!("{filter}   ")));
+    }
     if status.events_dropped > 0 {
         right.push(
             screen.text(
@@ -69,9 +73,10 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
         focused: model.focus == Pane::Events,
     };
     let inner = screen.pane(buffer, area, frame);
-    let events = model.events_from_anchor(status);
     if events.is_empty() {
-        screen.line(buffer, inner, screen.text(Role::Dim, "  nothing has happened yet"));
+        let filtered = model.filter_of(Pane::Events).is_some();
+        let text = if filtered { "  no event passes the filter" } else { "  nothing has happened yet" };
+        screen.line(buffer, inner, screen.text(Role::Dim, text));
     }
     let margin = if compact { 2 } else { 1 };
     let inside = Rect { x: inner.x + margin, width: inner.width.saturating_sub(margin + 1), ..inner };

@@ -6,13 +6,17 @@ use ratatui::text::{Line, Span};
 
 use super::Screen;
 use crate::format;
-use crate::status::{Side, State, Status, StepState};
+use crate::status::{Outcome, Side, State, Status, StepState};
+use crate::ui::dialog::limit_in_words;
 use crate::ui::layout::{Areas, SMALLEST, Size};
-use crate::ui::model::{Model, OLD_MS, limit_in_words};
+use crate::ui::model::{Model, OLD_MS};
 use crate::ui::theme::Role;
 
 /// The state in one word, and how it is meant.
 pub(super) fn state_word(model: &Model, status: &Status) -> (&'static str, Role) {
+    if model.engine_gone && !status.state.is_final() {
+        return (if model.attached { "DISCONNECTED" } else { "ENGINE GONE" }, Role::Bad);
+    }
     if let Some(pending) = model.pending {
         return (pending.word, Role::Warn);
     }
@@ -45,12 +49,8 @@ fn verdict(screen: &Screen, wide: bool, width: u16) -> Vec<Span<'static>> {
             (_, 0) => (Role::Ok, glyphs.yes),
             _ => (Role::Warn, "!"),
         };
-        let code = format!("  (exit code {})", outcome.exit_code);
-        return vec![
-            Span::styled(format!(" {mark} "), screen.style(role)),
-            screen.text(role, &outcome.message),
-            screen.text(Role::Dim, code),
-        ];
+        let first = outcome_lines(outcome, usize::from(width)).into_iter().next().unwrap_or_default();
+        return vec![Span::styled(format!(" {mark} "), screen.style(role)), screen.text(role, first)];
     }
     if status.state == State::Switched {
         let text = "SWITCHED: clients belong on the destination now";
@@ -92,6 +92,12 @@ fn verdict(screen: &Screen, wide: bool, width: u16) -> Vec<Span<'static>> {
     spans
 }
 
+/// How it ended, broken into lines: the first one stands in the place of the verdict, the rest in the banner.
+fn outcome_lines(outcome: &Outcome, width: usize) -> Vec<String> {
+    let text = format!("{} (exit code {})", format::escape(&outcome.message, 2_000), outcome.exit_code);
+    wrap(&text, width.saturating_sub(5))
+}
+
 fn checklist(screen: &Screen) -> Vec<Span<'static>> {
     let mut spans = Vec::new();
     for gate in &screen.status.gates {
@@ -110,6 +116,12 @@ fn checklist(screen: &Screen) -> Vec<Span<'static>> {
 pub(super) fn banner(screen: &Screen, width: u16) -> Vec<Line<'static>> {
     let Screen { model, status } = screen;
     let mut lines = Vec::new();
+    if let Some(outcome) = &status.outcome {
+        let role = if status.state == State::Failed { Role::Bad } else { Role::Value };
+        for part in outcome_lines(outcome, usize::from(width)).into_iter().skip(1) {
+            lines.push(Line::from(screen.text(role, format!("   {part}"))));
+        }
+    }
     if let Some(hint) = status.outcome.as_ref().and_then(|outcome| outcome.hint.as_deref()) {
         for (index, part) in
             wrap(&format::escape(hint, 2_000), usize::from(width).saturating_sub(10)).into_iter().enumerate()
@@ -120,8 +132,12 @@ pub(super) fn banner(screen: &Screen, width: u16) -> Vec<Line<'static>> {
     }
     if model.is_stale(status) {
         let seconds = model.age_ms(status) / 1_000;
-        let text = if model.engine_gone {
-            format!(" STALE: the engine has gone without a last word, {seconds} s ago; see the log")
+        let text = if model.engine_gone && model.attached {
+            format!(
+                " STALE: the connection to the engine was lost {seconds} s ago; the migration may still go on"
+            )
+        } else if model.engine_gone {
+            format!(" STALE: the engine has gone without a last word, {seconds} s ago; see the log (l)")
         } else {
             format!(" STALE: no news from the engine for {seconds} s")
         };
@@ -187,7 +203,8 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
     screen.spread(buffer, areas.timeline, timeline(screen, areas.size), right);
 
     let right = if compact { Line::from(age(screen, "data {}s ")) } else { Line::default() };
-    let room = areas.verdict.width.saturating_sub(right.width() as u16 + 1);
+    let gap = if right.width() > 0 { right.width() as u16 + 1 } else { 0 };
+    let room = areas.verdict.width.saturating_sub(gap);
     screen.spread(buffer, areas.verdict, Line::from(verdict(screen, wide, room)), right);
 
     for (y, line) in (areas.banner.y..areas.banner.bottom()).zip(banner(screen, width)) {
@@ -199,7 +216,7 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
 fn age(screen: &Screen, pattern: &str) -> Span<'static> {
     let Screen { model, status } = screen;
     if status.state.is_final() {
-        return screen.text(Role::Dim, "final ");
+        return Span::default();
     }
     let age = model.age_ms(status);
     let role = match age {

@@ -62,7 +62,7 @@ impl LogFormatter for Format {
         let unix_ms = u64::try_from(record.timestamp.timestamp().as_millisecond()).unwrap_or(0);
         let head = format!(" {} {level:<5} ", format::clock_utc(unix_ms));
         let indent = format::width(&head);
-        let text = format::escape(format!("{}: {}", record.target(), record.msg()), 8_000);
+        let text = format::escape(format!("{}: {}", record.target(), record.msg().trim()), 8_000);
         let mut lines = Vec::new();
         for (index, part) in wrap(&text, width.saturating_sub(indent + 1)).into_iter().enumerate() {
             let head = if index == 0 { head.clone() } else { " ".repeat(indent) };

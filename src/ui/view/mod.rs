@@ -21,7 +21,8 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::Widget;
 
 use super::layout::{self, Areas, Size, Wishes};
-use super::model::{Model, Pane, Severity};
+use super::model::{Model, Pane};
+use super::rows::Severity;
 use super::theme::{Glyphs, Role};
 use crate::format;
 use crate::status::Status;
@@ -98,6 +99,17 @@ impl Screen<'_> {
     /// A piece of text, made harmless.
     fn text(&self, role: Role, text: impl AsRef<[u8]>) -> Span<'static> {
         Span::styled(format::escape(text, 2_000), self.style(role))
+    }
+
+    /// The filter of a pane as its title shows it, with the number of rows that pass.
+    fn filter(&self, pane: Pane, count: usize, total: usize) -> Option<String> {
+        let model = self.model;
+        let typing = model.typing_filter && model.filtered == pane;
+        if !typing && model.filter_of(pane).is_none() {
+            return None;
+        }
+        let cursor = if typing { "_" } else { "" };
+        Some(format!("filter: {}{cursor} ({count} of {total})", model.filter))
     }
 
     /// The role that goes with a severity.
@@ -208,7 +220,7 @@ impl Screen<'_> {
         let steps = glyphs.gauge.len();
         let filled = (percent.unwrap_or(0.0).clamp(0.0, 100.0) / 100.0 * (width * steps) as f64) as usize;
         let mut fill = glyphs.gauge[steps - 1].repeat(filled / steps);
-        if filled % steps > 0 {
+        if !filled.is_multiple_of(steps) {
             fill.push_str(glyphs.gauge[filled % steps - 1]);
         }
         let rest = glyphs.gauge_rest.repeat(width.saturating_sub(filled.div_ceil(steps)));

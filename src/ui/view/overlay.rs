@@ -9,9 +9,9 @@ use super::details::{self, backlog_seconds};
 use super::header::wrap;
 use super::{PaneFrame, Screen, events, log};
 use crate::format;
+use crate::ui::dialog::{Confirm, Overlay, ThrottleForm, limit_in_words};
 use crate::ui::keymap::{BINDINGS, Context, Danger};
 use crate::ui::layout::Areas;
-use crate::ui::model::{Confirm, Overlay, ThrottleForm, limit_in_words};
 use crate::ui::theme::Role;
 
 pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
@@ -99,7 +99,7 @@ fn choice(screen: &Screen, context: Context, skip_danger: bool) -> Vec<Line<'sta
     shown
         .filter(|binding| !skip_danger || binding.danger == Danger::Safe)
         .map(|binding| {
-            let name = format!("{:<5}", binding.name(screen.glyphs()));
+            let name = format!("{:<7}", binding.name(screen.glyphs()));
             match (binding.disabled)(model, status) {
                 Some(reason) => Line::from(screen.text(
                     Role::KeyDisabled,
@@ -255,6 +255,12 @@ fn draw_errors(buffer: &mut Buffer, screen: &Screen, area: Rect, selected: usize
             buffer.set_style(row, screen.style(Role::Selected));
         }
     }
+    let rule = screen.glyphs().frame.horizontal.repeat(usize::from(inner.width));
+    screen.line(
+        buffer,
+        Rect { y: list.bottom(), height: 1, ..inner },
+        Span::styled(rule, screen.style(Role::Border)),
+    );
     for (y, part) in (list.bottom() + 1..inner.bottom()).zip(full) {
         screen.line(buffer, Rect { y, height: 1, ..inner }, screen.text(Role::Value, format!(" {part}")));
     }
@@ -262,7 +268,7 @@ fn draw_errors(buffer: &mut Buffer, screen: &Screen, area: Rect, selected: usize
 
 fn draw_help(buffer: &mut Buffer, screen: &Screen, area: Rect, scroll: usize, filter: &str, typing: bool) {
     clear(buffer, area);
-    let lines = help_lines(screen, filter);
+    let lines = help_lines(screen, filter, usize::from(area.width.saturating_sub(2)));
     let right = if typing {
         format!("filter: {filter}_")
     } else if filter.is_empty() {
@@ -293,7 +299,7 @@ fn draw_help(buffer: &mut Buffer, screen: &Screen, area: Rect, scroll: usize, fi
 }
 
 /// Every binding, by context; what this console cannot do is left out.
-fn help_lines(screen: &Screen, filter: &str) -> Vec<Line<'static>> {
+fn help_lines(screen: &Screen, filter: &str, width: usize) -> Vec<Line<'static>> {
     let (model, status) = (screen.model, screen.status);
     let wanted = filter.to_lowercase();
     let mut lines = Vec::new();
@@ -307,14 +313,17 @@ fn help_lines(screen: &Screen, filter: &str) -> Vec<Line<'static>> {
             if !format!("{keys} {}", binding.help).to_lowercase().contains(&wanted) {
                 continue;
             }
-            let mut spans = vec![
-                Span::styled(format!("  {keys:<14}"), screen.style(Role::KeyHint)),
-                screen.text(Role::Value, binding.help),
-            ];
-            if let Some(reason) = (binding.disabled)(model, status).filter(|_| context == Context::Screen) {
-                spans.push(screen.text(Role::Warn, format!(" ({})", reason.long)));
+            let reason = (binding.disabled)(model, status).filter(|_| context == Context::Screen);
+            let reason = reason.map(|reason| format!(" ({})", reason.long)).unwrap_or_default();
+            let role = if reason.is_empty() { Role::Value } else { Role::KeyDisabled };
+            let text = format!("{}{reason}", binding.help);
+            for (index, part) in wrap(&text, width.saturating_sub(17)).into_iter().enumerate() {
+                let keys = if index == 0 { keys.as_str() } else { "" };
+                group.push(Line::from(vec![
+                    Span::styled(format!("  {keys:<14}"), screen.style(Role::KeyHint)),
+                    screen.text(role, part),
+                ]));
             }
-            group.push(Line::from(spans));
         }
         if !group.is_empty() {
             if !lines.is_empty() {

@@ -9,7 +9,8 @@ use super::{PaneFrame, Screen};
 use crate::format;
 use crate::status::{Phase, SourceStatus};
 use crate::ui::layout::{Areas, Size};
-use crate::ui::model::{Pane, rdb_percent, source_severity};
+use crate::ui::model::Pane;
+use crate::ui::rows::{Severity, rdb_percent, source_severity};
 use crate::ui::theme::Role;
 
 /// Columns of every layout; a cell's place in the row is its place here.
@@ -18,7 +19,7 @@ const ALL: [Column; 18] = [
     Column::left("ROLE", 7, 9),
     Column::left("PHASE", 11, 1).grow(1),
     Column::left("REPLID", 8, 10),
-    Column::left("RDB", 18, 5).grow(2),
+    Column::left("RDB", 18, 5).grow(2).gauge(),
     Column::right("", 5, 5),
     Column::right("RECV", 8, 4),
     Column::right("TOTAL", 7, 6),
@@ -55,7 +56,7 @@ fn columns(screen: &Screen, size: Size, width: u16) -> Vec<(usize, Column)> {
                     column.grow = column.grow.min(longest.saturating_sub(usize::from(column.width)) as u16)
                 }
                 (6, Size::Compact) => (column.title, column.width) = ("RDB RECV", 9),
-                (13, Size::Compact) => (column.title, column.width) = ("LAG BYTES", 10),
+                (13, Size::Compact) => (column.title, column.width) = ("LAG BYTES", 9),
                 (4, Size::Normal) => column.width = 15,
                 _ => {}
             }
@@ -132,6 +133,8 @@ fn exact_percent(part: u64, whole: Option<u64>) -> Option<f64> {
 
 /// All nodes together, whatever the filter hides.
 struct Totals {
+    /// False while no node has answered PSYNC.
+    known: bool,
     received: u64,
     /// `None` while one node has not said its size.
     total: Option<u64>,
@@ -147,6 +150,7 @@ struct Totals {
 impl Totals {
     fn of(sources: &[SourceStatus]) -> Totals {
         Totals {
+            known: sources.iter().any(|row| row.replid.is_some()),
             received: sources.iter().map(|row| row.rdb_bytes_received).sum(),
             total: sources.iter().map(|row| row.rdb_bytes_total).sum(),
             applied: sources.iter().map(|row| row.rdb_bytes_applied).sum(),
@@ -162,7 +166,8 @@ impl Totals {
     fn cells(&self, screen: &Screen, compact: bool, gauge_width: usize) -> Vec<Vec<Span<'static>>> {
         let text = |value: Option<String>| table::value(screen, value);
         let percent = table::percent(self.total.and_then(|total| format::percent(self.applied, total)));
-        let name = if screen.model.filter.is_empty() { "total / worst" } else { "total (all)" };
+        let filtered = screen.model.filter_of(Pane::Sources).is_some();
+        let name = if filtered { "total (all)" } else { "total / worst" };
         vec![
             vec![screen.text(Role::Title, if compact { name.to_uppercase() } else { name.into() })],
             Vec::new(),
@@ -170,16 +175,16 @@ impl Totals {
             Vec::new(),
             screen.gauge(exact_percent(self.applied, self.total), gauge_width),
             text(percent.clone()),
-            text(Some(format::bytes(self.received))),
+            text(table::known_bytes(self.received, self.known)),
             text(self.total.map(format::bytes)),
-            text(if compact { percent } else { Some(format::bytes(self.applied)) }),
-            text(Some(format::count(self.keys as f64))),
+            text(if compact { percent } else { table::known_bytes(self.applied, self.known) }),
+            text(self.known.then(|| format::count(self.keys as f64))),
             Vec::new(),
             Vec::new(),
             Vec::new(),
-            text(Some(format::bytes(self.lag_bytes))),
+            text(table::known_bytes(self.lag_bytes, self.known)),
             text(self.worst_seconds.map(format::duration)),
-            text(Some(format::count(self.ops))),
+            text(self.known.then(|| format::count(self.ops))),
             text(Some(format::bytes(self.spool))),
             text(Some(format::count(self.errors as f64))),
         ]
@@ -191,7 +196,7 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
     let Screen { model, status } = screen;
     let compact = areas.size == Size::Compact;
     let rows = rows(screen);
-    let place = places(area, areas.size);
+    let place = places(area, areas.size, rows.0.len());
     let columns = columns(screen, areas.size, place.rows.width);
 
     let (_, above, below) = {
@@ -222,7 +227,7 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
     let totals = Totals::of(&status.sources);
     let total = Row {
         address: String::new(),
-        severity: crate::ui::model::Severity::Fine,
+        severity: Severity::Fine,
         selected: false,
         reason: None,
         cells: totals.cells(screen, compact, if areas.size == Size::Wide { 20 } else { 16 }),
@@ -238,17 +243,17 @@ fn draw_title(buffer: &mut Buffer, screen: &Screen, area: Rect, count: usize, ab
     let glyphs = screen.glyphs();
     let mark = if model.reversed { glyphs.ascending } else { glyphs.descending };
     let mut parts = Vec::new();
-    if above + below > 0 {
-        parts.push(format!("{above} above, {below} below"));
+    match (above, below) {
+        (0, 0) => {}
+        (0, below) => parts.push(format!("{below} more below")),
+        (above, 0) => parts.push(format!("{above} more above")),
+        (above, below) => parts.push(format!("{above} above, {below} below")),
     }
     parts.push(format!("sort: {} {mark}", model.sort.name()));
-    let total = screen.status.sources.len();
-    if model.typing_filter {
-        parts.push(format!("filter: {}_ ({count} of {total})", model.filter));
-    } else if !model.filter.is_empty() {
-        parts.push(format!("filter: {} ({count} of {total})", model.filter));
-    } else if area.width >= 110 {
-        parts.push("filter: none".into());
+    match screen.filter(Pane::Sources, count, screen.status.sources.len()) {
+        Some(filter) => parts.push(filter),
+        None if area.width >= 110 => parts.push("filter: none".into()),
+        None => {}
     }
     let text = format!(" {} ", parts.join("   "));
     let line = Line::from(screen.text(if model.typing_filter { Role::Warn } else { Role::Value }, text));
@@ -267,7 +272,7 @@ struct Places {
     spool: Rect,
 }
 
-fn places(area: Rect, size: Size) -> Places {
+fn places(area: Rect, size: Size, rows: usize) -> Places {
     let compact = size == Size::Compact;
     let frame = u16::from(!compact);
     let inner = Rect {
@@ -276,24 +281,24 @@ fn places(area: Rect, size: Size) -> Places {
         width: area.width.saturating_sub(3 * frame),
         height: area.height.saturating_sub(1 + frame),
     };
-    let line = |from_bottom: u16, shown: bool| {
-        if shown && inner.height > from_bottom {
-            Rect { y: inner.bottom() - 1 - from_bottom, height: 1, ..inner }
-        } else {
-            Rect { height: 0, ..inner }
-        }
+    // Heading and three rows first, then the total, the spool, and what is only good to have.
+    let mut spare = inner.height.saturating_sub(1 + rows.clamp(1, 3) as u16);
+    let mut afford = |wanted: bool| {
+        let shown = u16::from(wanted && spare > 0);
+        spare -= shown;
+        shown
     };
-    // From the bottom up; the less important lines only where three rows or more remain.
-    let roomy = inner.height >= 6;
-    let spool = line(0, roomy);
-    let gauge = line(1, compact && inner.height >= 5 && roomy);
-    let below = u16::from(!spool.is_empty()) + u16::from(!gauge.is_empty());
-    let total = line(below, inner.height >= 3);
-    let rule = line(below + 1, !compact && roomy);
-    let used = 1 + below + u16::from(!total.is_empty()) + u16::from(!rule.is_empty());
+    let [total, spool, gauge, rule] = [true, true, compact, !compact].map(&mut afford);
+    // They stand at the bottom, the spool last.
+    let mut bottom = inner.bottom();
+    let mut take = |height: u16| {
+        bottom -= height;
+        Rect { y: bottom, height, ..inner }
+    };
+    let [spool, gauge, total, rule] = [spool, gauge, total, rule].map(&mut take);
     Places {
         heading: Rect { height: inner.height.min(1), ..inner },
-        rows: Rect { y: inner.y + 1.min(inner.height), height: inner.height.saturating_sub(used), ..inner },
+        rows: Rect { y: inner.y + 1.min(inner.height), height: bottom.saturating_sub(inner.y + 1), ..inner },
         rule,
         total,
         gauge,
@@ -303,8 +308,9 @@ fn places(area: Rect, size: Size) -> Places {
 
 /// The node on a line of the screen.
 pub(super) fn address_at(screen: &Screen, areas: &Areas, y: u16) -> Option<String> {
-    let place = places(areas.sources, areas.size).rows;
-    rows(screen).address_at(place.height, y.checked_sub(place.y)?)
+    let rows = rows(screen);
+    let place = places(areas.sources, areas.size, rows.0.len()).rows;
+    rows.address_at(place.height, y.checked_sub(place.y)?)
 }
 
 /// The gauge of all RDBs; once they are applied, the rates of the stream.
@@ -323,6 +329,9 @@ fn progress(screen: &Screen, totals: &Totals, width: usize) -> Line<'static> {
                 format::rate(applied)
             ),
         ));
+    }
+    if !totals.known {
+        return Line::from(screen.text(Role::Dim, "  RDB not begun"));
     }
     let Some(total) = totals.total.filter(|total| *total > 0) else {
         let text = format!(

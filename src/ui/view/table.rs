@@ -3,11 +3,12 @@
 
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
+use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
 use super::Screen;
 use crate::format;
-use crate::ui::model::Severity;
+use crate::ui::rows::Severity;
 use crate::ui::theme::Role;
 
 /// A column; its cells come in the same place of every row.
@@ -23,15 +24,22 @@ pub(super) struct Column {
     pub priority: u8,
     /// May take this much more width where there is some to spare.
     pub grow: u16,
+    /// True: holds a gauge, which would tell the opposite if it were reversed with its row.
+    pub gauge: bool,
 }
 
 impl Column {
     pub(super) const fn left(title: &'static str, width: u16, priority: u8) -> Column {
-        Column { title, width, right: false, priority, grow: 0 }
+        Column { title, width, right: false, priority, grow: 0, gauge: false }
     }
 
     pub(super) const fn right(title: &'static str, width: u16, priority: u8) -> Column {
-        Column { title, width, right: true, priority, grow: 0 }
+        Column { title, width, right: true, priority, grow: 0, gauge: false }
+    }
+
+    pub(super) const fn gauge(mut self) -> Column {
+        self.gauge = true;
+        self
     }
 
     pub(super) const fn grow(mut self, grow: u16) -> Column {
@@ -110,6 +118,9 @@ impl Rows {
                     screen.line(buffer, area, row_line(screen, row, columns));
                     if row.selected {
                         buffer.set_style(area, screen.style(Role::Selected));
+                        for gauge in gauges(columns, area) {
+                            buffer.set_style(gauge, Style::new().not_reversed());
+                        }
                     }
                 }
                 Shown::Reason(row, reason) => {
@@ -143,6 +154,16 @@ fn row_line(screen: &Screen, row: &Row, columns: &[(usize, Column)]) -> Line<'st
         spans.extend(cell_spans(screen, cell, column));
     }
     Line::from(spans)
+}
+
+/// Where the gauges of a row are.
+fn gauges(columns: &[(usize, Column)], row: Rect) -> impl Iterator<Item = Rect> {
+    let mut x = row.x + MARK_WIDTH;
+    columns.iter().filter_map(move |(_, column)| {
+        let area = Rect { x, width: column.width, ..row }.intersection(row);
+        x += column.width + 1;
+        column.gauge.then_some(area)
+    })
 }
 
 /// A cell brought to its column's width.

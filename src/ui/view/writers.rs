@@ -9,18 +9,19 @@ use super::{PaneFrame, Screen};
 use crate::format;
 use crate::status::{DestinationStatus, WriterState};
 use crate::ui::layout::{Areas, Size};
-use crate::ui::model::{Pane, writer_severity};
+use crate::ui::model::Pane;
+use crate::ui::rows::{Severity, writer_severity};
 use crate::ui::theme::Role;
 
 /// Cells of the boxed layouts; a cell's place in the row is its place here.
 const BOXED: [Column; 11] = [
     Column::left("NODE", 16, 0).grow(24),
     Column::left("SLOTS", 12, 7),
-    Column::left("STATE", 6, 0).grow(6),
-    Column::right("IN FLIGHT", 10, 2),
+    Column::left("STATE", 9, 0).grow(3),
+    Column::right("IN FLIGHT", 9, 2),
     Column::right("OLDEST", 8, 3),
     Column::right("p99", 8, 7),
-    Column::right("OPS/s", 7, 1),
+    Column::right("OPS/s", 6, 1),
     Column::right("MB/s", 6, 6),
     Column::right("RETRY", 7, 8),
     Column::right("MOVED", 7, 8),
@@ -28,10 +29,10 @@ const BOXED: [Column; 11] = [
 ];
 /// Cells of the small screen, where the words stand in the row.
 const COMPACT: [Column; 6] = [
-    Column::left("", 17, 0),
-    Column::left("", 8, 0),
-    Column::left("", 16, 2),
-    Column::left("", 15, 3),
+    Column::left("", 16, 0),
+    Column::left("", 12, 0),
+    Column::left("", 15, 2),
+    Column::left("", 14, 3),
     Column::right("", 7, 1),
     Column::right("", 8, 1),
 ];
@@ -75,7 +76,7 @@ fn cells(screen: &Screen, writer: &DestinationStatus, compact: bool) -> Vec<Vec<
             text(Some(writer.address.clone())),
             vec![state],
             text(Some(format!("in flight {:>5}", writer.in_flight))),
-            text(Some(format!("oldest {oldest:>8}"))),
+            text(Some(format!("oldest {oldest:>7}"))),
             text(Some(format!("{ops}/s"))),
             vec![screen.text(error_role, format!("err {:>3}", format::count(writer.errors as f64)))],
         ];
@@ -110,7 +111,7 @@ fn row_area(area: Rect, size: Size) -> Rect {
     Rect {
         x: area.x + frame,
         y: area.y + 1 + heading,
-        width: area.width.saturating_sub(2 * frame),
+        width: area.width.saturating_sub(3 * frame),
         height: area.height.saturating_sub(1 + heading + frame),
     }
 }
@@ -132,10 +133,12 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
     let limit = limit.map(|limit| format!("pipeline limit {limit}")).unwrap_or_default();
     let rows = rows(screen);
     let hidden = rows.0.len().saturating_sub(usize::from(row_area(area, areas.size).height));
-    let right = match hidden {
-        0 if areas.size == Size::Normal => String::new(),
-        0 => limit,
-        hidden => format!("{hidden} more"),
+    let filter = screen.filter(Pane::Writers, rows.0.len(), status.destinations.len());
+    let right = match (filter, hidden) {
+        (Some(filter), _) => filter,
+        (None, 0) if areas.size == Size::Normal => String::new(),
+        (None, 0) => limit,
+        (None, hidden) => format!("{hidden} more"),
     };
     let frame = PaneFrame {
         left: Line::from(screen.text(Role::Title, format!("writers ({})", status.destinations.len()))),
@@ -144,14 +147,18 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
         focused: screen.model.focus == Pane::Writers,
     };
     let inner = screen.pane(buffer, area, frame);
-    let columns = columns(screen, areas.size, inner.width);
+    let columns = columns(screen, areas.size, row_area(area, areas.size).width);
     if !compact {
         screen.line(buffer, Rect { height: inner.height.min(1), ..inner }, table::heading(screen, &columns));
     }
     let place = row_area(area, areas.size);
     let (used, ..) = rows.draw(buffer, screen, place, &columns);
     if rows.0.is_empty() {
-        screen.line(buffer, place, screen.text(Role::Dim, "   no destination is connected yet"));
+        let text = match status.destinations.len() {
+            0 => "   no destination is connected yet",
+            _ => "   no writer passes the filter (Esc clears it)",
+        };
+        screen.line(buffer, place, screen.text(Role::Dim, text));
     }
     if areas.size == Size::Normal {
         // No room for a pane of its own: the totals of what was refused stand below the writers.
@@ -224,13 +231,13 @@ pub(super) fn draw_rejected(buffer: &mut Buffer, screen: &Screen, areas: &Areas)
             Column::left("EXAMPLE KEY", 22, 3).grow(60),
             Column::left("POLICY", 14, 1),
         ],
-        inner.width,
+        inner.width.saturating_sub(1),
     );
     screen.line(buffer, Rect { height: inner.height.min(1), ..inner }, table::heading(screen, &columns));
     let text = |value: Option<String>| table::value(screen, value);
     let rows = status.rejected.iter().map(|row| Row {
         address: String::new(),
-        severity: crate::ui::model::Severity::Fine,
+        severity: Severity::Fine,
         selected: false,
         reason: None,
         cells: vec![
