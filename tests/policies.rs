@@ -10,7 +10,7 @@ use std::time::Duration;
 use support::shakedeck::Setup;
 use support::{Client, Options, Reply, Server, compare, dataset};
 
-const MINUTES: Duration = Duration::from_secs(180);
+const MINUTES: Duration = Duration::from_secs(120);
 
 fn pair() -> Option<(Server, Server)> {
     let Some(binary) = support::servers::default() else {

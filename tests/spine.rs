@@ -12,13 +12,13 @@ use support::load::{Load, Writer};
 use support::shakedeck::Setup;
 use support::{Client, Options, Reply, Server, Shakedeck, compare, dataset, servers, wait_until};
 
-const MINUTES: Duration = Duration::from_secs(240);
+const MINUTES: Duration = Duration::from_secs(120);
 
 /// Runs until everything that the load has written is confirmed, ends the load in the stream phase, and compares.
 fn migrate_under_load(source: &Server, destination: &Server, keys: u64, setup: &Setup) -> compare::Equal {
     dataset::fill(&mut source.client(), keys, 1);
     let writer = Writer::start(source, Load { seed: 2, keys, per_second: 5_000 });
-    let run = setup.clone().exit_when("caught-up").args(&["--timeout", "4m"]).start();
+    let run = setup.clone().exit_when("caught-up").args(&["--timeout", "2m"]).start();
     run.wait_status(MINUTES, "the stream phase", |status| status["sources"][0]["phase"] == "stream");
     let so_far = writer.sent();
     wait_until(MINUTES, "a load in the stream phase", || writer.sent() > so_far + 3_000);

@@ -12,7 +12,7 @@ use support::load::{Load, Writer};
 use support::shakedeck::Setup;
 use support::{Client, Options, Server, Shakedeck, compare, dataset, wait_until};
 
-const MINUTES: Duration = Duration::from_secs(180);
+const MINUTES: Duration = Duration::from_secs(120);
 
 fn pair() -> Option<(Server, Server)> {
     let Some(binary) = support::servers::default() else {
