@@ -113,7 +113,7 @@ pub(crate) enum Fault {
     /// Length unknown, so nothing can follow.
     Unsupported(&'static str),
     /// The reader, or the consumer of elements, gave up: passed through.
-    Stop(RdbError),
+    Stop(Box<RdbError>),
 }
 
 impl Fault {
@@ -124,7 +124,7 @@ impl Fault {
             Self::TooLarge => RdbError::Corrupt { what: what(), offset, reason: "value too large" },
             Self::Bad(reason) => RdbError::Corrupt { what: what(), offset, reason },
             Self::Unsupported(reason) => RdbError::Unsupported { what: what(), offset, reason },
-            Self::Stop(error) => error,
+            Self::Stop(error) => *error,
         }
     }
 }
