@@ -602,6 +602,21 @@ impl<R: Read> Decoder<R> {
     }
 }
 
+/// Reads one value that starts at `offset` of a file, where `reader` stands: a pass over a [`Value::Large`] ahead of
+/// [`Decoder::read_large`], by a reader of its own ([`Decoder::position`] is the offset when the entry has been returned).
+/// Streams need it: see [`super::commands::PendingIds`].
+pub fn visit_from<R: Read>(
+    reader: R,
+    offset: u64,
+    type_byte: u8,
+    dialect: Dialect,
+    sink: &mut dyn FnMut(elements::Element<'_>) -> Result<(), RdbError>,
+) -> Result<(), RdbError> {
+    let mut input = Input::new(reader, offset, 0);
+    let visited = elements::visit(&mut input, type_byte, dialect, sink);
+    visited.map_err(|fault| fault.at(input.offset(), || describe_type(type_byte, dialect)))
+}
+
 fn describe_record(byte: u8, dialect: Dialect) -> String {
     let name = match byte {
         opcodes::EOF => "EOF and checksum",

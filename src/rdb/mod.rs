@@ -23,7 +23,7 @@ pub mod stream;
 mod walk;
 
 pub use bytelist::ByteList;
-pub use decoder::{Checksum, Decoder, Entry, Item, Limits, ResumePoint, Value};
+pub use decoder::{Checksum, Decoder, Entry, Item, Limits, ResumePoint, Value, visit_from};
 pub use elements::Element;
 pub use model::{DecodedValue, decode_value, visit_value};
 pub use reader::{Crc64, crc64};
