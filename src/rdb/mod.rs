@@ -15,6 +15,7 @@ mod decoder;
 pub mod dump;
 pub mod elements;
 pub mod export;
+mod item;
 mod lzf;
 pub mod model;
 mod packed;
@@ -23,8 +24,9 @@ pub mod stream;
 mod walk;
 
 pub use bytelist::ByteList;
-pub use decoder::{Checksum, Decoder, Entry, Item, Limits, ResumePoint, Value, visit_from};
+pub use decoder::{Decoder, Limits, ResumePoint, visit_from};
 pub use elements::Element;
+pub use item::{Checksum, Entry, Item, Value};
 pub use model::{DecodedValue, decode_value, visit_value};
 pub use reader::{Crc64, crc64};
 
