@@ -2,36 +2,49 @@
 //!
 //! The only module that knows both the engine and the fronts.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio::time::{MissedTickBehavior, interval};
 
 use crate::cli::{self, Command};
-use crate::config::{self, LogLevel, Outside, Plan};
-use crate::control::{self, Handle};
+use crate::config::{self, LogLevel, Plan};
+use crate::control::{self, EngineEnd, Handle};
+use crate::demo::{Comparison, Demo, DemoOptions};
 use crate::engine::{self, Engine, exit};
-use crate::headless::{self, HeadlessOptions, LogFormat};
-use crate::status::Outcome;
+use crate::headless::{self, HeadlessOptions};
+use crate::rdb::dump::Target;
+use crate::rdb::export::{self, RespOptions, Statistics, Summary};
+use crate::rdb::{Decoder, Limits, RdbError};
+use crate::status::{Outcome, State};
+use crate::ui::{self, UiOptions, theme::Palette};
+
+/// How long the live load of a demo without a console goes on.
+const DEMO_SECONDS: u64 = 5;
+/// How long the destination of a demo may take to catch up after the load has ended.
+const DEMO_DRAIN_LIMIT: Duration = Duration::from_secs(60);
 
 /// Does what was typed.
 pub fn run(command: Command) -> ExitCode {
-    let outcome = match command {
+    let code = match command {
         Command::Migrate(migrate) => run_migrate(migrate),
         Command::Check(check) => run_check(&check.config),
+        Command::Demo(demo) => run_demo(demo),
+        Command::Attach(attach) => run_attach(attach),
         Command::Ctl(ctl) => run_ctl(ctl),
+        Command::Rdb(rdb) => run_rdb(&rdb),
         Command::Completions(shell) => {
             cli::write_completions(shell, &mut std::io::stdout());
             Ok(exit::DONE)
         }
-        Command::Rdb(_) | Command::Demo(_) | Command::Attach(_) => {
-            Err(failure(exit::CONFIG, "not wired yet"))
-        }
     };
-    let code = outcome.unwrap_or_else(|failure| {
+    let code = code.unwrap_or_else(|failure| {
         eprintln!("shakedeck: {}", failure.message);
         if let Some(hint) = &failure.hint {
             eprintln!("{hint}");
@@ -45,16 +58,21 @@ fn failure(exit_code: i32, message: impl Into<String>) -> Outcome {
     Outcome { exit_code, message: message.into(), hint: None }
 }
 
+/// Reads a configuration.
+fn parse(name: &str, text: &str) -> Result<Plan, Outcome> {
+    let outside = config::Outside {
+        env: &|variable| std::env::var(variable).ok(),
+        read_file: &|path| std::fs::read_to_string(path).map_err(|error| error.to_string()),
+    };
+    config::parse(name, text, &outside).map_err(|errors| failure(exit::CONFIG, errors.to_string()))
+}
+
 /// Reads a configuration file.
 fn load(path: &Path) -> Result<Plan, Outcome> {
     let name = path.display().to_string();
     let text = std::fs::read_to_string(path)
         .map_err(|error| failure(exit::CONFIG, format!("cannot read the configuration '{name}': {error}")))?;
-    let outside = Outside {
-        env: &|variable| std::env::var(variable).ok(),
-        read_file: &|path| std::fs::read_to_string(path).map_err(|error| error.to_string()),
-    };
-    config::parse(&name, &text, &outside).map_err(|errors| failure(exit::CONFIG, errors.to_string()))
+    parse(&name, &text)
 }
 
 fn run_check(path: &Path) -> Result<i32, Outcome> {
@@ -69,47 +87,303 @@ fn run_check(path: &Path) -> Result<i32, Outcome> {
 fn run_migrate(migrate: cli::Migrate) -> Result<i32, Outcome> {
     let plan = load(&migrate.config)?;
     let runtime = runtime(plan.advanced.ncpu)?;
-    // The directory is the engine's; the log begins before the engine, so that it holds everything.
-    let _ = std::fs::create_dir_all(&plan.advanced.dir);
-    let log_file = plan.advanced.dir.join(&plan.advanced.log_file);
-    start_log(&log_file, plan.advanced.log_level)?;
-    let resume = format!("shakedeck {}", migrate.config.display());
-    runtime.block_on(async {
-        let status_port = plan.advanced.status_port;
-        let interval = plan.advanced.log_interval;
-        let dir = plan.advanced.dir.clone();
-        let engine = engine::start(plan, Some(log_file))?;
-        let _services = Services::start(&dir, status_port, &engine.handle).await?;
-        watch_signals(engine.handle.clone())?;
-        let outcome = show(engine, migrate.headless, interval, Some(resume)).await;
-        Ok(outcome.exit_code)
-    })
+    let front = Front {
+        headless: migrate.headless,
+        screen: migrate.screen,
+        interval: plan.advanced.log_interval,
+        resume: Some(format!("shakedeck {}", migrate.config.display())),
+    };
+    let run = runtime.block_on(Run::start(plan))?;
+    let outcome = front.show(&runtime, run.engine.handle.clone(), run.engine.finished)?;
+    Ok(outcome.exit_code)
 }
 
-/// Shows a run until it has ended.
-async fn show(engine: Engine, options: cli::Headless, interval: Duration, resume: Option<String>) -> Outcome {
-    let Engine { handle, finished } = engine;
-    let outcome = headless::run(
-        handle,
-        HeadlessOptions {
-            format: options.log_format,
-            interval,
-            exit_when: options.exit_when,
-            timeout: options.timeout,
-            resume,
-            out: Box::new(std::io::stdout()),
-        },
-    )
-    .await;
-    let _ = finished.await;
-    if outcome.exit_code != exit::DONE
-        && options.log_format == LogFormat::Plain
-        && !std::io::stdout().is_terminal()
-    {
-        // The reason belongs on stderr too, where scripts look for it.
-        eprintln!("shakedeck: {}", outcome.message);
+/// A migration and what listens beside its front.
+struct Run {
+    engine: Engine,
+    _services: Services,
+}
+
+impl Run {
+    async fn start(plan: Plan) -> Result<Run, Outcome> {
+        // The log begins before the engine, so that it holds everything.
+        let dir = plan.advanced.dir.clone();
+        std::fs::create_dir_all(&dir)
+            .map_err(|error| failure(exit::SPOOL, format!("cannot create '{}': {error}", dir.display())))?;
+        let log_file = dir.join(&plan.advanced.log_file);
+        start_log(&log_file, plan.advanced.log_level)?;
+        let status_port = plan.advanced.status_port;
+        let engine = engine::start(plan, Some(log_file))?;
+        let services = Services::start(&dir, status_port, &engine.handle).await?;
+        Ok(Run { engine, _services: services })
     }
-    outcome
+}
+
+/// How a run is shown.
+struct Front {
+    headless: cli::Headless,
+    screen: cli::Screen,
+    interval: Duration,
+    resume: Option<String>,
+}
+
+impl Front {
+    /// Shows a run until it has ended: the console where there is a terminal, else lines.
+    fn show(
+        self,
+        runtime: &Runtime,
+        handle: Handle,
+        finished: JoinHandle<Outcome>,
+    ) -> Result<Outcome, Outcome> {
+        let console =
+            !self.headless.headless && std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+        let outside = ui::Outside::default();
+        runtime.block_on(async { watch_signals(handle.clone(), outside.clone()) })?;
+        if !console {
+            return Ok(runtime.block_on(self.lines(handle, finished, true)));
+        }
+        // Goal and time-out are watched while the console is open, too.
+        let watched = self.headless.exit_when.is_some() || self.headless.timeout.is_some();
+        let watching =
+            watched.then(|| runtime.spawn(headless::run(handle.clone(), self.headless_options(false))));
+        let options = ui_options(&self.screen, false, outside);
+        let exit = ui::run(handle.clone(), options).map_err(|error| {
+            failure(exit::CONFIG, format!("the console cannot use this terminal: {error}"))
+        })?;
+        match exit {
+            ui::Exit::Quit | ui::Exit::EngineEnded => Ok(runtime.block_on(async {
+                let outcome = match watching {
+                    Some(watching) => watching.await.ok(),
+                    None => None,
+                };
+                let finished = finished.await.ok();
+                let outcome = outcome.or(finished).unwrap_or_else(|| {
+                    failure(exit::INTERRUPTED, "the engine ended without saying why; see the log file")
+                });
+                println!("{}", headless::summary(&handle.status(), &outcome, self.resume.as_deref()));
+                outcome
+            })),
+            ui::Exit::Detached | ui::Exit::TerminalLost => {
+                let status = handle.status();
+                if exit == ui::Exit::Detached {
+                    println!("The migration goes on in this process (pid {}).", status.pid);
+                    println!("  console   shakedeck attach --dir {}", status.data_dir);
+                    println!("  stop      shakedeck ctl --dir {} stop, or Ctrl-C here", status.data_dir);
+                    println!("  log       {}", status.log_file.as_deref().unwrap_or("-"));
+                }
+                let outcome = runtime.block_on(self.lines(handle, finished, watching.is_none()));
+                Ok(outcome)
+            }
+        }
+    }
+
+    async fn lines(&self, handle: Handle, finished: JoinHandle<Outcome>, watch: bool) -> Outcome {
+        let mut options = self.headless_options(true);
+        if !watch {
+            (options.exit_when, options.timeout) = (None, None);
+        }
+        let outcome = headless::run(handle, options).await;
+        let _ = finished.await;
+        outcome
+    }
+
+    fn headless_options(&self, print: bool) -> HeadlessOptions {
+        HeadlessOptions {
+            format: self.headless.log_format,
+            interval: self.interval,
+            exit_when: self.headless.exit_when,
+            timeout: self.headless.timeout,
+            resume: self.resume.clone(),
+            out: if print { Box::new(std::io::stdout()) } else { Box::new(std::io::sink()) },
+        }
+    }
+}
+
+fn ui_options(screen: &cli::Screen, attached: bool, outside: ui::Outside) -> UiOptions {
+    UiOptions {
+        ascii: screen.ascii.then_some(true),
+        palette: screen.theme.map(|theme| match theme {
+            cli::Theme::Ansi16 => Palette::Ansi16,
+            cli::Theme::Mono => Palette::Mono,
+            cli::Theme::Truecolor => Palette::Truecolor,
+        }),
+        read_only: screen.read_only,
+        mouse: screen.mouse,
+        attached,
+        outside,
+    }
+}
+
+fn run_attach(attach: cli::Attach) -> Result<i32, Outcome> {
+    let runtime = runtime(2)?;
+    let handle = runtime
+        .block_on(headless::remote(&attach.dir))
+        .map_err(|error| failure(error.exit_code(), error.to_string()))?;
+    let options = ui_options(&attach.screen, true, ui::Outside::default());
+    ui::run(handle, options)
+        .map_err(|error| failure(exit::CONFIG, format!("the console needs a terminal: {error}")))?;
+    Ok(exit::DONE)
+}
+
+/// Prints what an RDB file holds; what could not be printed goes to stderr.
+fn run_rdb(rdb: &cli::Rdb) -> Result<i32, Outcome> {
+    let name = rdb.file.display();
+    let file = std::fs::File::open(&rdb.file)
+        .map_err(|error| failure(exit::CONFIG, format!("cannot open '{name}': {error}")))?;
+    let mut decoder = Decoder::new(file, Limits::default());
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let summary = match rdb.format {
+        cli::RdbFormat::Json => export::write_json(&mut decoder, &mut out),
+        cli::RdbFormat::Resp => {
+            // Nobody says which server will load it: commands that every Redis since 7.0 and every Valkey knows.
+            let options = RespOptions { target: Target::redis(7, 0), commands_only: true, replace: true };
+            export::write_resp(&mut decoder, options, &mut out)
+        }
+        cli::RdbFormat::Stats => Statistics::collect(&mut decoder).and_then(|statistics| {
+            writeln!(out, "{statistics}")?;
+            Ok(Summary::default())
+        }),
+    };
+    let summary = match summary.and_then(|summary| out.flush().map(|()| summary).map_err(RdbError::Io)) {
+        Ok(summary) => summary,
+        // `| head` has seen enough.
+        Err(RdbError::Io(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(exit::DONE),
+        Err(error) => return Err(failure(exit::SOURCE, format!("'{name}': {error}"))),
+    };
+    for note in summary.losses.iter().chain(&summary.bad) {
+        eprintln!("{note}");
+    }
+    if summary.bad_keys == 0 {
+        return Ok(exit::DONE);
+    }
+    eprintln!("{} keys could not be written", summary.bad_keys);
+    Ok(exit::QUARANTINE)
+}
+
+fn run_demo(options: cli::Demo) -> Result<i32, Outcome> {
+    let runtime = runtime(0)?;
+    let dir = std::env::temp_dir().join(format!("shakedeck-demo-{}", std::process::id()));
+    let defaults = DemoOptions::default();
+    let rate = options.rate.unwrap_or(defaults.rate);
+    let console =
+        !options.headless.headless && std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    // Somebody who watches ends it with a key.
+    let seconds = options.seconds.or((!console).then_some(DEMO_SECONDS));
+    let demo = runtime
+        .block_on(Demo::start(DemoOptions {
+            keys: options.keys.unwrap_or(defaults.keys),
+            rate,
+            real: options.real,
+            ..defaults
+        }))
+        .map_err(|error| failure(exit::CONFIG, error.to_string()))?;
+    let text = format!(
+        "[sync_reader]\naddress = \"{}\"\n[redis_writer]\naddress = \"{}\"\n[advanced]\ndir = \"{}\"\nlog_interval = 1\n",
+        demo.source_address(),
+        demo.destination_address(),
+        dir.display()
+    );
+    let result = (|| {
+        let run = runtime.block_on(Run::start(parse("the demo's configuration", &text)?))?;
+        let compared = Arc::new(Mutex::new(None));
+        let (handle, end) = control::channel((*run.engine.handle.status()).clone());
+        let relay = DemoRelay { demo, engine: run.engine.handle, end, seconds, compared: compared.clone() };
+        let relaying = runtime.spawn(relay.run());
+        let front = Front {
+            headless: options.headless,
+            screen: options.screen,
+            interval: Duration::from_secs(1),
+            resume: None,
+        };
+        let outcome = front.show(&runtime, handle, run.engine.finished)?;
+        let _ = runtime.block_on(relaying);
+        let comparison = compared.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        Ok(match comparison {
+            _ if !matches!(outcome.exit_code, exit::DONE | exit::INTERRUPTED) => outcome.exit_code,
+            Some(comparison) => {
+                println!("{comparison}");
+                if comparison.is_equal() { exit::DONE } else { exit::DIFFERENT }
+            }
+            None => outcome.exit_code,
+        })
+    })();
+    let _ = std::fs::remove_dir_all(&dir);
+    result
+}
+
+/// Stands between the fronts and the engine of a demo: whoever asks for the end gets, before it, the load stopped, the
+/// destination caught up and both sides compared.
+struct DemoRelay {
+    demo: Demo,
+    engine: Handle,
+    end: EngineEnd,
+    seconds: Option<u64>,
+    compared: Arc<Mutex<Option<Comparison>>>,
+}
+
+impl DemoRelay {
+    async fn run(mut self) {
+        let mut caught_up_since: Option<Instant> = None;
+        let mut tick = interval(Duration::from_millis(250));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                status = self.engine.next_status() => match status {
+                    Some(status) => {
+                        if matches!(status.state, State::CaughtUp) {
+                            caught_up_since.get_or_insert_with(Instant::now);
+                        }
+                        let ended = status.outcome.is_some();
+                        self.end.status.send_replace(status);
+                        if ended {
+                            return;
+                        }
+                    }
+                    None => return,
+                },
+                command = self.end.commands.recv() => match command {
+                    Some(control::Command::Stop { .. }) => return self.finish().await,
+                    Some(command) => { let _ = self.engine.send(command); }
+                    None => return self.finish().await,
+                },
+                _ = tick.tick() => {
+                    let over = self.seconds.zip(caught_up_since);
+                    if over.is_some_and(|(seconds, since)| since.elapsed().as_secs() >= seconds) {
+                        return self.finish().await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn finish(mut self) {
+        let _ = self.engine.send(control::Command::Resume);
+        let _ = self.engine.send(control::Command::Throttle { limit: Default::default() });
+        self.demo.stop_load().await;
+        if let Ok(offset) = self.demo.source_offset().await {
+            let deadline = Instant::now() + DEMO_DRAIN_LIMIT;
+            while Instant::now() < deadline {
+                let Some(status) = self.engine.next_status().await else { break };
+                let done = status.sources.iter().all(|source| source.offset_applied >= offset);
+                let ended = status.outcome.is_some();
+                self.end.status.send_replace(status);
+                if done || ended {
+                    break;
+                }
+            }
+        }
+        if let Ok(comparison) = self.demo.compare().await {
+            *self.compared.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(comparison);
+        }
+        let _ = self.engine.send(control::Command::Stop { forget: true });
+        while let Some(status) = self.engine.next_status().await {
+            let ended = status.outcome.is_some();
+            self.end.status.send_replace(status);
+            if ended {
+                return;
+            }
+        }
+    }
 }
 
 /// What listens beside the front for as long as a run lasts.
@@ -135,7 +409,7 @@ impl Services {
 }
 
 /// SIGINT and SIGTERM stop in order, the second one at once; SIGHUP never stops a migration.
-fn watch_signals(handle: Handle) -> Result<(), Outcome> {
+fn watch_signals(handle: Handle, console: ui::Outside) -> Result<(), Outcome> {
     let listen = |kind| {
         signal(kind).map_err(|error| failure(exit::CONFIG, format!("cannot listen to signals: {error}")))
     };
@@ -148,7 +422,10 @@ fn watch_signals(handle: Handle) -> Result<(), Outcome> {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
-                _ = hang_up.recv() => continue,
+                _ = hang_up.recv() => {
+                    console.hang_up();
+                    continue;
+                }
             }
             if asked {
                 eprintln!(
@@ -157,6 +434,7 @@ fn watch_signals(handle: Handle) -> Result<(), Outcome> {
                 std::process::exit(exit::INTERRUPTED);
             }
             asked = true;
+            console.leave_at_end();
             let _ = handle.send(control::Command::Stop { forget: false });
         }
     });

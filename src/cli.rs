@@ -92,7 +92,7 @@ Environment:
   NO_COLOR  any text but none: no colours";
 
 #[derive(Debug, Parser)]
-#[command(name = "shakedeck", version, about = ABOUT, after_help = AFTER_HELP)]
+#[command(name = "shakedeck", version, about = ABOUT, after_help = AFTER_HELP, max_term_width = 100)]
 #[command(
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
@@ -167,7 +167,7 @@ pub struct Screen {
     #[arg(long)]
     pub ascii: bool,
     /// Colours (default: ansi16, or mono when NO_COLOR is set)
-    #[arg(long, value_name = "THEME")]
+    #[arg(long, value_name = "THEME", value_parser = words(THEMES))]
     pub theme: Option<Theme>,
     /// Take the dangerous keys away
     #[arg(long)]
@@ -178,13 +178,13 @@ pub struct Screen {
 }
 
 /// Colours of the console.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Theme {
-    /// The terminal's own 16 colours
+    /// The terminal's own 16 colours.
     Ansi16,
-    /// No colours
+    /// No colours.
     Mono,
-    /// 24-bit colours
+    /// 24-bit colours.
     Truecolor,
 }
 
@@ -381,6 +381,9 @@ impl From<CtlArguments> for Ctl {
 struct Limit(Option<u64>);
 
 const LOG_FORMATS: &[(&str, LogFormat)] = &[("plain", LogFormat::Plain), ("json", LogFormat::Json)];
+
+const THEMES: &[(&str, Theme)] =
+    &[("ansi16", Theme::Ansi16), ("mono", Theme::Mono), ("truecolor", Theme::Truecolor)];
 
 const SIZE_UNITS: &[(&str, u64)] = &[
     ("", 1),

@@ -36,7 +36,8 @@ pub fn rate(bytes_per_second: f64) -> String {
         v if v < 999.5 => format!("{v:.0} B/s"),
         v if v < 9_950.0 => format!("{:.1} KB/s", v / 1e3),
         v if v < 995_000.0 => format!("{:.2} MB/s", v / 1e6),
-        v if v < 999.95e6 => format!("{:.1} MB/s", v / 1e6),
+        v if v < 9.95e6 => format!("{:.1} MB/s", v / 1e6),
+        v if v < 999.5e6 => format!("{:.0} MB/s", v / 1e6),
         v => format!("{:.2} GB/s", v / 1e9),
     }
 }
@@ -302,8 +303,8 @@ mod tests {
             ["1 byte", "999 bytes", "5.2 GB", "50 GB"]
         );
         assert_eq!(
-            [rate(0.0), rate(4_200.0), rate(350_000.0), rate(1.4e6)],
-            ["0 B/s", "4.2 KB/s", "0.35 MB/s", "1.4 MB/s"]
+            [rate(0.0), rate(4_200.0), rate(350_000.0), rate(1.4e6), rate(50e6), rate(1.25e9)],
+            ["0 B/s", "4.2 KB/s", "0.35 MB/s", "1.4 MB/s", "50 MB/s", "1.25 GB/s"]
         );
         assert_eq!(
             [megabytes_per_second(0.0), megabytes_per_second(12.0), megabytes_per_second(1.4e6)],

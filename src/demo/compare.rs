@@ -13,7 +13,7 @@ const CHECKPOINT_PREFIX: &[u8] = b"shakedeck:";
 
 /// How exactly to compare.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Compared {
+pub struct CompareOptions {
     /// Keys that end at or before this time (Unix ms) do not count on either side.
     pub now_ms: u64,
     /// Expiry times may differ so much (ms): more than 0 only where a server cannot tell them exactly.
@@ -43,7 +43,7 @@ pub struct Comparison {
 pub fn compare(
     source: &Store,
     destination: &Store,
-    how: Compared,
+    how: CompareOptions,
     ignore: impl Fn(usize, &[u8]) -> bool,
 ) -> Comparison {
     let mut result = Comparison::default();
@@ -219,8 +219,12 @@ mod tests {
             (0, "shakedeck:checkpoint", "1", None),
         ]);
         destination.insert(0, b"expired".to_vec(), Entry::with_expiry(Value::String(vec![]), Some(50)));
-        let result =
-            compare(&source, &destination, Compared { now_ms: 100, ..Compared::default() }, |_, _| false);
+        let result = compare(
+            &source,
+            &destination,
+            CompareOptions { now_ms: 100, ..CompareOptions::default() },
+            |_, _| false,
+        );
         assert_eq!((result.equal, result.missing, result.extra, result.different), (1, 2, 1, 2));
         assert!(!result.is_equal());
         let text = result.to_string();
@@ -239,7 +243,7 @@ mod tests {
     fn equal_data_sets_say_so_with_counts() {
         let source = store(&[(0, "a", "1", None), (7, "b", "2", Some(900)), (7, "gone", "2", Some(90))]);
         let destination = store(&[(0, "a", "1", None), (7, "b", "2", Some(901)), (1, "mine", "", None)]);
-        let how = Compared { now_ms: 100, expiry_tolerance_ms: 1 };
+        let how = CompareOptions { now_ms: 100, expiry_tolerance_ms: 1 };
         let result = compare(&source, &destination, how, |db, key| db == 1 && key == b"mine");
         assert!(result.is_equal(), "{result}");
         assert_eq!(

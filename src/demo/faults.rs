@@ -67,7 +67,7 @@ pub struct Faults {
     /// Commands are read but neither executed nor answered.
     pub stalled: bool,
     /// Close a connection after so many commands on it.
-    pub drop_connection: Option<Fault<Drop>>,
+    pub drop_connection: Option<Fault<DropConnection>>,
     /// Close every new connection at once.
     pub refuse_connections: bool,
 }
@@ -162,7 +162,7 @@ impl CommandRefusal {
 
 /// When a connection is closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Drop {
+pub struct DropConnection {
     /// So many commands of the connection are executed and answered.
     pub after: u64,
     /// The next one is executed all the same, and only its answer is lost.

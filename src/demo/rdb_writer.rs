@@ -1,5 +1,5 @@
 //! Writes RDB files and DUMP payloads as Redis 7.0 (version 10) and 7.2 (version 11) do (`rdb.c`, `listpack.c`,
-//! `intset.c`). Small collections are packed, large ones are not, with the thresholds of a default configuration, so
+//! `intset.c`); version 9, for servers from 5.0 on, has the unpacked forms only. Small collections are packed, large ones are not, with the thresholds of a default configuration, so
 //! that one data set shows a reader nearly every encoding. Values come from the demo's own store: nothing here can fail.
 
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ const STREAM_NODE_ENTRIES: usize = 100;
 
 /// What a file says about the server that wrote it.
 pub struct Header<'a> {
-    /// RDB version: 10 or 11.
+    /// RDB version: 9, 10 or 11.
     pub version: u16,
     /// `redis-ver`.
     pub server_version: &'a str,
@@ -135,6 +135,11 @@ impl Writer {
                 self.string(text);
                 0
             }
+            Value::List(items) if version < 10 => {
+                self.length(items.len() as u64);
+                items.iter().for_each(|item| self.string(item));
+                1
+            }
             Value::List(items) => {
                 self.list(items.iter().map(Vec::as_slice));
                 18
@@ -155,7 +160,7 @@ impl Writer {
             }
             Value::Hash(fields) => {
                 let parts = || fields.iter().flat_map(|(field, value)| [field, value]);
-                if fits(fields.len(), parts()) {
+                if version >= 10 && fits(fields.len(), parts()) {
                     self.string(&listpack(parts().map(Vec::as_slice)));
                     16
                 } else {
@@ -166,7 +171,7 @@ impl Writer {
             }
             Value::SortedSet(members) => {
                 let mut sorted = by_score(members);
-                if fits(members.len(), members.keys()) {
+                if version >= 10 && fits(members.len(), members.keys()) {
                     let mut packed = Listpack::default();
                     for (member, score) in sorted {
                         packed.push(member);
@@ -187,7 +192,11 @@ impl Writer {
             }
             Value::Stream(stream) => {
                 self.stream(stream, version);
-                if version >= 11 { 21 } else { 19 }
+                match version {
+                    ..=9 => 15,
+                    10 => 19,
+                    _ => 21,
+                }
             }
         }
     }
@@ -269,16 +278,20 @@ impl Writer {
         }
         self.length(stream.entries.len() as u64);
         self.id(stream.last_id);
-        self.id(stream.entries.first_key_value().map(|(id, _)| *id).unwrap_or_default());
-        self.id(stream.max_deleted_id);
-        self.length(stream.entries_added);
+        if version >= 10 {
+            self.id(stream.entries.first_key_value().map(|(id, _)| *id).unwrap_or_default());
+            self.id(stream.max_deleted_id);
+            self.length(stream.entries_added);
+        }
 
         self.length(stream.groups.len() as u64);
         for (name, group) in &stream.groups {
             self.string(name);
             self.id(group.last_id);
-            // -1 as an unsigned number where it is not known.
-            self.length(group.entries_read.unwrap_or(u64::MAX));
+            if version >= 10 {
+                // -1 as an unsigned number where it is not known.
+                self.length(group.entries_read.unwrap_or(u64::MAX));
+            }
             self.length(group.pending.len() as u64);
             let mut by_consumer: BTreeMap<&[u8], Vec<StreamId>> = BTreeMap::new();
             for (id, pending) in &group.pending {

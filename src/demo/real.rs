@@ -3,6 +3,8 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,7 +47,8 @@ impl RealServer {
             let number = STARTED.fetch_add(1, Ordering::Relaxed);
             let directory =
                 std::env::temp_dir().join(format!("shakedeck-demo-{}-{number}", std::process::id()));
-            std::fs::create_dir_all(&directory)?;
+            // A directory that is there already is somebody else's.
+            std::fs::DirBuilder::new().mode(0o700).create(&directory)?;
             let address = std::net::TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
             let child = Command::new(program)
                 .args(["--bind", "127.0.0.1", "--port", &address.port().to_string(), "--daemonize", "no"])
@@ -56,6 +59,8 @@ impl RealServer {
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
                 .current_dir(&directory)
+                // In a group of its own: Ctrl-C is meant for this program, which still needs its servers to stop in order.
+                .process_group(0)
                 .spawn()?;
             let mut server = RealServer { child, address, directory };
             match server.wait_until_ready().await {
@@ -167,9 +172,17 @@ impl RespClient {
 /// Commands of one pipeline.
 const PIPELINE: usize = 1_000;
 
-/// Puts every key of a store into a server, with RESTORE, in the RDB version that the server speaks.
-pub async fn write_store(address: SocketAddr, store: &Store, rdb_version: u16) -> io::Result<()> {
+/// Puts every key of a store into a server, with RESTORE, in an RDB version that the server takes (5.0 and newer).
+pub async fn write_store(address: SocketAddr, store: &Store) -> io::Result<()> {
     let mut client = RespClient::connect(address).await?;
+    let info = info(&mut client, "server").await?;
+    let version = info_field(&info, "redis_version").unwrap_or_default();
+    let mut numbers = version.split('.').map(|part| part.parse::<u32>().unwrap_or(0));
+    let rdb_version = match (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) {
+        (..7, _) => 9,
+        (7, ..2) => 10,
+        _ => 11,
+    };
     for db in 0..DATABASES {
         let mut commands = vec![vec![b"SELECT".to_vec(), db.to_string().into_bytes()]];
         for (key, entry) in store.iter(db) {
@@ -189,6 +202,24 @@ pub async fn write_store(address: SocketAddr, store: &Store, rdb_version: u16) -
         expect_no_error(&client.pipeline(&commands).await?)?;
     }
     Ok(())
+}
+
+/// `master_repl_offset` of a server.
+pub async fn replication_offset(address: SocketAddr) -> io::Result<u64> {
+    let info = info(&mut RespClient::connect(address).await?, "replication").await?;
+    let offset = info_field(&info, "master_repl_offset").and_then(|offset| offset.parse().ok());
+    offset.ok_or_else(|| io::Error::other("INFO replication shows no master_repl_offset"))
+}
+
+async fn info(client: &mut RespClient, section: &str) -> io::Result<String> {
+    match client.command(&["INFO", section]).await? {
+        Reply::Bulk(text) => Ok(String::from_utf8_lossy(&text).into_owned()),
+        other => Err(unexpected(&other)),
+    }
+}
+
+fn info_field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
+    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
 }
 
 /// Reads every key of a server: SCAN, then DUMP and the expiry of each. The second value is how far (ms) an expiry may

@@ -8,7 +8,7 @@ use std::io;
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::faults::{Fault, PsyncRefusal, RdbFault};
 use super::feed::{Replica, ReplicaState};
@@ -116,6 +116,12 @@ impl Link<'_> {
         };
         node.feed.replicas.insert(self.session.id, replica);
         start
+    }
+
+    /// True until the RDB is through.
+    fn is_transferring(&self) -> bool {
+        let replica = self.shared.node().feed.replicas.get(&self.session.id).map(|replica| replica.state);
+        matches!(replica, Some(ReplicaState::WaitBgsave | ReplicaState::SendBulk))
     }
 
     fn update(&self, change: impl FnOnce(&mut Replica)) {
@@ -226,12 +232,20 @@ impl Link<'_> {
         Ok(true)
     }
 
-    /// Reads ACKs until the peer closes; anything else that comes is passed over.
+    /// Reads ACKs until the peer closes or, once it has its RDB, says nothing for too long; anything else that comes is
+    /// passed over.
     async fn read(&self, inlet: &mut Inlet, acknowledged: &Notify) -> io::Result<()> {
         let mut minimum = 1;
         loop {
-            if inlet.waiting().len() < minimum && inlet.fill(minimum).await? == 0 {
-                return Ok(());
+            if inlet.waiting().len() < minimum {
+                match timeout(self.shared.options.replica_timeout, inlet.fill(minimum)).await {
+                    Ok(Ok(0)) => return Ok(()),
+                    Ok(filled) => {
+                        filled?;
+                    }
+                    Err(_) if self.is_transferring() => continue,
+                    Err(_) => return Ok(()),
+                }
             }
             minimum = 1;
             let (argv, used) = match parse(inlet.waiting()) {

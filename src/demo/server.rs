@@ -49,6 +49,8 @@ pub struct ServerOptions {
     pub keep_alive: Duration,
     /// Time between two PINGs in the stream (`repl-ping-replica-period`).
     pub ping_period: Duration,
+    /// How long a replica may say nothing (`repl-timeout`).
+    pub replica_timeout: Duration,
     /// Bytes per second of an RDB transfer; `None` = as fast as it goes.
     pub rdb_bytes_per_second: Option<u64>,
     /// `repl-backlog-size`.
@@ -79,6 +81,7 @@ impl Default for ServerOptions {
             saving: Duration::ZERO,
             keep_alive: Duration::from_secs(1),
             ping_period: Duration::from_secs(10),
+            replica_timeout: Duration::from_secs(60),
             rdb_bytes_per_second: None,
             backlog_bytes: 16 * 1_048_576,
             output_limit_bytes: 256 * 1_048_576,
@@ -269,7 +272,7 @@ fn config(options: &ServerOptions, port: u16) -> BTreeMap<String, String> {
         ("repl-backlog-size", options.backlog_bytes.to_string()),
         ("repl-diskless-sync", yes_no(options.transfer == Transfer::Diskless)),
         ("repl-ping-replica-period", options.ping_period.as_secs().to_string()),
-        ("repl-timeout", "60".to_owned()),
+        ("repl-timeout", options.replica_timeout.as_secs().to_string()),
         ("save", String::new()),
         ("timeout", "0".to_owned()),
     ]
@@ -435,6 +438,12 @@ impl Connection {
                 return Ran::Close;
             }
             if name == b"psync" && self.session.authenticated {
+                // What was answered in this run is still to be sent, so the stream cannot begin (`syncCommand`).
+                if !out.is_empty() {
+                    Reply::err("SYNC and PSYNC are invalid with pending output")
+                        .write(out, self.session.resp3);
+                    continue;
+                }
                 match psync_arguments(&argv) {
                     Ok((replid, offset)) => return Ran::Psync(replid, offset),
                     Err(error) => error.write(out, self.session.resp3),

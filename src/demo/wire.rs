@@ -348,4 +348,30 @@ mod tests {
         }
         assert_eq!(format_double(42.0), "42");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn any_split_of_any_bytes_is_read_without_panic(bytes: Vec<u8>, text in "[*$+:\\-0-9a\r\n]{0,40}") {
+            for input in [bytes.as_slice(), text.as_bytes()] {
+                match parse(input) {
+                    Ok(Parsed::Command(_, used) | Parsed::Nothing(used)) => assert!((1..=input.len()).contains(&used)),
+                    Ok(Parsed::Need(bytes)) => assert!(bytes > input.len()),
+                    Err(_) => {}
+                }
+                if let Ok(Some((_, used))) = parse_reply(input) {
+                    assert!((1..=input.len()).contains(&used));
+                }
+            }
+        }
+
+        #[test]
+        fn commands_come_back_as_they_were(argv: Vec<Vec<u8>>) {
+            proptest::prop_assume!(!argv.is_empty());
+            let mut wire = Vec::new();
+            write_command(&mut wire, &argv);
+            let length = wire.len();
+            wire.extend(b"more");
+            assert_eq!(parse(&wire), Ok(Parsed::Command(argv, length)));
+        }
+    }
 }

@@ -63,6 +63,10 @@ pub enum CommandKind {
     SetIfNone,
     /// SET … NX of a key of the RDB: null = it existed.
     SetIfMissing,
+    /// RENAMENX of a key of the RDB that was built aside: 0 = its name existed.
+    RenameIfNone,
+    /// The same where an existing key is kept.
+    RenameIfMissing,
     /// Part of an RDB value or one of its functions, sent as a plain command.
     Rebuild,
     /// A command of the stream (or several SETs of it as one MSET).

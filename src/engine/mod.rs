@@ -40,6 +40,7 @@ use self::spool::{Manifest, Spool, SpoolError};
 use self::writer::{Wishes, Writer, WriterError, WriterShared, read_checkpoint};
 use crate::config::{Plan, Reader, SyncReader};
 use crate::control::{Command, EngineEnd, Handle, channel};
+use crate::format;
 use crate::rdb::dump::Target;
 use crate::resp::Reply;
 use crate::status::{Outcome, Phase, State};
@@ -56,6 +57,8 @@ pub mod exit {
     pub const DESTINATION: i32 = 4;
     /// Finished, but entries are in quarantine.
     pub const QUARANTINE: i32 = 5;
+    /// Verification found differences.
+    pub const DIFFERENT: i32 = 6;
     /// Spool or disk.
     pub const SPOOL: i32 = 8;
     /// Interrupted, can be resumed.
@@ -273,6 +276,7 @@ impl Supervisor {
             );
             return Ok((None, manifest.generation));
         }
+        self.source.details().rdb_total = manifest.rdb_len;
         let lost = |found: String| {
             outcome(
                 exit::DESTINATION,
@@ -417,8 +421,7 @@ impl Supervisor {
                     (None, None) => "speed limit lifted by the operator".to_owned(),
                     (bytes, ops) => format!(
                         "speed limited by the operator: {}{}",
-                        bytes
-                            .map_or(String::new(), |bytes| format!("{} ", crate::format::rate(bytes as f64))),
+                        bytes.map_or(String::new(), |bytes| format!("{} ", format::rate(bytes as f64))),
                         ops.map_or(String::new(), |ops| format!("{ops} commands/s")),
                     ),
                 };
@@ -446,7 +449,12 @@ impl Supervisor {
         let stands = if self.source.details().full_sync_since.is_none() && applied == 0 {
             "nothing was copied".to_owned()
         } else {
-            format!("{entries} entries applied, up to offset {applied} of {}", self.source.address)
+            format!(
+                "{} entries applied, up to offset {} of {}",
+                format::number(entries),
+                format::number(applied),
+                self.source.address
+            )
         };
         let message = match ending {
             Ending::Failed(outcome) => return outcome,

@@ -16,8 +16,9 @@ use super::source::SourceShared;
 use super::spool::{Manifest, RdbReader, ReadEnd, SpoolError, StreamReadError, StreamReader};
 use crate::config::{Filter, OnBadValue, OnExistingKey};
 use crate::format::escape;
+use crate::rdb::commands::{CommandBuilder, Loss, Rebuild, append_resp, value_to_commands};
 use crate::rdb::dump::{self, Route, Target};
-use crate::rdb::{Checksum, Decoder, Entry, Item, Limits, RdbError, Value, types};
+use crate::rdb::{ByteList, Checksum, Decoder, Entry, Item, Limits, RdbError, Value, types};
 use crate::resp::{CommandParser, RespError, append_array_header, append_bulk};
 use crate::status::{EventLevel, Phase};
 
@@ -80,6 +81,18 @@ enum End {
     Superseded,
     RdbOnly,
 }
+
+/// What became of a key of the RDB.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    /// In the batch, or left out with a reason.
+    Done,
+    /// Too large to hold.
+    ElementByElement,
+}
+
+/// Where a value is built that cannot be written in one piece. One at a time and source, in the key's own database.
+const BUILDING_KEY: &[u8] = b"shakedeck:building";
 
 /// The thread of one source.
 pub struct Replay {
@@ -175,31 +188,26 @@ impl Replay {
         let mut decoder = Decoder::new(reader, Limits::default());
         let mut version = 0;
         let mut stream_db = 0;
-        let mut selected = 0;
         let mut read = 0u64;
         let mut applied = skip;
         loop {
+            // A former run has applied this item if it had come past its first byte.
+            let wanted = self.sync_rdb && decoder.position() >= skip;
             let item = match decoder.next() {
                 Ok(Some(item)) => item,
                 Ok(None) => break,
-                Err(RdbError::Io(error)) => {
-                    return match error.get_ref().and_then(|inner| inner.downcast_ref::<ReadEnd>()) {
-                        Some(ReadEnd::Stopped) => Ok(Some(End::Stopped)),
-                        Some(ReadEnd::Superseded) => Ok(Some(End::Superseded)),
-                        None => Err(self.rdb_error(RdbError::Io(error))),
-                    };
-                }
-                Err(cause) => return Err(self.rdb_error(cause)),
+                Err(error) => return self.rdb_end(error).map(Some),
             };
             let mut large = None;
-            // `position` cannot be asked while the item borrows; what is skipped was applied by a former run.
-            let wanted = self.sync_rdb;
             match item {
                 Item::Header { version: found, newer_than_known, .. } => {
                     version = found;
                     self.shared.enter(Phase::RdbApply, None);
                     if newer_than_known {
-                        self.events.warn(&self.node(), format!("RDB version {found} is newer than any known here; it is read for as long as its types are known"));
+                        self.events.warn(
+                            &self.node(),
+                            format!("RDB version {found} is newer than any known here; it is read for as long as its types are known"),
+                        );
                     }
                     if !self.sync_rdb {
                         self.events.info(&self.node(), "sync_rdb = false: the RDB is read and not applied");
@@ -218,20 +226,10 @@ impl Replay {
                 Item::Aux { key: b"lua", value } if wanted => {
                     batch.push(CommandKind::Rebuild, &[b"SCRIPT", b"LOAD", value]);
                 }
-                Item::Aux { .. } | Item::ResizeDb { .. } | Item::SlotInfo { .. } => {}
-                Item::SelectDb(db) => selected = db,
-                Item::SlotImport { job, ranges } => {
-                    let job = escape(job, 60);
-                    let text = format!(
-                        "a slot import ({job}, {ranges} ranges) was running on the source; its keys may be incomplete"
-                    );
-                    self.events.warn(&self.node(), text);
-                }
                 Item::Function(source) if wanted => {
                     batch.push(CommandKind::Rebuild, &[b"FUNCTION", b"LOAD", b"REPLACE", source]);
                 }
-                Item::Function(_) => {}
-                Item::ModuleAux { module, bytes } => {
+                Item::ModuleAux { module, bytes } if wanted => {
                     let name = module.name();
                     let text = format!(
                         "the RDB holds {bytes} bytes of module '{name}' outside of keys; no command can restore them"
@@ -245,24 +243,31 @@ impl Replay {
                         &text,
                     );
                 }
-                Item::Entry(entry) => {
+                Item::SlotImport { job, ranges } => {
+                    let job = escape(job, 60);
+                    let text = format!(
+                        "a slot import ({job}, {ranges} ranges) was running on the source; its keys may be incomplete"
+                    );
+                    self.events.warn(&self.node(), text);
+                }
+                Item::Entry(entry) if wanted => {
                     read += 1;
-                    if wanted {
-                        large = self.entry(batch, &entry, version, on_existing_key, skip)?;
+                    if self.entry(batch, &entry, version, on_existing_key)? == Step::ElementByElement {
+                        large = Some((entry.key.to_owned(), entry.expire_at_ms));
                     }
                 }
-                Item::End { checksum } => {
-                    if checksum == Checksum::Disabled {
-                        self.events
-                            .info(&self.node(), "the RDB has no checksum (rdbchecksum no on the source)");
-                    }
+                Item::End { checksum: Checksum::Disabled } => {
+                    self.events.info(&self.node(), "the RDB has no checksum (rdbchecksum no on the source)");
                 }
+                _ => {}
             }
-            let _ = (large, selected);
+            if let Some((key, expire_at_ms)) = large
+                && let Some(end) = self.large(&mut decoder, batch, &key, expire_at_ms, on_existing_key)?
+            {
+                return Ok(Some(end));
+            }
             let position = decoder.position();
             if position <= skip {
-                // Applied by a former run; only what it says about the file was needed again.
-                *batch = batch.successor();
                 continue;
             }
             batch.progress.at = Position::Rdb { offset, bytes: position, db: batch.end_db };
@@ -288,35 +293,34 @@ impl Replay {
         Ok(None)
     }
 
-    /// Appends one key of the RDB. Returns `Some` for a value that must be read element by element.
+    /// Appends one key of the RDB, unless it must be read element by element.
     fn entry(
         &self,
         batch: &mut Batch,
         entry: &Entry<'_>,
         version: u16,
         on_existing_key: OnExistingKey,
-        _skip: u64,
-    ) -> Result<Option<()>, ReplayError> {
+    ) -> Result<Step, ReplayError> {
         if !self.keeps(entry.db) {
             self.shared.filtered.fetch_add(1, Relaxed);
-            return Ok(None);
+            return Ok(Step::Done);
         }
+        batch.select(entry.db);
         let raw = match entry.value {
             Value::Raw(raw) => raw,
-            Value::Large => return Ok(Some(())),
+            Value::Large => return Ok(Step::ElementByElement),
             Value::Empty => {
                 let key = escape(entry.key, 60);
                 let text =
                     format!("key '{key}' holds an empty collection, which no server keeps; it is left out");
                 self.events.reject(&self.node(), EventLevel::Warn, "EMPTY", "left out", &key, &text);
-                return Ok(None);
+                return Ok(Step::Done);
             }
             Value::Bad { raw, reason } => {
                 self.bad_value(entry, raw, version, reason)?;
-                return Ok(None);
+                return Ok(Step::Done);
             }
         };
-        batch.select(entry.db);
         let plain = entry.type_byte == types::STRING
             && entry.expire_at_ms.is_none()
             && entry.idle_seconds.is_none()
@@ -331,19 +335,124 @@ impl Replay {
                 }
             }
             batch.entries += 1;
-            return Ok(None);
+            return Ok(Step::Done);
         }
-        match dump::route(entry.type_byte, entry.dialect, version, self.target) {
-            Route::Restore { version } => {
+        let route = dump::route(entry.type_byte, entry.dialect, version, self.target);
+        match route {
+            Route::Restore { version } if dump::payload_len(raw.len()) as u64 <= self.max_bulk_len => {
                 restore(batch, entry, raw, version, on_existing_key, self.target);
-                batch.entries += 1;
             }
-            Route::Commands => {
-                self.bad_value(entry, Some(raw), version, "the destination cannot take this encoding")?
+            Route::Restore { .. } | Route::Commands => {
+                return self.rebuild(batch, entry, raw, version, on_existing_key);
             }
-            Route::Impossible(reason) => self.bad_value(entry, Some(raw), version, reason)?,
+            Route::Impossible(reason) => {
+                self.bad_value(entry, Some(raw), version, reason)?;
+                return Ok(Step::Done);
+            }
         }
+        batch.entries += 1;
+        Ok(Step::Done)
+    }
+
+    /// Rebuilds a value that fits into memory by commands. All of them are in one batch, which the destination applies as
+    /// one transaction: nobody sees half a value.
+    fn rebuild(
+        &self,
+        batch: &mut Batch,
+        entry: &Entry<'_>,
+        raw: &[u8],
+        version: u16,
+        on_existing_key: OnExistingKey,
+    ) -> Result<Step, ReplayError> {
+        let direct = on_existing_key == OnExistingKey::Rewrite;
+        let rebuild = Rebuild {
+            key: if direct { entry.key } else { BUILDING_KEY },
+            target: self.target,
+            replace: true,
+            expire_at_ms: entry.expire_at_ms,
+            pending_ids: Vec::new(),
+        };
+        // Collected first: a value that turns out to be damaged must not leave half of its commands in the batch.
+        let mut commands = ByteList::default();
+        let mut one = Vec::new();
+        let built = value_to_commands(entry.type_byte, raw, entry.dialect, rebuild, &mut |command| {
+            one.clear();
+            append_resp(&mut one, command);
+            commands.push(&one);
+            Ok(())
+        });
+        match built {
+            Ok(loss) => {
+                for command in commands.iter() {
+                    batch.push_raw(CommandKind::Rebuild, command);
+                }
+                if !direct {
+                    finish_building(batch, entry.key, on_existing_key);
+                }
+                batch.entries += 1;
+                self.report_loss(entry.key, loss);
+            }
+            Err(cause) => self.bad_value(entry, Some(raw), version, &cause.to_string())?,
+        }
+        Ok(Step::Done)
+    }
+
+    /// Rebuilds a value too large to hold, element by element and in several batches, under a temporary key that is renamed
+    /// when it is complete: nobody sees half a value under its name. Until then the checkpoint stays before the key, so a
+    /// restart begins it anew.
+    fn large(
+        &self,
+        decoder: &mut Decoder<RdbReader>,
+        batch: &mut Batch,
+        key: &[u8],
+        expire_at_ms: Option<i64>,
+        on_existing_key: OnExistingKey,
+    ) -> Result<Option<End>, ReplayError> {
+        let mut builder = CommandBuilder::new(Rebuild {
+            key: BUILDING_KEY,
+            target: self.target,
+            replace: true,
+            expire_at_ms,
+            pending_ids: Vec::new(),
+        });
+        let mut sink = |command: &ByteList| {
+            batch.begin(CommandKind::Rebuild);
+            append_resp(&mut batch.bytes, command);
+            if batch.is_full(self.command_limit) && !self.send(batch) {
+                return Err(RdbError::Io(std::io::Error::other(ReadEnd::Stopped)));
+            }
+            Ok(())
+        };
+        let built = decoder
+            .read_large(&mut |element| builder.add(element, &mut sink))
+            .and_then(|()| builder.finish(&mut sink));
+        match built {
+            Ok(loss) => self.report_loss(key, loss),
+            Err(error) => return self.rdb_end(error).map(Some),
+        }
+        finish_building(batch, key, on_existing_key);
+        batch.entries += 1;
         Ok(None)
+    }
+
+    fn report_loss(&self, key: &[u8], loss: Loss) {
+        if let Some(words) = loss.describe() {
+            let key = escape(key, 60);
+            let text = format!("key '{key}': the destination cannot hold all of it: {words}");
+            self.events.reject(&self.node(), EventLevel::Warn, "REDUCED", "copied without", &key, &text);
+        }
+    }
+
+    /// Why the RDB could not be read on: in order, or by damage.
+    fn rdb_end(&self, error: RdbError) -> Result<End, ReplayError> {
+        if let RdbError::Io(error) = &error {
+            match error.get_ref().and_then(|inner| inner.downcast_ref::<ReadEnd>()) {
+                Some(ReadEnd::Stopped) => return Ok(End::Stopped),
+                Some(ReadEnd::Superseded) => return Ok(End::Superseded),
+                None => {}
+            }
+        }
+        Err(self.rdb_error(error))
     }
 
     /// Sets a key aside, or stops, as the policy says.
@@ -547,6 +656,18 @@ impl Verb {
             8 if is(b"REPLCONF") => Verb::Control,
             9 if is(b"TRIMSLOTS") => Verb::Control,
             _ => Verb::Other,
+        }
+    }
+}
+
+/// Gives a value that was built under the temporary key its name.
+fn finish_building(batch: &mut Batch, key: &[u8], on_existing_key: OnExistingKey) {
+    match on_existing_key {
+        OnExistingKey::Rewrite => batch.push(CommandKind::Rebuild, &[b"RENAME", BUILDING_KEY, key]),
+        OnExistingKey::Panic => batch.push(CommandKind::RenameIfNone, &[b"RENAMENX", BUILDING_KEY, key]),
+        OnExistingKey::Skip => {
+            batch.push(CommandKind::RenameIfMissing, &[b"RENAMENX", BUILDING_KEY, key]);
+            batch.push(CommandKind::Rebuild, &[b"UNLINK", BUILDING_KEY]);
         }
     }
 }

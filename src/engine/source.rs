@@ -19,6 +19,7 @@ use super::events::{EventLog, unix_ms};
 use super::net::{Connection, NetError, info_field};
 use super::spool::{Spool, SpoolError, SpoolWriter};
 use crate::config::{self, OnFullResync, Policy, SyncReader};
+use crate::format;
 use crate::psync::{EOF_MARK_LEN, EofFinder, EofSearch, PsyncReply, Replid, Transfer, replconf_ack};
 use crate::resp::Reply;
 use crate::status::Phase;
@@ -315,7 +316,10 @@ impl Source {
                 }
                 self.events.info(
                     &self.node(),
-                    format!("the stream goes on after offset {}", self.shared.spool.received()),
+                    format!(
+                        "the stream goes on after offset {}",
+                        format::number(self.shared.spool.received())
+                    ),
                 );
                 self.shared.enter(self.phase_while_streaming(), None);
             }
@@ -410,7 +414,7 @@ impl Source {
                     cause,
                 });
             }
-            self.events.warn(&self.node(), format!("full sync again, because {cause}; a larger 'repl-backlog-size' on the source would have helped"));
+            self.events.warn(&self.node(), format!("full sync again, because {cause}; a larger 'repl-backlog-size' on the source would have helped. Keys that the source has deleted meanwhile may stay on the destination: set empty_db_before_sync = true if it holds nothing else"));
         }
         Ok(reply)
     }
@@ -482,7 +486,7 @@ impl Source {
         self.shared.keys_applied.store(0, Relaxed);
         self.shared.offset_applied.store(offset, Relaxed);
         self.shared.enter(Phase::RdbReceive, None);
-        let size = total.map_or("size not known before the end".into(), |total| format!("{total} bytes"));
+        let size = total.map_or("size not known before the end".into(), format::size);
         self.events.info(
             &self.node(),
             format!("FULLRESYNC {replid} offset {offset}; RDB by {words} transfer, {size}"),
@@ -568,7 +572,11 @@ impl Source {
         }
         self.events.info(
             &self.node(),
-            format!("RDB received, {rdb_len} bytes in {:.1} s", began.elapsed().as_secs_f64()),
+            format!(
+                "RDB received, {} in {}; applying",
+                format::size(rdb_len),
+                format::spoken_duration(began.elapsed().as_secs_f64())
+            ),
         );
         Ok(None)
     }
@@ -767,11 +775,16 @@ impl Room {
         let (bytes, _) = spool.usage();
         let free = disk_free(spool)?;
         let reason = if bytes >= self.limits.max_bytes {
-            Some(format!("SPOOL FULL: {bytes} bytes, [spool] max_bytes is {}", self.limits.max_bytes))
+            Some(format!(
+                "SPOOL FULL: {}, [spool] max_bytes is {}",
+                format::size(bytes),
+                format::size(self.limits.max_bytes)
+            ))
         } else if free < self.limits.min_free_bytes {
             Some(format!(
-                "SPOOL FULL: {free} bytes left on the disk, [spool] min_free_bytes is {}",
-                self.limits.min_free_bytes
+                "SPOOL FULL: {} left on the disk, [spool] min_free_bytes is {}",
+                format::size(free),
+                format::size(self.limits.min_free_bytes)
             ))
         } else {
             None

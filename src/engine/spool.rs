@@ -481,12 +481,6 @@ impl RdbReader {
         let file = File::open(&path).map_err(failed("open", &path))?;
         Ok(RdbReader { spool: spool.clone(), generation, file, position })
     }
-
-    /// True when reading now would have to wait for the source.
-    pub fn would_block(&self) -> bool {
-        let state = self.spool.lock();
-        self.position >= state.rdb_received && state.rdb_end_by_parser.is_none()
-    }
 }
 
 impl Read for RdbReader {
@@ -656,7 +650,6 @@ mod tests {
         let mut reader = RdbReader::open(&spool, 1, 0).unwrap();
         let mut half = [0; 5];
         reader.read_exact(&mut half).unwrap();
-        assert!(reader.would_block());
         let waiting = std::thread::spawn(move || {
             let mut rest = Vec::new();
             reader.read_to_end(&mut rest).map(|_| rest)

@@ -28,6 +28,7 @@ use super::quarantine::Quarantine;
 use super::rules::{Rule, rule};
 use super::spool::SpoolError;
 use crate::config::{Endpoint, OnBadValue};
+use crate::format::{self, escape};
 use crate::resp::{Reply, append_command};
 use crate::status::{EventLevel, Phase, Throttle, WriterState};
 
@@ -244,7 +245,14 @@ impl Writer {
                 && flights.len() < 2
                 && let Some(batch) = pending.pop_front()
             {
-                if let Err(error) = self.send(&mut connection, &mut flights, batch).await {
+                let mut outcome = self.send(&mut connection, &mut flights, batch).await;
+                if outcome.is_ok() {
+                    // A batch without commands has no answer to wait for.
+                    outcome = self
+                        .answers(&mut connection, &mut flights, &mut pending, &mut last_confirmed)
+                        .await?;
+                }
+                if let Err(error) = outcome {
                     self.recover(&mut connection, &mut flights, &mut pending, &last_confirmed, error).await?;
                 }
                 not_before = self.next_slot(not_before, wishes.throttle, &flights);
@@ -403,7 +411,9 @@ impl Writer {
             }
             match self.verdict(flight, reply) {
                 Verdict::Applied(refusals) => {
-                    self.judge_applied(connection, flights, refusals, last_confirmed).await?;
+                    if let Some(first) = flights.front() {
+                        self.judge_applied(&first.batch, refusals, last_confirmed).await?;
+                    }
                     self.complete(flights, last_confirmed)?;
                     if let Err(error) = self.release_next(connection, flights).await {
                         return Ok(Err(error));
@@ -437,7 +447,14 @@ impl Writer {
                     let kind = flight.batch.commands.get(index).map(|command| command.kind);
                     match (result, kind) {
                         (Reply::Error(error), _) => refusals.push((index, Refusal::Error(error.clone()))),
-                        (Reply::Integer(0), Some(CommandKind::SetIfNone))
+                        (
+                            Reply::Integer(0),
+                            Some(
+                                CommandKind::SetIfNone
+                                | CommandKind::RenameIfNone
+                                | CommandKind::RenameIfMissing,
+                            ),
+                        )
                         | (Reply::Null, Some(CommandKind::SetIfMissing)) => {
                             refusals.push((index, Refusal::KeyExists));
                         }
@@ -457,56 +474,51 @@ impl Writer {
     /// The first batch is applied and its checkpoint set, but some of its commands failed when they ran.
     async fn judge_applied(
         &self,
-        connection: &mut Connection,
-        flights: &VecDeque<Flight>,
+        batch: &Batch,
         refusals: Vec<(usize, Refusal)>,
         last_confirmed: &Option<Progress>,
     ) -> Result<(), WriterError> {
-        let Some(flight) = flights.front() else { return Ok(()) };
-        let batch = &flight.batch;
         for (index, refusal) in refusals {
             let kind = batch.commands.get(index).map_or(CommandKind::Select, |command| command.kind);
             let arguments = batch.arguments(index);
-            let key = arguments.get(1).copied().unwrap_or_default();
-            let shown_key = crate::format::escape(key, 60);
+            let verb = String::from_utf8_lossy(arguments.first().copied().unwrap_or_default()).into_owned();
+            let named = match kind {
+                CommandKind::RenameIfNone | CommandKind::RenameIfMissing => 2,
+                _ => 1,
+            };
+            let key = escape(arguments.get(named).copied().unwrap_or_default(), 60);
+            self.shared.errors.fetch_add(1, Relaxed);
+            batch.source.errors.fetch_add(1, Relaxed);
+            let exists = match &refusal {
+                Refusal::KeyExists => true,
+                Refusal::Error(error) => error.starts_with("BUSYKEY"),
+            };
+            let keeps = matches!(
+                kind,
+                CommandKind::SetIfMissing | CommandKind::RestoreIfMissing | CommandKind::RenameIfMissing
+            );
             match refusal {
-                Refusal::KeyExists if kind == CommandKind::SetIfMissing => {
-                    self.shared.errors.fetch_add(1, Relaxed);
+                _ if exists && keeps => {
                     let text = format!(
-                        "key '{shown_key}' exists on the destination and was kept (rdb_restore_command_behavior = \"skip\")"
+                        "key '{key}' exists on the destination and was kept (rdb_restore_command_behavior = \"skip\")"
                     );
-                    self.events.reject(&self.node(), EventLevel::Warn, "BUSYKEY", "skip", &shown_key, &text);
-                }
-                Refusal::Error(error)
-                    if error.starts_with("BUSYKEY") && kind == CommandKind::RestoreIfMissing =>
-                {
-                    self.shared.errors.fetch_add(1, Relaxed);
-                    let text = format!(
-                        "key '{shown_key}' exists on the destination and was kept (rdb_restore_command_behavior = \"skip\")"
-                    );
-                    self.events.reject(&self.node(), EventLevel::Warn, "BUSYKEY", "skip", &shown_key, &text);
+                    self.events.reject(&self.node(), EventLevel::Warn, "BUSYKEY", "skip", &key, &text);
                 }
                 Refusal::KeyExists => {
-                    // MSETNX does not say which one.
-                    let key = self.existing_key(connection, flights, &arguments).await?;
-                    let error = "BUSYKEY Target key name already exists.".to_owned();
-                    return self.stop(connection, batch, last_confirmed, "MSETNX", &key, error).await;
-                }
-                Refusal::Error(error) => {
-                    self.shared.errors.fetch_add(1, Relaxed);
-                    batch.source.errors.fetch_add(1, Relaxed);
-                    let verb =
-                        String::from_utf8_lossy(arguments.first().copied().unwrap_or_default()).into_owned();
-                    match rule(&error, kind, self.on_bad_value).0 {
-                        // At run time a state that passes cannot be waited for any more: the rest is applied already.
-                        Rule::Wait | Rule::Quarantine => self.set_aside(batch, index, &error)?,
-                        Rule::Stop => {
-                            return self
-                                .stop(connection, batch, last_confirmed, &verb, &shown_key, error)
-                                .await;
+                    let key = match kind {
+                        CommandKind::SetIfNone => {
+                            self.existing_key(batch.database_of(index), &arguments).await?
                         }
-                    }
+                        _ => key,
+                    };
+                    let error = "BUSYKEY Target key name already exists.".to_owned();
+                    return self.stop(batch, last_confirmed, verb, key, error).await;
                 }
+                Refusal::Error(error) => match rule(&error, kind, self.on_bad_value).0 {
+                    // At run time a state that passes cannot be waited for any more: the rest is applied already.
+                    Rule::Wait | Rule::Quarantine => self.set_aside(batch, index, &error)?,
+                    Rule::Stop => return self.stop(batch, last_confirmed, verb, key, error).await,
+                },
             }
         }
         Ok(())
@@ -550,7 +562,7 @@ impl Writer {
                     return Err(WriterError::Refused {
                         address: self.shared.address.clone(),
                         command: String::from_utf8_lossy(verb).into_owned(),
-                        key: crate::format::escape(arguments.get(1).copied().unwrap_or_default(), 60),
+                        key: escape(arguments.get(1).copied().unwrap_or_default(), 60),
                         error,
                         cure: cure.to_owned(),
                     });
@@ -657,11 +669,17 @@ impl Writer {
         source.spool.release_rdb()?;
         source.enter(Phase::Stream, None);
         let since = source.details().full_sync_since;
-        let took = since.map_or(String::new(), |since| format!(" in {:.1} s", since.elapsed().as_secs_f64()));
+        let took = since.map_or(String::new(), |since| {
+            format!(" in {}", format::spoken_duration(since.elapsed().as_secs_f64()))
+        });
         let keys = source.keys_applied.load(Relaxed);
         self.events.info(
             &format!("source {}", source.address),
-            format!("RDB applied, {keys} keys{took}; now streaming from offset {}", source.spool.received()),
+            format!(
+                "RDB applied, {} keys{took}; now streaming, received up to offset {}",
+                format::number(keys),
+                format::number(source.spool.received())
+            ),
         );
         Ok(())
     }
@@ -742,24 +760,15 @@ impl Writer {
         Ok(())
     }
 
-    /// Which of the keys of a refused MSETNX exists, escaped.
-    async fn existing_key(
-        &self,
-        connection: &mut Connection,
-        flights: &VecDeque<Flight>,
-        arguments: &[&[u8]],
-    ) -> Result<String, WriterError> {
-        // Behind a second batch the connection is inside its MULTI: use another one for the question.
-        let _ = (connection, flights);
+    /// Which of the keys of a refused MSETNX exists, escaped. Asked on another connection: on ours the next batch is open.
+    async fn existing_key(&self, db: u32, arguments: &[&[u8]]) -> Result<String, WriterError> {
         let mut asking = Connection::open(&self.endpoint).await?;
-        if let Some(flight) = flights.front() {
-            asking.request(&[b"SELECT", flight.batch.start_db.to_string().as_bytes()]).await?;
-        }
+        asking.request(&[b"SELECT", db.to_string().as_bytes()]).await?;
         for pair in arguments.get(1..).unwrap_or_default().chunks(2) {
             if let Some(key) = pair.first()
                 && asking.request(&[b"EXISTS", key]).await? == Reply::Integer(1)
             {
-                return Ok(crate::format::escape(key, 60));
+                return Ok(escape(key, 60));
             }
         }
         Ok("(one of several)".into())
@@ -769,29 +778,28 @@ impl Writer {
     /// entries can be sent twice, it is moved back so that a later start brings the entry again.
     async fn stop(
         &self,
-        _connection: &mut Connection,
         batch: &Batch,
         last_confirmed: &Option<Progress>,
-        command: &str,
-        key: &str,
+        command: String,
+        key: String,
         error: String,
     ) -> Result<(), WriterError> {
         if matches!(batch.progress.at, Position::Rdb { .. }) {
             let mut other = Connection::open(&self.endpoint).await?;
             let field = batch.source.address.as_bytes();
-            let key = self.checkpoint_key.as_bytes();
+            let checkpoint = self.checkpoint_key.as_bytes();
             match last_confirmed {
                 Some(progress) => {
-                    other.request(&[b"HSET", key, field, progress.to_string().as_bytes()]).await?
+                    other.request(&[b"HSET", checkpoint, field, progress.to_string().as_bytes()]).await?
                 }
-                None => other.request(&[b"HDEL", key, field]).await?,
+                None => other.request(&[b"HDEL", checkpoint, field]).await?,
             };
         }
         let (_, cure) = rule(&error, CommandKind::Restore, OnBadValue::Stop);
         Err(WriterError::Refused {
             address: self.shared.address.clone(),
-            command: command.to_owned(),
-            key: key.to_owned(),
+            command,
+            key,
             error,
             cure: cure.to_owned(),
         })
@@ -800,14 +808,14 @@ impl Writer {
     fn set_aside(&self, batch: &Batch, index: usize, error: &str) -> Result<(), WriterError> {
         let arguments = batch.arguments(index);
         let key = arguments.get(1).copied().unwrap_or_default();
-        let verb = crate::format::escape(arguments.first().copied().unwrap_or_default(), 20);
+        let verb = escape(arguments.first().copied().unwrap_or_default(), 20);
         let db = batch.database_of(index);
         self.quarantine.add(&batch.source.address, db, key, error, batch.command_bytes(index))?;
-        let shown_key = crate::format::escape(key, 60);
+        let shown_key = escape(key, 60);
         let kind = error.split(' ').next().unwrap_or("ERR").to_owned();
         let text = format!(
             "{verb} '{shown_key}' -> {} (set aside in {})",
-            crate::format::escape(error.as_bytes(), 200),
+            escape(error.as_bytes(), 200),
             self.quarantine.path().display()
         );
         self.events.reject(&self.node(), EventLevel::Error, &kind, "quarantine", &shown_key, &text);

@@ -337,3 +337,135 @@ impl Metrics {
 fn escape_label(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use std::io::{Read, Write as _};
+    use std::net::TcpStream;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::control;
+    use crate::headless::samples;
+
+    /// Sends raw bytes and returns head and body of the answer.
+    async fn exchange(address: SocketAddr, request: &'static [u8]) -> (String, String) {
+        tokio::task::spawn_blocking(move || {
+            let mut stream = TcpStream::connect(address).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            stream.write_all(request).unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            let (head, body) = text.split_once("\r\n\r\n").unwrap();
+            (head.to_owned(), body.to_owned())
+        })
+        .await
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_three_pages_and_nothing_else() {
+        let (handle, engine) = control::channel(samples::syncing());
+        let server = Server::start(0, handle).await.unwrap();
+        let address = server.address();
+        assert!(address.ip().is_loopback());
+
+        let (head, body) = exchange(address, b"GET /status HTTP/1.0\r\n\r\n").await;
+        assert!(head.starts_with("HTTP/1.0 200 OK") && head.contains("application/json"), "{head}");
+        assert_eq!(serde_json::from_str::<Status>(&body).unwrap(), samples::syncing());
+
+        let (head, body) = exchange(address, b"GET /metrics HTTP/1.0\r\n\r\n").await;
+        assert!(head.contains("text/plain; version=0.0.4"), "{head}");
+        assert_eq!(body, metrics(&samples::syncing()));
+
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
+        let fresh = Status { snapshot_unix_ms: now, ..samples::syncing() };
+        engine.status.send_replace(Arc::new(fresh));
+        let (head, body) = exchange(address, b"GET /healthz HTTP/1.0\r\n\r\n").await;
+        assert_eq!((head.contains("200 OK"), body.as_str()), (true, "ok: syncing\n"));
+        drop(engine);
+        let (head, body) = exchange(address, b"GET /healthz HTTP/1.0\r\n\r\n").await;
+        assert_eq!((head.contains("503"), body.as_str()), (true, "syncing: the engine has ended\n"));
+
+        let (head, _) = exchange(address, b"GET /stop HTTP/1.0\r\n\r\n").await;
+        assert!(head.contains("404"), "{head}");
+        let (head, _) = exchange(address, b"POST /status HTTP/1.0\r\nContent-Length: 0\r\n\r\n").await;
+        assert!(head.contains("405") && head.to_lowercase().contains("allow: get, head"), "{head}");
+        let (head, body) = exchange(address, b"HEAD /status HTTP/1.0\r\n\r\n").await;
+        assert!(head.contains("200 OK") && body.is_empty(), "{head}");
+        let (head, _) = exchange(address, b"garbage\r\n\r\n").await;
+        assert!(head.contains("400"), "{head}");
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_named() {
+        let (handle, _engine) = control::channel(samples::syncing());
+        let first = Server::start(0, handle.clone()).await.unwrap();
+        let port = first.address().port();
+        let error = Server::start(port, handle).await.unwrap_err().to_string();
+        assert!(
+            error.starts_with(&format!("the HTTP status cannot listen on 127.0.0.1:{port}: ")),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn health_is_news_of_a_living_engine() {
+        let at = |seconds: u64| Duration::from_millis(samples::NOW) + Duration::from_secs(seconds);
+        let status = samples::syncing();
+        assert_eq!(health(&status, false, at(9)), Ok("ok: syncing\n".into()));
+        // A clock that was set back proves nothing.
+        assert_eq!(health(&status, false, Duration::ZERO), Ok("ok: syncing\n".into()));
+        assert_eq!(health(&status, false, at(11)), Err("syncing: no news from the engine for 11 s\n".into()));
+        assert_eq!(health(&status, true, at(0)), Err("syncing: the engine has ended\n".into()));
+        assert_eq!(
+            health(&samples::stopped(), false, at(0)),
+            Err("stopped: stopped by the operator\n".into())
+        );
+    }
+
+    #[test]
+    fn metrics_are_prometheus_text() {
+        let mut status = samples::syncing();
+        status.sources[0].address = "a\"b\\c\nd".into();
+        status.sources[0].lag_seconds = None;
+        let text = metrics(&status);
+        for line in [
+            "shakedeck_info{run_id=\"run-a41c\",version=\"0.1.0\"} 1",
+            "shakedeck_state{state=\"syncing\"} 1",
+            "shakedeck_state{state=\"caught_up\"} 0",
+            "shakedeck_ready 0",
+            "shakedeck_elapsed_seconds 2472",
+            "shakedeck_spool_bytes 5200000000",
+            "shakedeck_entries_applied_total 20100117",
+            "shakedeck_rejected_total{kind=\"BUSYKEY\"} 2",
+            "shakedeck_source_phase{source=\"a\\\"b\\\\c\\nd\",phase=\"rdb_apply\"} 1",
+            "shakedeck_source_offset_applied_bytes{source=\"a\\\"b\\\\c\\nd\"} 87268211006",
+            "shakedeck_destination_up{destination=\"10.0.2.23:6379\"} 1",
+            "shakedeck_destination_oldest_seconds{destination=\"10.0.2.23:6379\"} 1.101",
+            "shakedeck_destination_retries_total{destination=\"10.0.2.23:6379\"} 3",
+            "shakedeck_destination_redirects_total{destination=\"10.0.2.23:6379\"} 4",
+            "shakedeck_destination_reconnects_total{destination=\"10.0.2.23:6379\"} 5",
+            "shakedeck_destination_errors_total{destination=\"10.0.2.23:6379\"} 6",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is missing in\n{text}");
+        }
+        assert!(!text.contains("shakedeck_source_lag_seconds{"), "unknown is left out, not zero");
+
+        // Every sample stands under a TYPE of its own name, each name is declared once, and counters say so.
+        let mut declared = std::collections::HashSet::new();
+        let mut current = String::new();
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = rest.split_once(' ').unwrap();
+                assert_eq!(name.ends_with("_total"), kind == "counter", "{line}");
+                assert!(declared.insert(name.to_owned()), "{name} twice");
+                current = name.to_owned();
+            } else if !line.starts_with('#') {
+                assert_eq!(line.split(['{', ' ']).next().unwrap(), current);
+            }
+        }
+    }
+}

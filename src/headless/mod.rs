@@ -21,7 +21,10 @@ pub mod run;
 #[cfg(test)]
 mod samples;
 pub mod socket;
+mod summary;
+pub mod wire;
 
 pub use client::{Action, ClientError, ctl, remote};
-pub use lines::{LogFormat, summary};
+pub use lines::LogFormat;
 pub use run::{ExitWhen, HeadlessOptions, run};
+pub use summary::summary;

@@ -53,3 +53,43 @@ impl Printer {
         let _ = self.finished.recv_timeout(FLUSH_LIMIT);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn a_slow_reader_misses_lines_and_is_told_how_many() {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let mut printer = Printer::new(Box::new(writer));
+        let notice = |count: u64| format!("left out {count}");
+        // More than the pipe and the queue hold together.
+        let mut offered = 3 * QUEUE_LINES as u64;
+        for _ in 0..offered {
+            printer.print("x".repeat(1_000), notice);
+        }
+        assert!(printer.left_out > 0, "the queue has a limit");
+
+        let reading = std::thread::spawn(move || {
+            let mut text = String::new();
+            reader.read_to_string(&mut text).unwrap();
+            text
+        });
+        while printer.left_out > 0 {
+            std::thread::yield_now();
+            printer.print("later".into(), notice);
+            offered += 1;
+        }
+        printer.finish();
+        let text = reading.join().unwrap();
+        let told: Vec<u64> =
+            text.lines().filter_map(|line| line.strip_prefix("left out ")?.parse().ok()).collect();
+        let printed = text.lines().count() - told.len();
+        assert!(told.iter().all(|count| *count > 0) && !told.is_empty(), "{told:?}");
+        assert_eq!(printed as u64 + told.iter().sum::<u64>(), offered, "every line is there or counted");
+    }
+}

@@ -2,7 +2,7 @@
 //!
 //! It only watches. When the goal is reached (or the time is up) it sends one [`Command::Stop`]; the engine then
 //! finishes what is in flight and publishes a last snapshot with an outcome. A stop that was asked for here counts
-//! as "done" where the engine, who does not know the goal, can only say "interrupted": see [`final_outcome`].
+//! as "done" where the engine, who does not know the goal, can only say "interrupted": see `final_outcome`.
 
 use std::fmt;
 use std::io::Write;
@@ -232,4 +232,204 @@ fn final_outcome(why: Option<Why>, engine: Option<Outcome>, engine_is_alive: boo
 
 fn unix_ms_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
+
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+    use crate::control::{self, EngineEnd};
+    use crate::headless::samples;
+
+    /// An output that can be read while it is written.
+    #[derive(Clone, Default)]
+    struct Page(Arc<Mutex<Vec<u8>>>);
+
+    impl Page {
+        fn text(&self) -> String {
+            String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+        }
+    }
+
+    impl Write for Page {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn options(out: impl Write + Send + 'static) -> HeadlessOptions {
+        HeadlessOptions {
+            format: LogFormat::Plain,
+            interval: Duration::from_secs(10),
+            exit_when: None,
+            timeout: None,
+            resume: Some("shakedeck shake.toml".into()),
+            out: Box::new(out),
+        }
+    }
+
+    /// Waits for the stop, then ends as the engine does.
+    async fn stop_as_asked(mut engine: EngineEnd) -> Command {
+        let command = engine.commands.recv().await.unwrap();
+        engine.status.send_replace(Arc::new(samples::stopped()));
+        command
+    }
+
+    #[test]
+    fn goals_are_reached_by_state_and_phase() {
+        let mut status = samples::syncing();
+        let reached = |status: &Status| ExitWhen::ALL.map(|goal| goal.reached(status));
+        assert_eq!(reached(&status), [false, false, false]);
+        assert_eq!(reached(&samples::caught_up()), [true, true, false]);
+
+        status.sources.push(samples::source("10.0.1.14:6379"));
+        status.sources[0].phase = Phase::Stream;
+        assert_eq!(reached(&status), [false, false, false], "the second source is not there yet");
+        status.sources[1].phase = Phase::Reconnecting;
+        status.sources[1].rdb_bytes_applied = 4_400_000_000;
+        assert_eq!(reached(&status), [true, false, false], "a lost link does not undo an applied RDB");
+        status.sources[1].rdb_bytes_total = None;
+        assert_eq!(reached(&status), [false, false, false], "of an unknown size nothing is the whole");
+        status.sources.clear();
+        assert_eq!(reached(&status), [false, false, false], "no source is not every source");
+        status.state = State::Switched;
+        assert_eq!(reached(&status), [false, false, true]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reached_goal_stops_in_order_with_exit_code_0() {
+        let (handle, engine) = control::channel(samples::syncing());
+        let page = Page::default();
+        let options = HeadlessOptions { exit_when: Some(ExitWhen::CaughtUp), ..options(page.clone()) };
+        let running = tokio::spawn(run(handle, options));
+        engine.status.send_replace(Arc::new(samples::caught_up()));
+        assert_eq!(stop_as_asked(engine).await, Command::Stop { forget: false });
+        let outcome = running.await.unwrap();
+        assert_eq!((outcome.exit_code, outcome.message.as_str()), (0, "caught-up reached, stopped as asked"));
+        let text = page.text();
+        assert!(text.contains("STATE caught_up -> stopped\n"), "{text}");
+        assert!(text.contains("  resume       shakedeck shake.toml\n"), "{text}");
+        assert!(text.ends_with("  exit code    0\n"), "{text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_time_out_stops_with_exit_code_75_and_says_why() {
+        let (handle, engine) = control::channel(samples::syncing());
+        let page = Page::default();
+        let options = HeadlessOptions {
+            exit_when: Some(ExitWhen::CaughtUp),
+            timeout: Some(Duration::from_secs(1_800)),
+            ..options(page.clone())
+        };
+        let running = tokio::spawn(run(handle, options));
+        assert_eq!(stop_as_asked(engine).await, Command::Stop { forget: false });
+        let outcome = running.await.unwrap();
+        assert_eq!(outcome.exit_code, 75);
+        assert_eq!(
+            outcome.message,
+            "the time-out of 30m00s was over before caught-up was reached (NOT READY: 10.0.1.13:6379 applying RDB, \
+             about 20m30s); stopped by the operator"
+        );
+        let progress = page.text().lines().filter(|line| line.contains(" | NOT READY: ")).count();
+        assert!((175..=180).contains(&progress), "one line every 10 s for 30 minutes: {progress}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_engine_that_never_finishes_does_not_hold_the_script_for_ever() {
+        let (handle, _engine) = control::channel(samples::caught_up());
+        let options = HeadlessOptions { exit_when: Some(ExitWhen::CaughtUp), ..options(std::io::sink()) };
+        let outcome = run(handle, options).await;
+        assert_eq!(outcome.exit_code, 75);
+        assert_eq!(
+            outcome.message,
+            "the engine did not finish what was in flight within 1m00s after the stop"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_engine_that_vanishes_ends_the_run() {
+        let (handle, engine) = control::channel(samples::syncing());
+        drop(engine);
+        let outcome = run(handle, options(std::io::sink())).await;
+        assert_eq!(
+            (outcome.exit_code, outcome.message.as_str()),
+            (75, "the engine ended without saying why")
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_command_queue_only_delays_the_stop() {
+        let (handle, mut engine) = control::channel(samples::caught_up());
+        while handle.send(Command::Pause).is_ok() {}
+        let options = HeadlessOptions { exit_when: Some(ExitWhen::CaughtUp), ..options(std::io::sink()) };
+        let running = tokio::spawn(run(handle, options));
+        tokio::task::yield_now().await;
+        for _ in 0..16 {
+            assert_eq!(engine.commands.recv().await, Some(Command::Pause));
+        }
+        engine.status.send_replace(Arc::new(samples::caught_up()));
+        assert_eq!(stop_as_asked(engine).await, Command::Stop { forget: false });
+        assert_eq!(running.await.unwrap().exit_code, 0);
+    }
+
+    #[test]
+    fn errors_keep_their_exit_code_whatever_the_stop_was_for() {
+        let engine = |exit_code| Some(Outcome { exit_code, message: "it".into(), hint: None });
+        let reached = Some(Why::Reached(ExitWhen::CaughtUp));
+        let timed_out = Some(Why::TimedOut(Duration::from_secs(1), None));
+        let table = [
+            // engine, goal reached, timed out, ended by itself
+            (0, 0, 75, 0),
+            (75, 0, 75, 75),
+            (5, 5, 75, 5),
+            (4, 4, 4, 4),
+            (8, 8, 8, 8),
+        ];
+        for (code, when_reached, when_timed_out, alone) in table {
+            let code_for = |why| final_outcome(why, engine(code), true, "READY").exit_code;
+            assert_eq!(
+                (code_for(reached), code_for(timed_out), code_for(None)),
+                (when_reached, when_timed_out, alone),
+                "engine {code}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_closed_output_changes_nothing() {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let (handle, engine) = control::channel(samples::syncing());
+        let options = HeadlessOptions { interval: Duration::from_millis(1), ..options(writer) };
+        let running = tokio::spawn(run(handle, options));
+        for _ in 0..50 {
+            engine.status.send_replace(Arc::new(samples::caught_up()));
+            tokio::task::yield_now().await;
+        }
+        engine.status.send_replace(Arc::new(samples::stopped()));
+        assert_eq!(running.await.unwrap(), samples::stopped().outcome.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_output_that_nobody_reads_does_not_hold_up_the_goal() {
+        // The pipe is full long before the two hours are over, and its reader never reads.
+        let (_reader, writer) = std::io::pipe().unwrap();
+        let (handle, engine) = control::channel(samples::syncing());
+        let options = HeadlessOptions {
+            interval: Duration::from_secs(1),
+            timeout: Some(Duration::from_secs(7_200)),
+            ..options(writer)
+        };
+        let running = tokio::spawn(run(handle, options));
+        assert_eq!(stop_as_asked(engine).await, Command::Stop { forget: false });
+        assert_eq!(running.await.unwrap().exit_code, 75);
+    }
 }

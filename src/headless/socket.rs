@@ -26,28 +26,24 @@
 //! A Unix socket's path has room for 107 bytes. For a data directory deeper than that both ends go through
 //! `/proc/self/fd/<descriptor of the directory>/control.sock`, which is short and names the same file.
 
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncWriteExt, BufReader};
+use serde::Serialize;
+use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::timeout;
 
-use crate::control::{Command, Handle};
+use super::wire::{LineReader, REQUEST_LIMIT, Reply, Request, SOCKET_NAME, ShortPath};
+use crate::control::Handle;
 use crate::status::{Event, Status};
 
-/// Name of the socket in the data directory.
-pub const SOCKET_NAME: &str = "control.sock";
-/// Longest request line (bytes).
-pub const REQUEST_LIMIT: usize = 65_536;
 /// Connections at once; further ones get an error and are closed.
 pub const CLIENT_LIMIT: usize = 32;
 
@@ -55,41 +51,6 @@ pub const CLIENT_LIMIT: usize = 32;
 const WRITE_LIMIT: Duration = Duration::from_secs(60);
 /// How long clients may take at the end of the run to read the last snapshot.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(1);
-/// Longest path handed to the kernel as it is; `sun_path` holds 108 bytes on Linux and 104 elsewhere.
-const PATH_LIMIT: usize = 100;
-
-/// One request line.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "request", rename_all = "snake_case")]
-pub enum Request {
-    /// The newest snapshot.
-    Status,
-    /// Every new snapshot from now on.
-    Subscribe,
-    /// The operator events.
-    Events {
-        /// Go on with new ones as they happen.
-        #[serde(default)]
-        follow: bool,
-    },
-    /// A wish of the operator.
-    Command {
-        /// The wish.
-        command: Command,
-    },
-}
-
-/// One line of the server; what `ok` holds depends on the request.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Reply<S, E, O> {
-    Ok(O),
-    Error { message: String },
-    Status(S),
-    Event(E),
-    MissedEvents(u64),
-}
-
 /// A line written by the server.
 type Answer<'a> = Reply<&'a Status, &'a Event, Payload<'a>>;
 
@@ -192,33 +153,6 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.remove_file();
         self.task.abort();
-    }
-}
-
-/// A path to `control.sock` in a directory that fits into a socket address, valid for as long as this lives.
-#[derive(Debug)]
-pub(super) struct ShortPath {
-    pub(super) path: PathBuf,
-    /// Keeps `/proc/self/fd/…` alive.
-    _dir: Option<File>,
-}
-
-impl ShortPath {
-    pub(super) fn new(dir: &Path) -> io::Result<ShortPath> {
-        let path = dir.join(SOCKET_NAME);
-        if path.as_os_str().len() <= PATH_LIMIT {
-            return Ok(ShortPath { path, _dir: None });
-        }
-        let dir_file = File::open(dir)?;
-        let through_proc = PathBuf::from(format!("/proc/self/fd/{}", dir_file.as_raw_fd()));
-        if !through_proc.is_dir() {
-            return Err(io::Error::other(format!(
-                "the path has {} bytes, a socket's path has room for {PATH_LIMIT}, and there is no /proc here to \
-                 shorten it: use a shorter `dir`",
-                path.as_os_str().len()
-            )));
-        }
-        Ok(ShortPath { path: through_proc.join(SOCKET_NAME), _dir: Some(dir_file) })
     }
 }
 
@@ -369,38 +303,251 @@ fn encode(answer: &Answer<'_>) -> Vec<u8> {
     line
 }
 
-/// Lines of bounded length from a stream. Safe to cancel: a half-read line stays inside.
-#[derive(Debug)]
-pub(super) struct LineReader<R> {
-    reader: R,
-    partial: Vec<u8>,
-    limit: usize,
-}
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
-impl<R: AsyncBufRead + Unpin> LineReader<R> {
-    pub(super) fn new(reader: R, limit: usize) -> Self {
-        LineReader { reader, partial: Vec::new(), limit }
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+    use tokio::io::{AsyncBufReadExt, AsyncReadExt};
+
+    use super::*;
+    use crate::control::{self, Command, EngineEnd};
+    use crate::headless::samples;
+    use crate::status::{EventLevel, State};
+
+    /// Longer than any answer takes, shorter than anybody's patience.
+    const SOON: Duration = Duration::from_secs(20);
+
+    struct Client(BufReader<UnixStream>);
+
+    impl Client {
+        async fn connect(path: &Path) -> Client {
+            Client(BufReader::new(UnixStream::connect(path).await.unwrap()))
+        }
+
+        async fn write(&mut self, text: &str) {
+            self.0.write_all(text.as_bytes()).await.unwrap();
+        }
+
+        /// The next line; `Null` at the end of the stream.
+        async fn read(&mut self) -> Value {
+            let mut line = String::new();
+            timeout(SOON, self.0.read_line(&mut line)).await.expect("an answer").unwrap();
+            if line.is_empty() { Value::Null } else { serde_json::from_str(&line).unwrap() }
+        }
+
+        async fn ask(&mut self, request: Value) -> Value {
+            self.write(&format!("{request}\n")).await;
+            self.read().await
+        }
     }
 
-    /// The next line without its line break; `None` at the end (an unfinished last line is dropped).
-    pub(super) async fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
-        loop {
-            let chunk = self.reader.fill_buf().await?;
-            if chunk.is_empty() {
-                return Ok(None);
-            }
-            let end = memchr::memchr(b'\n', chunk);
-            let piece = chunk.get(..end.unwrap_or(chunk.len())).unwrap_or_default();
-            if self.partial.len() + piece.len() > self.limit {
-                let message = format!("the line is longer than {} bytes", self.limit);
-                return Err(io::Error::new(io::ErrorKind::InvalidData, message));
-            }
-            self.partial.extend_from_slice(piece);
-            let consumed = piece.len() + usize::from(end.is_some());
-            self.reader.consume(consumed);
-            if end.is_some() {
-                return Ok(Some(std::mem::take(&mut self.partial)));
+    fn start() -> (tempfile::TempDir, Server, EngineEnd) {
+        let dir = tempfile::tempdir().unwrap();
+        let (handle, engine) = control::channel(samples::syncing());
+        let server = Server::start(dir.path(), handle).unwrap();
+        (dir, server, engine)
+    }
+
+    #[tokio::test]
+    async fn only_the_owner_may_connect_and_nothing_else_is_left_in_the_directory() {
+        let (dir, server, _engine) = start();
+        let metadata = fs::metadata(dir.path().join("control.sock")).unwrap();
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+        let names: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["control.sock"]);
+        server.close().await;
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "the socket goes with its server");
+    }
+
+    #[tokio::test]
+    async fn requests_are_answered_and_commands_reach_the_engine() {
+        let (_dir, server, mut engine) = start();
+        let mut client = Client::connect(server.path()).await;
+        let status = client.ask(json!({"request": "status"})).await;
+        assert_eq!(status["ok"], serde_json::to_value(samples::syncing()).unwrap());
+        let events = client.ask(json!({"request": "events"})).await;
+        assert_eq!(events["ok"][0]["text"], "RDB received, 4.38 GB in 6m41s; applying");
+
+        let limit = json!({"bytes_per_second": 50_000_000, "ops_per_second": null});
+        let request = json!({"request": "command", "command": {"command": "throttle", "limit": limit}});
+        assert_eq!(client.ask(request).await, json!({"ok": null}));
+        let expected = crate::status::Throttle { bytes_per_second: Some(50_000_000), ops_per_second: None };
+        assert_eq!(engine.commands.recv().await, Some(Command::Throttle { limit: expected }));
+
+        let pause = json!({"request": "command", "command": {"command": "pause"}});
+        for _ in 0..16 {
+            assert_eq!(client.ask(pause.clone()).await, json!({"ok": null}));
+        }
+        let refused = client.ask(pause.clone()).await;
+        assert_eq!(
+            refused["error"]["message"],
+            "the engine is busy with earlier commands: try again in a moment"
+        );
+        drop(engine);
+        assert_eq!(client.ask(pause).await["error"]["message"], "the engine has ended");
+    }
+
+    #[tokio::test]
+    async fn two_subscribers_get_every_state_and_the_last_one_before_the_end() {
+        let (_dir, server, engine) = start();
+        let mut clients = [Client::connect(server.path()).await, Client::connect(server.path()).await];
+        for client in &mut clients {
+            assert_eq!(client.ask(json!({"request": "subscribe"})).await, json!({"ok": null}));
+            assert_eq!(client.read().await["status"]["state"], "syncing", "the present one comes at once");
+        }
+        engine.status.send_replace(Arc::new(samples::caught_up()));
+        for client in &mut clients {
+            assert_eq!(client.read().await["status"]["state"], "caught_up");
+        }
+        engine.status.send_replace(Arc::new(samples::stopped()));
+        drop(engine);
+        for client in &mut clients {
+            assert_eq!(client.read().await["status"]["outcome"]["exit_code"], 75);
+            assert_eq!(client.read().await, Value::Null, "then the stream ends");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slow_subscriber_skips_snapshots_and_holds_nobody_up() {
+        let (_dir, server, engine) = start();
+        let mut slow = Client::connect(server.path()).await;
+        slow.ask(json!({"request": "subscribe"})).await;
+        let mut quick = Client::connect(server.path()).await;
+        let rounds = 2_000_u32;
+        for round in 1..=rounds {
+            let mut status = samples::syncing();
+            status.paused_times = round;
+            engine.status.send_replace(Arc::new(status));
+            if round % 100 == 0 {
+                let answer = quick.ask(json!({"request": "status"})).await;
+                assert_eq!(answer["ok"]["paused_times"], round, "the others are served meanwhile");
             }
         }
+        let mut seen = 0;
+        while slow.read().await["status"]["paused_times"] != rounds {
+            seen += 1;
+        }
+        assert!(seen < rounds, "some were skipped: {seen}");
+    }
+
+    #[tokio::test]
+    async fn events_are_followed_and_gaps_are_told() {
+        let (_dir, server, engine) = start();
+        let mut client = Client::connect(server.path()).await;
+        let first = client.ask(json!({"request": "events", "follow": true})).await;
+        assert_eq!(first["ok"].as_array().unwrap().len(), 1);
+        let mut status = samples::syncing();
+        status.events.push(samples::event(2, EventLevel::Warn, "second"));
+        engine.status.send_replace(Arc::new(status.clone()));
+        assert_eq!(client.read().await["event"]["text"], "second");
+        status.events = vec![samples::event(9, EventLevel::Error, "ninth")];
+        engine.status.send_replace(Arc::new(status));
+        assert_eq!(client.read().await, json!({"missed_events": 6}));
+        assert_eq!(client.read().await["event"]["level"], "error");
+    }
+
+    #[tokio::test]
+    async fn garbage_gets_an_error_object_and_the_connection_goes_on() {
+        let (_dir, server, _engine) = start();
+        let mut client = Client::connect(server.path()).await;
+        let deep = "[".repeat(10_000);
+        let garbage = ["hello", "{}", "{\"request\":\"reboot\"}", "\u{0}\u{1b}[2J", "[]", "null", &deep];
+        for line in garbage {
+            client.write(&format!("{line}\n")).await;
+            let answer = client.read().await;
+            let message = answer["error"]["message"].as_str().unwrap();
+            assert!(message.starts_with("not a request: "), "{line:?}: {message}");
+        }
+        client.0.write_all(b"\xff\xfe\n\n  \r\n").await.unwrap();
+        assert!(client.read().await["error"].is_object());
+        assert_eq!(
+            client.ask(json!({"request": "subscribe"})).await,
+            json!({"ok": null}),
+            "blank lines get nothing"
+        );
+    }
+
+    #[tokio::test]
+    async fn an_endless_line_is_cut_off() {
+        let (_dir, server, _engine) = start();
+        let mut client = Client::connect(server.path()).await;
+        // The server hangs up in the middle of it: the rest cannot be written.
+        let _ = client.0.write_all(&vec![b'x'; 4 * REQUEST_LIMIT]).await;
+        assert_eq!(client.read().await["error"]["message"], "the line is longer than 65536 bytes");
+        let mut rest = Vec::new();
+        let end = timeout(SOON, client.0.read_to_end(&mut rest)).await.unwrap();
+        assert!(end.is_err() || rest.is_empty());
+    }
+
+    #[tokio::test]
+    async fn one_client_too_many_is_told_so() {
+        let (_dir, server, _engine) = start();
+        let mut clients = Vec::new();
+        for _ in 0..CLIENT_LIMIT {
+            let mut client = Client::connect(server.path()).await;
+            assert!(client.ask(json!({"request": "events"})).await["ok"].is_array());
+            clients.push(client);
+        }
+        let mut late = Client::connect(server.path()).await;
+        assert_eq!(
+            late.read().await["error"]["message"],
+            "32 clients are connected already: close one of them"
+        );
+
+        // Dead clients make room.
+        clients.truncate(1);
+        let deadline = tokio::time::Instant::now() + SOON;
+        loop {
+            let mut client = Client::connect(server.path()).await;
+            // One too many may be hung up on before it has asked.
+            let _ = client.0.write_all(b"{\"request\":\"events\"}\n").await;
+            if client.read().await["ok"].is_array() {
+                break;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "no room was made");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_socket_of_a_dead_process_is_replaced_and_that_of_a_living_one_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(SOCKET_NAME);
+        // A listener that goes away without removing its file, as after kill -9.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        let (handle, _engine) = control::channel(samples::syncing());
+        let server = Server::start(dir.path(), handle.clone()).unwrap();
+        let mut client = Client::connect(&path).await;
+        assert_eq!(client.ask(json!({"request": "status"})).await["ok"]["state"], "syncing");
+
+        let second = Server::start(dir.path(), handle.clone()).unwrap_err();
+        assert!(matches!(second, SocketError::InUse(_)), "{second}");
+        assert!(second.to_string().contains("another shakedeck works on this data directory"));
+        assert_eq!(client.ask(json!({"request": "status"})).await["ok"]["state"], "syncing");
+
+        // What another run has put there since is not ours to remove.
+        fs::remove_file(&path).unwrap();
+        let third = Server::start(dir.path(), handle).unwrap();
+        server.close().await;
+        assert!(path.exists());
+        drop(third);
+        assert!(!path.exists(), "dropping is enough");
+    }
+
+    #[tokio::test]
+    async fn a_directory_too_deep_for_a_socket_address_works_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("d".repeat(90)).join("e".repeat(90));
+        let (handle, _engine) = control::channel(samples::syncing());
+        let server = Server::start(&deep, handle).unwrap();
+        assert!(server.path().as_os_str().len() > 180 && server.path().exists());
+        let mut client = Client::connect(&ShortPath::new(&deep).unwrap().path).await;
+        assert_eq!(client.ask(json!({"request": "status"})).await["ok"]["state"], "syncing");
+        let remote = crate::headless::remote(&deep).await.unwrap();
+        assert_eq!(remote.status().state, State::Syncing);
     }
 }

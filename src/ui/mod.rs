@@ -1,1 +1,288 @@
-//! (filled by the ui branch)
+//! The console: a screen and keys over one [`Handle`], synchronous on the thread that calls [`run`].
+//!
+//! ```text
+//!  keys --> keymap --> Action --> model.update --> Effect --> Handle::send, clipboard, leave
+//!  watch --> Arc<Status> ------------\
+//!                      model ---------> view::draw --> terminal
+//! ```
+//!
+//! The engine runs on other threads and never waits for this one. Losing the terminal ends only the console: [`run`]
+//! returns [`Exit::TerminalLost`] and the migration goes on.
+//!
+//! The odd one here is the waiting: crossterm 0.29 spins for ever once its terminal has hung up (a read of 0 bytes or
+//! EIO is retried at once), so the loop asks the kernel itself and enters crossterm only while the terminal is alive.
+//! `Terminal::clear` is never called: it asks the terminal for the cursor and fails where nobody answers.
+
+pub mod action;
+pub mod dialog;
+pub mod keymap;
+pub mod layout;
+pub mod model;
+#[cfg(test)]
+mod pty_tests;
+pub mod rows;
+pub mod theme;
+pub mod view;
+
+use std::io::{self, Stdout};
+use std::mem::ManuallyDrop;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use ratatui::Terminal;
+use ratatui::backend::CrosstermBackend;
+use ratatui::crossterm::clipboard::CopyToClipboard;
+use ratatui::crossterm::event::{
+    self, DisableBracketedPaste, DisableMouseCapture, EnableBracketedPaste, EnableMouseCapture, Event,
+    KeyEventKind, MouseButton, MouseEventKind,
+};
+use ratatui::crossterm::terminal::{
+    EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
+};
+use ratatui::crossterm::{cursor, execute};
+use ratatui::layout::Rect;
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use crate::control::Handle;
+use crate::status::Status;
+use action::Action;
+use model::{Effect, Model};
+use theme::{Look, Palette};
+
+/// How the console is to look and what it may do.
+#[derive(Debug, Clone, Default)]
+pub struct UiOptions {
+    /// Plain ASCII instead of box drawing; `None` = by locale and `TERM`.
+    pub ascii: Option<bool>,
+    /// Palette; `None` = monochrome under `NO_COLOR`, else 16 colours.
+    pub palette: Option<Palette>,
+    /// Offers nothing that changes the migration.
+    pub read_only: bool,
+    /// Takes the mouse: scroll and row click. Off by default, for it steals the terminal's own selection.
+    pub mouse: bool,
+    /// The engine runs in another process (`attach`): leaving costs nothing, and the log pane has no lines.
+    pub attached: bool,
+    /// Wishes from outside the terminal.
+    pub outside: Outside,
+}
+
+/// What may reach the console from elsewhere, signals above all. Cheap to clone; the app keeps one.
+#[derive(Debug, Clone, Default)]
+pub struct Outside(Arc<AtomicU8>);
+
+impl Outside {
+    /// The terminal is gone (SIGHUP): leave at once, [`Exit::TerminalLost`].
+    pub fn hang_up(&self) {
+        self.0.store(2, Relaxed);
+    }
+
+    /// The engine was told to stop (SIGTERM): leave as soon as it has ended, without a key, [`Exit::Quit`].
+    pub fn leave_at_end(&self) {
+        // Never takes back a hang-up.
+        let _ = self.0.compare_exchange(0, 1, Relaxed, Relaxed);
+    }
+}
+
+/// How the console was left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// The operator asked the engine to stop; it may still be finishing its batches.
+    Quit,
+    /// The operator closed the screen; the migration goes on.
+    Detached,
+    /// The terminal is gone (hang-up, write error); the migration goes on. From here on `println!` and `eprintln!`
+    /// panic, for nobody reads them: the log file is the only place left.
+    TerminalLost,
+    /// The engine ended by itself, and the operator has seen it.
+    EngineEnded,
+}
+
+/// At most ten frames a second: enough for the eye, and kind to a slow link.
+const FRAME: Duration = Duration::from_millis(100);
+/// The clock moves once a second even when nothing else does.
+const CLOCK: Duration = Duration::from_secs(1);
+/// How often a new snapshot is looked for while no key is pressed.
+const LOOK_FOR_NEWS: Duration = Duration::from_millis(50);
+
+/// Shows the console until the operator leaves, the terminal is lost, or the engine has ended and a key was pressed.
+///
+/// Standard input and output must be terminals. The error is one of setting them up; later trouble with them is
+/// [`Exit::TerminalLost`].
+pub fn run(handle: Handle, options: UiOptions) -> io::Result<Exit> {
+    let look = Look::choose(options.palette, options.ascii, |name| std::env::var(name).ok());
+    let mut model = Model::new(look);
+    model.read_only = options.read_only;
+    model.attached = options.attached;
+    let mut guard = TerminalGuard::enter(options.mouse)?;
+    Ok(watch(&mut guard.terminal, handle, model, &options.outside).unwrap_or(Exit::TerminalLost))
+}
+
+type Screen = Terminal<CrosstermBackend<Stdout>>;
+
+/// The loop. Every error in it comes from the terminal.
+fn watch(terminal: &mut Screen, mut handle: Handle, mut model: Model, outside: &Outside) -> io::Result<Exit> {
+    let mut status = handle.status();
+    let mut drawn: Option<Instant> = None;
+    let mut changed = true;
+    loop {
+        match outside.0.load(Relaxed) {
+            0 => {}
+            1 => model.leave_at_end = true,
+            _ => return Ok(Exit::TerminalLost),
+        }
+        if handle.take_changed() {
+            status = handle.status();
+            changed = true;
+        }
+        if !model.engine_gone && handle.is_closed() {
+            // The last snapshot may have come after the look above.
+            status = handle.status();
+            model.engine_gone = true;
+            changed = true;
+        }
+        if let Some(Effect::Leave(exit)) = model.tick(unix_ms(), &status) {
+            return Ok(exit);
+        }
+        let since = drawn.map_or(CLOCK, |drawn| drawn.elapsed());
+        if since >= CLOCK || (changed && since >= FRAME) {
+            draw(terminal, &mut model, &status)?;
+            drawn = Some(Instant::now());
+            changed = false;
+        }
+        let wait = if changed { FRAME.saturating_sub(since) } else { LOOK_FOR_NEWS };
+        if !wait_for_input(wait)? {
+            return Ok(Exit::TerminalLost);
+        }
+        while event::poll(Duration::ZERO)? {
+            changed = true;
+            match take_event(event::read()?, &mut model, &status) {
+                Some(Effect::Send(command)) => model.sent(handle.send(command)),
+                Some(Effect::Copy(text)) => execute!(io::stdout(), CopyToClipboard::to_clipboard_from(text))?,
+                Some(Effect::Redraw) => {
+                    let size = terminal.size()?;
+                    terminal.resize(Rect::new(0, 0, size.width, size.height))?;
+                }
+                Some(Effect::Leave(exit)) => return Ok(exit),
+                None => {}
+            }
+        }
+    }
+}
+
+fn draw(terminal: &mut Screen, model: &mut Model, status: &Status) -> io::Result<()> {
+    // Lines wait in tui-logger's small hot buffer until they are moved to the ring that its widget shows.
+    tui_logger::move_events();
+    let size = terminal.size()?;
+    model.size = (size.width, size.height);
+    terminal.draw(|frame| view::draw(frame.buffer_mut(), model, status))?;
+    Ok(())
+}
+
+/// Waits for a key, for at most `wait`; false when the terminal has hung up.
+fn wait_for_input(wait: Duration) -> io::Result<bool> {
+    let stdin = io::stdin();
+    let mut inputs = [PollFd::new(&stdin, PollFlags::IN)];
+    let wait = Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos()) };
+    match rustix::event::poll(&mut inputs, Some(&wait)) {
+        // A signal, most likely SIGWINCH: crossterm reports it as an event.
+        Err(rustix::io::Errno::INTR) => Ok(true),
+        Err(error) => Err(error.into()),
+        Ok(_) => {
+            let gone = PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL;
+            Ok(!inputs[0].revents().intersects(gone))
+        }
+    }
+}
+
+fn take_event(event: Event, model: &mut Model, status: &Status) -> Option<Effect> {
+    match event {
+        // Windows and kitty's protocol also send repeats and releases.
+        Event::Key(key) if key.kind == KeyEventKind::Press => model.press(key, status),
+        // Pasted text is text: outside of a field it must not press keys.
+        Event::Paste(text) if model.context().takes_text() => {
+            for character in text.chars().filter(|character| !character.is_control()) {
+                model.update(Action::Type(character), status);
+            }
+            None
+        }
+        Event::Mouse(mouse) => match mouse.kind {
+            MouseEventKind::ScrollUp => model.update(Action::Up, status),
+            MouseEventKind::ScrollDown => model.update(Action::Down, status),
+            MouseEventKind::Down(MouseButton::Left) if model.overlay.is_none() => {
+                if let Some((pane, address)) = view::row_at(model, status, mouse.column, mouse.row) {
+                    model.select(pane, &address);
+                }
+                None
+            }
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn unix_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+type PanicHook = Box<dyn Fn(&std::panic::PanicHookInfo<'_>) + Send + Sync>;
+
+/// Owns the terminal's state: whatever way the console ends, dropping this gives the terminal back.
+struct TerminalGuard {
+    /// Never dropped: ratatui's drop shows the cursor and, if that fails, panics in `eprintln!`, because after a
+    /// hang-up stderr is gone as well. [`restore`] shows the cursor instead.
+    terminal: ManuallyDrop<Screen>,
+    /// The hook that was there before.
+    previous_hook: Arc<PanicHook>,
+}
+
+impl TerminalGuard {
+    fn enter(mouse: bool) -> io::Result<TerminalGuard> {
+        let terminal = ManuallyDrop::new(Terminal::new(CrosstermBackend::new(io::stdout()))?);
+        let previous_hook: Arc<PanicHook> = Arc::new(std::panic::take_hook());
+        let ui_thread = std::thread::current().id();
+        let hook = Arc::clone(&previous_hook);
+        std::panic::set_hook(Box::new(move |panic| {
+            if std::thread::current().id() == ui_thread {
+                restore();
+                hook(panic);
+            } else {
+                // A panic of another thread is not the end of the console: writing it to stderr would only smear
+                // the screen. It belongs into the log; the engine turns it into a failed node.
+                let thread = std::thread::current();
+                let name = thread.name().unwrap_or("unnamed").to_string();
+                tracing::error!(target: "shakedeck::panic", "thread '{name}' panicked: {panic}");
+            }
+        }));
+        let guard = TerminalGuard { terminal, previous_hook };
+        enable_raw_mode()?;
+        execute!(io::stdout(), EnterAlternateScreen, EnableBracketedPaste)?;
+        if mouse {
+            execute!(io::stdout(), EnableMouseCapture)?;
+        }
+        Ok(guard)
+    }
+}
+
+impl Drop for TerminalGuard {
+    fn drop(&mut self) {
+        restore();
+        // set_hook panics on a panicking thread, which would abort the process.
+        if !std::thread::panicking() {
+            let previous = Arc::clone(&self.previous_hook);
+            std::panic::set_hook(Box::new(move |panic| previous(panic)));
+        }
+    }
+}
+
+/// Gives the terminal back. Errors are of no use here: the terminal may be gone.
+fn restore() {
+    let _ = execute!(
+        io::stdout(),
+        DisableMouseCapture,
+        DisableBracketedPaste,
+        LeaveAlternateScreen,
+        cursor::Show
+    );
+    let _ = disable_raw_mode();
+}

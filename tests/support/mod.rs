@@ -18,6 +18,7 @@
 pub mod client;
 pub mod compare;
 pub mod dataset;
+pub mod fake_source;
 pub mod load;
 pub mod random;
 pub mod server;

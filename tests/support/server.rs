@@ -1,5 +1,6 @@
 //! One running server in a directory of its own on a free port of 127.0.0.1, ended when dropped.
 
+use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -199,9 +200,10 @@ impl Server {
         Ok(client)
     }
 
-    /// What it has logged so far.
+    /// What it has logged so far; before that what it has printed, which is where it complains about its options.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("server.log")).unwrap_or_default()
+        let read = |name| std::fs::read_to_string(self.folder.path().join(name)).unwrap_or_default();
+        read("server.out") + &read("server.log")
     }
 
     /// Stands still without losing its connections, until [`Server::resume`].
@@ -248,12 +250,13 @@ impl Drop for Server {
 }
 
 fn spawn(binary: &ServerBinary, folder: &Path) -> Child {
+    let output = File::create(folder.join("server.out")).unwrap();
     Command::new(&binary.path)
         .arg(folder.join("server.conf"))
         .current_dir(folder)
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stdout(output.try_clone().unwrap())
+        .stderr(output)
         .spawn()
         .unwrap_or_else(|error| panic!("{}: {error}", binary.path.display()))
 }
@@ -283,7 +286,7 @@ fn configuration(
         lines.push("enable-debug-command yes".into());
     }
     if let Some(password) = &options.password {
-        lines.push(format!("requirepass {password}"));
+        lines.push(format!("requirepass \"{password}\""));
     }
     if !options.users.is_empty() {
         // An ACL file replaces what requirepass says about the default user.

@@ -131,12 +131,12 @@ impl Exit {
     /// Asserts on the exit code and that every one of the words was printed; and that nothing panicked.
     #[track_caller]
     pub fn expect(&self, code: i32, words: &[&str]) {
-        assert_eq!(self.code, Some(code), "exit code; it printed:\n{}", self.output);
+        assert_eq!(self.code, Some(code), "exit code; it printed:\n{}", ends(&self.output));
         for word in words {
-            assert!(self.output.contains(word), "'{word}' is not in the output:\n{}", self.output);
+            assert!(self.output.contains(word), "'{word}' is not in the output:\n{}", ends(&self.output));
         }
         for word in ["panicked at", "RUST_BACKTRACE", "stack backtrace"] {
-            assert!(!self.output.contains(word), "it panicked:\n{}", self.output);
+            assert!(!self.output.contains(word), "it panicked:\n{}", ends(&self.output));
         }
     }
 }
@@ -210,6 +210,12 @@ impl Shakedeck {
         (exit.code == Some(0)).then(|| serde_json::from_str(&exit.output).ok()).flatten()
     }
 
+    /// The parts of the status that explain a failed test.
+    fn brief(&self) -> String {
+        let Some(status) = self.try_status() else { return "none".into() };
+        ["state", "not_ready", "sources", "destinations"].map(|field| status[field].to_string()).join("\n")
+    }
+
     /// Waits until the status satisfies a condition, and returns it.
     #[track_caller]
     pub fn wait_status(
@@ -278,12 +284,20 @@ impl Drop for Shakedeck {
         let _ = self.process.kill();
         let _ = self.process.wait();
         if std::thread::panicking() {
-            eprintln!("--- shakedeck printed:\n{}", self.output());
-            let log = std::fs::read_to_string(self.data().join("shakedeck.log")).unwrap_or_default();
-            let tail: Vec<&str> = log.lines().rev().take(30).collect();
-            tail.iter().rev().for_each(|line| eprintln!("log: {line}"));
+            eprintln!("--- shakedeck printed:\n{}", ends(&self.output()));
+            let log = std::fs::read_to_string(self.data().join("shake.log")).unwrap_or_default();
+            eprintln!("--- and logged:\n{}", ends(&log));
         }
     }
+}
+
+/// The first and the last lines of a long text.
+fn ends(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    if lines.len() <= 40 {
+        return text.to_owned();
+    }
+    [&lines[..15], &["…"], &lines[lines.len() - 25..]].concat().join("\n")
 }
 
 fn collect(mut stream: impl Read + Send + 'static, output: Arc<Mutex<String>>) -> JoinHandle<()> {

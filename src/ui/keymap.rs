@@ -1,0 +1,475 @@
+//! One table of keys. Dispatch, footer, help and the README's table all come from it, so they cannot disagree.
+//!
+//! Single lower-case letters are safe; what costs time or cannot be undone only *opens* a dialog, and nothing
+//! dangerous is on Enter, Esc, `q` or Ctrl-C. A key that cannot work now stays in sight and says why. Ctrl-Z is left
+//! out on purpose: a suspended process stops acknowledging and the source drops the link.
+
+use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+
+use super::action::Action;
+use super::dialog::Overlay;
+use super::model::{Model, Pane};
+use super::theme::Glyphs;
+use crate::status::{State, Status};
+
+/// Where a key counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Context {
+    /// Everywhere, whatever lies on top.
+    Anywhere,
+    /// The panes.
+    Screen,
+    /// While a filter is typed.
+    Filter,
+    /// The list of keys.
+    Help,
+    /// The list of errors.
+    Errors,
+    /// The log.
+    Log,
+    /// Details of a row.
+    Details,
+    /// The speed limit dialog.
+    Throttle,
+    /// The quit dialog.
+    Quit,
+    /// A yes-or-no question.
+    Confirm,
+    /// A question that wants a name typed.
+    TypedConfirm,
+}
+
+impl Context {
+    /// In the order of the help.
+    pub const ALL: [Context; 11] = [
+        Context::Screen,
+        Context::Errors,
+        Context::Log,
+        Context::Details,
+        Context::Filter,
+        Context::Throttle,
+        Context::Quit,
+        Context::Confirm,
+        Context::TypedConfirm,
+        Context::Help,
+        Context::Anywhere,
+    ];
+
+    /// Heading in the help.
+    pub fn name(self) -> &'static str {
+        match self {
+            Context::Anywhere => "anywhere",
+            Context::Screen => "main screen",
+            Context::Filter => "while typing a filter",
+            Context::Help => "this list",
+            Context::Errors => "error list",
+            Context::Log => "log",
+            Context::Details => "details",
+            Context::Throttle => "speed limit dialog",
+            Context::Quit => "quit dialog",
+            Context::Confirm => "question",
+            Context::TypedConfirm => "question that wants a name",
+        }
+    }
+
+    /// True where characters are text.
+    pub fn takes_text(self) -> bool {
+        matches!(self, Context::Filter | Context::Throttle | Context::TypedConfirm)
+    }
+}
+
+/// What a key can do to the migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Danger {
+    /// Changes only this screen.
+    Safe,
+    /// Changes the migration and can be taken back: no question.
+    Reversible,
+    /// Costs time: a dialog with one letter.
+    CostsTime,
+    /// Cannot be undone, or blocks clients: a dialog that wants the destination's address typed.
+    Irreversible,
+}
+
+/// Why a key does nothing now, for the narrow footer and in full.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reason {
+    /// One or two words.
+    pub short: String,
+    /// A sentence's worth.
+    pub long: String,
+}
+
+impl Reason {
+    fn new(short: &str, long: &str) -> Option<Reason> {
+        Some(Reason { short: short.into(), long: long.into() })
+    }
+}
+
+/// One row of the table.
+pub struct Binding {
+    /// Keys that do it; the first one is shown.
+    pub keys: &'static [KeyCode],
+    /// True: together with Ctrl.
+    pub control: bool,
+    /// Where.
+    pub context: Context,
+    /// What.
+    pub action: Action,
+    /// One or two words for the footer.
+    label: &'static str,
+    /// A line for the help and the README.
+    pub help: &'static str,
+    /// What it can do to the migration.
+    pub danger: Danger,
+    /// Footer: smaller numbers stay longer as the screen narrows; 0 = only in the help.
+    pub footer: u8,
+    /// Why it cannot be used now.
+    pub disabled: fn(&Model, &Status) -> Option<Reason>,
+}
+
+impl Binding {
+    /// The key as it is written on the screen.
+    pub fn name(&self, glyphs: &Glyphs) -> String {
+        match (self.action, self.keys.first()) {
+            // One entry for a pair of keys reads better than two.
+            (Action::Up, _) => glyphs.up_down.into(),
+            (Action::PageUp, _) => "PgUp/PgDn".into(),
+            (Action::ZoomIn, _) => "+ -".into(),
+            (_, Some(key)) => key_name(*key, self.control),
+            (_, None) => String::new(),
+        }
+    }
+
+    /// Every key of this row, for the help.
+    pub fn all_names(&self) -> String {
+        let names: Vec<String> = self.keys.iter().map(|key| key_name(*key, self.control)).collect();
+        names.join(" ")
+    }
+
+    /// The footer's word, which may depend on the state.
+    pub fn label(&self, model: &Model, status: &Status) -> &'static str {
+        match self.action {
+            Action::TogglePause if matches!(status.state, State::Paused | State::Pausing) => "resume",
+            Action::Quit if status.state.is_final() || model.engine_gone => "leave",
+            Action::Stop if model.is_stopping(status) => "leave the screen now",
+            _ => self.label,
+        }
+    }
+
+    /// The line of a dialog, which may depend on the state.
+    pub fn sentence(&self, model: &Model, status: &Status) -> &'static str {
+        match self.action {
+            Action::Stop if model.is_stopping(status) => "leave the screen now; stopping goes on",
+            _ => self.help,
+        }
+    }
+}
+
+/// The row for a key in a context, if there is one.
+pub fn find(context: Context, key: KeyEvent) -> Option<&'static Binding> {
+    let control = key.modifiers.contains(KeyModifiers::CONTROL);
+    let plain = !key.modifiers.intersects(KeyModifiers::ALT | KeyModifiers::SUPER | KeyModifiers::META);
+    BINDINGS.iter().find(|binding| {
+        plain
+            && (binding.context == context || binding.context == Context::Anywhere)
+            && binding.control == control
+            && binding.keys.contains(&key.code)
+    })
+}
+
+/// True for a key that is a character and nothing else.
+pub fn is_plain(key: KeyEvent) -> bool {
+    !key.modifiers
+        .intersects(KeyModifiers::CONTROL | KeyModifiers::ALT | KeyModifiers::SUPER | KeyModifiers::META)
+}
+
+/// The README's table.
+pub fn markdown() -> String {
+    let mut text = String::from("| key | where | what it does |\n|---|---|---|\n");
+    for binding in BINDINGS {
+        let keys = binding.all_names().replace(' ', "` `");
+        text.push_str(&format!("| `{keys}` | {} | {} |\n", binding.context.name(), binding.help));
+    }
+    text
+}
+
+fn key_name(key: KeyCode, control: bool) -> String {
+    let name = match key {
+        KeyCode::Char(' ') => "Space".into(),
+        KeyCode::Char(character) if control => character.to_uppercase().to_string(),
+        KeyCode::Char(character) => character.to_string(),
+        KeyCode::PageUp => "PgUp".into(),
+        KeyCode::PageDown => "PgDn".into(),
+        KeyCode::BackTab => "Shift-Tab".into(),
+        other => format!("{other:?}"),
+    };
+    if control { format!("Ctrl-{name}") } else { name }
+}
+
+fn always(_: &Model, _: &Status) -> Option<Reason> {
+    None
+}
+
+fn running(model: &Model, status: &Status) -> Option<Reason> {
+    if status.state.is_final() || model.engine_gone {
+        return Reason::new("ended", "the migration has ended");
+    }
+    if model.is_stopping(status) {
+        return Reason::new("stopping", "the migration is stopping");
+    }
+    None
+}
+
+fn pausable(model: &Model, status: &Status) -> Option<Reason> {
+    running(model, status).or_else(|| match (model.pending, status.state) {
+        (Some(pending), _) => {
+            let word = pending.word.to_lowercase();
+            Some(Reason {
+                short: "wait".into(),
+                long: format!("still {word}: waiting for the engine to confirm"),
+            })
+        }
+        (_, State::CuttingOver) => Reason::new("cutover", "a cutover is in progress"),
+        (_, State::Switched) => Reason::new("switched", "applying has ended: the cutover is done"),
+        _ => None,
+    })
+}
+
+fn not_yet(_: &Model, _: &Status) -> Option<Reason> {
+    Reason::new("not yet", "not in this version yet")
+}
+
+fn restartable(model: &Model, status: &Status) -> Option<Reason> {
+    running(model, status).or_else(|| match (model.focus, model.selected_source(status)) {
+        (Pane::Sources, Some(_)) => None,
+        (Pane::Sources, None) => Reason::new("no node", "no source node is selected"),
+        _ => Reason::new("source only", "select a source node first (Tab changes the pane)"),
+    })
+}
+
+fn has_unread(_: &Model, status: &Status) -> Option<Reason> {
+    if status.unread_errors == 0 { Reason::new("none unread", "no error is unread") } else { None }
+}
+
+fn has_row(model: &Model, status: &Status) -> Option<Reason> {
+    let found = match model.focus {
+        Pane::Sources => model.selected_source(status).is_some(),
+        Pane::Writers => model.selected_writer(status).is_some(),
+        Pane::Events => !model.events(status).is_empty(),
+    };
+    if found { None } else { Reason::new("no row", "there is no row to act on") }
+}
+
+fn has_error(model: &Model, status: &Status) -> Option<Reason> {
+    if model.errors(status).is_empty() { Reason::new("none", "there are no errors") } else { None }
+}
+
+fn stoppable(model: &Model, status: &Status) -> Option<Reason> {
+    if status.state.is_final() || model.engine_gone {
+        return Reason::new("ended", "the migration has ended");
+    }
+    None
+}
+
+fn typed_right(model: &Model, _: &Status) -> Option<Reason> {
+    match &model.overlay {
+        Some(Overlay::Confirm(confirm))
+            if confirm.typed.as_ref().is_some_and(|(name, text)| name != text) =>
+        {
+            Reason::new("type it first", "type the destination's address as shown, then Enter")
+        }
+        _ => None,
+    }
+}
+
+const fn key(
+    keys: &'static [KeyCode],
+    context: Context,
+    action: Action,
+    label: &'static str,
+    help: &'static str,
+) -> Binding {
+    Binding {
+        keys,
+        control: false,
+        context,
+        action,
+        label,
+        help,
+        danger: Danger::Safe,
+        footer: 0,
+        disabled: always,
+    }
+}
+
+impl Binding {
+    const fn control(mut self) -> Binding {
+        self.control = true;
+        self
+    }
+
+    const fn footer(mut self, priority: u8) -> Binding {
+        self.footer = priority;
+        self
+    }
+
+    const fn danger(mut self, danger: Danger) -> Binding {
+        self.danger = danger;
+        self
+    }
+
+    const fn unless(mut self, disabled: fn(&Model, &Status) -> Option<Reason>) -> Binding {
+        self.disabled = disabled;
+        self
+    }
+}
+
+use Context::{Anywhere, Confirm, Details, Errors, Filter, Help, Log, Quit, Screen, Throttle, TypedConfirm};
+use KeyCode::{BackTab, Backspace, Char, Down, End, Enter, Esc, Home, PageDown, PageUp, Tab, Up};
+
+/// Every key.
+#[rustfmt::skip]
+pub static BINDINGS: &[Binding] = &[
+    key(&[Char('p')], Screen, Action::TogglePause, "pause", "pause: stop applying, go on receiving into the spool; again: resume")
+        .footer(2).danger(Danger::Reversible).unless(pausable),
+    key(&[Char('c')], Screen, Action::Cutover, "cutover", "cutover: move the clients to the destination, step by step")
+        .footer(3).danger(Danger::Irreversible).unless(not_yet),
+    key(&[Char('v')], Screen, Action::Verify, "verify", "compare source and destination")
+        .footer(5).danger(Danger::Reversible).unless(not_yet),
+    key(&[Char('b')], Screen, Action::OpenThrottle, "speed limit", "limit the speed towards the destination, or lift the limit")
+        .footer(9).danger(Danger::Reversible).unless(running),
+    key(&[Char('R')], Screen, Action::RestartSource, "restart link", "drop the selected source's link and open it again (asks)")
+        .footer(15).danger(Danger::CostsTime).unless(restartable),
+    key(&[Tab], Screen, Action::NextPane, "pane", "move the focus to the next pane").footer(6),
+    key(&[BackTab], Screen, Action::PreviousPane, "back", "move the focus to the pane before"),
+    key(&[Up, Char('k')], Screen, Action::Up, "select", "select the row above; in the events: newer").footer(7),
+    key(&[Down, Char('j')], Screen, Action::Down, "select", "select the row below; in the events: older"),
+    key(&[PageUp], Screen, Action::PageUp, "", "ten rows up"),
+    key(&[PageDown], Screen, Action::PageDown, "", "ten rows down"),
+    key(&[Home, Char('g')], Screen, Action::First, "", "first row; in the events: follow the newest"),
+    key(&[End, Char('G')], Screen, Action::Last, "", "last row"),
+    key(&[Enter], Screen, Action::OpenDetails, "details", "all about the selected row").footer(10).unless(has_row),
+    key(&[Char('/')], Screen, Action::Filter, "filter", "show only rows of this pane that hold a text (address, phase, state, event)").footer(8),
+    key(&[Char('s')], Screen, Action::SortNext, "sort", "sort the nodes by the next column").footer(11),
+    key(&[Char('S')], Screen, Action::SortReverse, "reverse", "sort the other way round"),
+    key(&[Char('e')], Screen, Action::OpenErrors, "errors", "list the errors and mark them as read").footer(4),
+    key(&[Char('y')], Screen, Action::Copy, "copy row", "copy the selected row to the clipboard (OSC 52) and into the events").footer(13).unless(has_row),
+    key(&[Char('l')], Screen, Action::OpenLog, "log", "show the program's log and where its file is").footer(12),
+    key(&[Char('t')], Screen, Action::NextTheme, "theme", "next theme: 16 colours, monochrome, true colour").footer(14),
+    key(&[Char('+')], Screen, Action::ZoomIn, "window", "charts: a shorter window").footer(16),
+    key(&[Char('-')], Screen, Action::ZoomOut, "", "charts: a longer window"),
+    key(&[Esc], Screen, Action::Back, "", "clear the filter; in the events: follow the newest"),
+    key(&[Char('?')], Screen, Action::OpenHelp, "help", "list every key").footer(1),
+    key(&[Char('q')], Screen, Action::Quit, "quit", "leave: asks whether to detach or to stop").footer(1),
+
+    key(&[Char('a')], Errors, Action::Acknowledge, "mark all as read", "mark all errors as read: unread errors block the cutover")
+        .footer(1).danger(Danger::Reversible).unless(has_unread),
+    key(&[Up, Char('k')], Errors, Action::Up, "select", "the newer error").footer(2),
+    key(&[Down, Char('j')], Errors, Action::Down, "", "the older error"),
+    key(&[PageUp], Errors, Action::PageUp, "", "ten errors up"),
+    key(&[PageDown], Errors, Action::PageDown, "", "ten errors down"),
+    key(&[Char('y')], Errors, Action::Copy, "copy", "copy the selected error").footer(3).unless(has_error),
+    key(&[Esc, Char('e')], Errors, Action::Back, "back", "back to the screen").footer(1),
+
+    key(&[PageUp, Up, Char('k')], Log, Action::PageUp, "page", "a page of older lines").footer(3),
+    key(&[PageDown, Down, Char('j')], Log, Action::PageDown, "", "a page of newer lines"),
+    key(&[End, Char('G')], Log, Action::Last, "follow", "follow the newest line").footer(4),
+    key(&[Esc, Char('l')], Log, Action::Back, "back", "back to the screen").footer(1),
+
+    key(&[Up, Char('k')], Details, Action::Up, "scroll", "line up").footer(2),
+    key(&[Down, Char('j')], Details, Action::Down, "", "line down"),
+    key(&[Esc, Enter], Details, Action::Back, "back", "back to the screen").footer(1),
+
+    key(&[Enter], Filter, Action::Accept, "keep the filter", "keep the filter").footer(1),
+    key(&[Backspace], Filter, Action::Erase, "", "remove the last character"),
+    key(&[Esc], Filter, Action::Back, "clear", "clear the filter").footer(1),
+
+    key(&[Enter], Throttle, Action::Accept, "set the limit", "set this limit; empty fields mean no limit")
+        .footer(1).danger(Danger::Reversible).unless(running),
+    key(&[Tab, BackTab], Throttle, Action::NextField, "other field", "between MB/s and ops/s").footer(2),
+    key(&[Up], Throttle, Action::Up, "faster, slower", "the next higher round number; above the highest: no limit").footer(3),
+    key(&[Down], Throttle, Action::Down, "", "the next lower round number"),
+    key(&[Backspace], Throttle, Action::Erase, "", "remove the last digit"),
+    key(&[Esc], Throttle, Action::Back, "leave it as it is", "change nothing").footer(1),
+
+    key(&[Char('d')], Quit, Action::Detach, "detach", "detach: close the screen, the migration goes on").footer(1),
+    key(&[Char('s')], Quit, Action::Stop, "stop", "stop the migration in order and quit; a later start can resume it")
+        .footer(1).danger(Danger::CostsTime).unless(stoppable),
+    key(&[Char('F')], Quit, Action::Forget, "stop and forget", "stop for good and remove the checkpoint: nothing can be resumed (asks)")
+        .footer(3).danger(Danger::Irreversible).unless(running),
+    key(&[Esc, Char('n')], Quit, Action::Back, "go back", "go back to the screen").footer(1),
+
+    key(&[Char('y')], Confirm, Action::Accept, "yes", "yes, do it").footer(1).danger(Danger::CostsTime).unless(running),
+    key(&[Esc, Char('n')], Confirm, Action::Back, "no, go back", "no, go back").footer(1),
+
+    key(&[Enter], TypedConfirm, Action::Accept, "do it", "do it, once the address is typed as shown")
+        .footer(1).danger(Danger::Irreversible).unless(typed_right),
+    key(&[Backspace], TypedConfirm, Action::Erase, "", "remove the last character"),
+    key(&[Esc], TypedConfirm, Action::Back, "no, go back", "no, go back").footer(1),
+
+    key(&[Up, Char('k')], Help, Action::Up, "scroll", "line up").footer(2),
+    key(&[Down, Char('j')], Help, Action::Down, "", "line down"),
+    key(&[PageUp], Help, Action::PageUp, "page", "page up").footer(3),
+    key(&[PageDown], Help, Action::PageDown, "", "page down"),
+    key(&[Char('/')], Help, Action::Filter, "filter", "show only keys whose line holds a text").footer(2),
+    key(&[Esc, Char('?')], Help, Action::Back, "back", "back to the screen").footer(1),
+
+    key(&[Char('c')], Anywhere, Action::Quit, "quit", "the same as q: never stops anything without asking").control(),
+    key(&[Char('l')], Anywhere, Action::Redraw, "redraw", "draw the whole screen anew").control(),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_key_means_two_things_in_one_context() {
+        for context in Context::ALL {
+            let mut seen = Vec::new();
+            let here =
+                |binding: &&Binding| binding.context == context || binding.context == Context::Anywhere;
+            for binding in BINDINGS.iter().filter(here) {
+                for key in binding.keys {
+                    assert!(!seen.contains(&(*key, binding.control)), "{key:?} twice in {context:?}");
+                    seen.push((*key, binding.control));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_dangerous_is_on_a_key_that_is_pressed_by_habit() {
+        let habit = [KeyCode::Enter, KeyCode::Esc, KeyCode::Char('q'), KeyCode::Char(' ')];
+        for binding in BINDINGS.iter().filter(|binding| binding.danger > Danger::Reversible) {
+            // In the dialog that wants the name typed, Enter ends the typing.
+            let typed = binding.context == Context::TypedConfirm;
+            assert!(typed || !binding.keys.iter().any(|key| habit.contains(key)), "{}", binding.help);
+            assert!(!binding.control, "{}", binding.help);
+        }
+    }
+
+    #[test]
+    fn every_dialog_can_be_left_by_escape_and_every_context_has_keys_in_the_footer() {
+        for context in Context::ALL.into_iter().filter(|context| *context != Context::Anywhere) {
+            let back = find(context, KeyEvent::new(KeyCode::Esc, KeyModifiers::NONE));
+            assert_eq!(back.map(|binding| binding.action), Some(Action::Back), "{context:?}");
+            let in_footer =
+                BINDINGS.iter().filter(|binding| binding.context == context && binding.footer > 0);
+            assert!(in_footer.count() > 0, "{context:?}");
+        }
+    }
+
+    #[test]
+    fn the_suspend_key_is_left_out() {
+        let suspend = KeyEvent::new(KeyCode::Char('z'), KeyModifiers::CONTROL);
+        assert!(Context::ALL.into_iter().all(|context| find(context, suspend).is_none()));
+    }
+
+    #[test]
+    fn the_readme_table_holds_every_row() {
+        let table = markdown();
+        assert_eq!(table.lines().count(), BINDINGS.len() + 2);
+        assert!(table.contains("| `Ctrl-C` | anywhere |"), "{table}");
+    }
+}

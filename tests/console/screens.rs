@@ -1,0 +1,215 @@
+//! The screens of the console, drawn from named snapshots.
+use proptest::prelude::*;
+use ratatui::buffer::Buffer;
+use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+use ratatui::layout::Rect;
+use ratatui::style::{Color, Modifier};
+use shakedeck::status::Status;
+use shakedeck::ui::model::{Effect, Model};
+use shakedeck::ui::theme::{ASCII, Look, Palette, UNICODE};
+use shakedeck::ui::view;
+
+use crate::{statuses, svg};
+
+fn unicode() -> Model {
+    let mut model = Model::new(Look { palette: Palette::Ansi16, glyphs: &UNICODE });
+    model.now_unix_ms = statuses::NOW;
+    model
+}
+
+fn ascii() -> Model {
+    let mut model = unicode();
+    model.look = Look { palette: Palette::Mono, glyphs: &ASCII };
+    model
+}
+
+fn screen(model: &mut Model, status: &Status, width: u16, height: u16) -> Buffer {
+    model.size = (width, height);
+    let mut buffer = Buffer::empty(Rect::new(0, 0, width, height));
+    view::draw(&mut buffer, model, status);
+    buffer
+}
+
+fn press(model: &mut Model, code: KeyCode, status: &Status) -> Option<Effect> {
+    model.press(KeyEvent::new(code, KeyModifiers::NONE), status)
+}
+
+/// The characters of a screen, one line per row.
+fn text(buffer: &Buffer) -> String {
+    let mut text = String::new();
+    for y in buffer.area.y..buffer.area.bottom() {
+        let row: String = (buffer.area.x..buffer.area.right()).map(|x| buffer[(x, y)].symbol()).collect();
+        text.push_str(row.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+const SIZES: [(u16, u16); 4] = [(59, 14), (80, 24), (120, 35), (200, 50)];
+
+/// A snapshot file per status and look, with every size in it.
+fn check(name: &str, mut model: Model, status: &Status, sizes: &[(u16, u16)]) {
+    let mut shown = String::new();
+    for (width, height) in sizes {
+        let drawn = text(&screen(&mut model, status, *width, *height));
+        shown.push_str(&format!("{name} {width}x{height}\n{drawn}\n"));
+    }
+    insta::with_settings!({ prepend_module_to_snapshot => false, omit_expression => true }, {
+        insta::assert_snapshot!(name, shown);
+    });
+}
+
+#[test]
+fn every_status_reads_well_at_every_size() {
+    for (name, status) in statuses::all() {
+        check(name, unicode(), &status, &SIZES);
+    }
+}
+
+#[test]
+fn every_status_reads_well_in_plain_ascii() {
+    for (name, status) in statuses::all() {
+        let drawn = text(&screen(&mut ascii(), &status, 120, 35));
+        // The one exception is text of the engine itself, which may say "…".
+        let strange: String = drawn.chars().filter(|c| !c.is_ascii() && *c != '…').collect();
+        assert_eq!(strange, "", "{name}");
+        check(&format!("{name}_ascii"), ascii(), &status, &[(59, 14), (80, 24), (120, 35)]);
+    }
+}
+
+#[test]
+fn stale_data_says_so_and_is_dimmed() {
+    let mut model = unicode();
+    model.now_unix_ms += 6_800;
+    let status = statuses::applying();
+    let drawn = screen(&mut model, &status, 80, 24);
+    assert!(text(&drawn).contains("STALE: no news from the engine for 7 s"), "{}", text(&drawn));
+    assert!(text(&drawn).contains("NOT READY TO CUT OVER: the data on this screen is stale"));
+    assert!(drawn[(40, 6)].modifier.contains(Modifier::DIM), "the numbers must not look alive");
+    check("stale", model, &status, &SIZES);
+}
+
+#[test]
+fn a_ready_verdict_is_never_shown_from_stale_data() {
+    let mut model = unicode();
+    let status = statuses::caught_up();
+    assert!(text(&screen(&mut model, &status, 80, 24)).contains("✔ READY TO CUT OVER"));
+    model.now_unix_ms += 6_000;
+    assert!(!text(&screen(&mut model, &status, 80, 24)).contains("✔ READY"));
+}
+
+#[test]
+fn overlays_cover_the_panes_but_not_state_verdict_and_keys() {
+    let status = statuses::failing_node();
+    let keys: [(&str, &[KeyCode]); 8] = [
+        ("help", &[KeyCode::Char('?')]),
+        ("quit", &[KeyCode::Char('q')]),
+        ("forget", &[KeyCode::Char('q'), KeyCode::Char('F'), KeyCode::Char('1'), KeyCode::Char('0')]),
+        ("throttle", &[KeyCode::Char('b'), KeyCode::Char('5'), KeyCode::Char('0')]),
+        ("errors", &[KeyCode::Char('e'), KeyCode::Down]),
+        ("restart", &[KeyCode::Char('R')]),
+        ("details", &[KeyCode::Enter]),
+        ("filter", &[KeyCode::Char('/'), KeyCode::Char('1'), KeyCode::Char('3')]),
+    ];
+    for (name, keys) in keys {
+        for (mut model, look) in [(unicode(), ""), (ascii(), "_ascii")] {
+            for key in keys {
+                assert_eq!(press(&mut model, *key, &status), None, "{name}");
+            }
+            let drawn = text(&screen(&mut model, &status, 80, 24));
+            assert!(drawn.contains("SYNCING") && drawn.contains("NOT READY"), "{drawn}");
+            assert!(drawn.contains("Esc"), "the way back is in the footer: {drawn}");
+            check(&format!("overlay_{name}{look}"), model, &status, &[(59, 14), (80, 24), (120, 35)]);
+        }
+    }
+}
+
+#[test]
+fn a_server_cannot_write_to_the_terminal() {
+    let status = statuses::failing_node();
+    for keys in ["", "e", "\n", "?"] {
+        let mut model = unicode();
+        for key in keys.chars() {
+            let code = if key == '\n' { KeyCode::Enter } else { KeyCode::Char(key) };
+            press(&mut model, code, &status);
+        }
+        for (width, height) in SIZES {
+            let drawn = screen(&mut model, &status, width, height);
+            for cell in drawn.content() {
+                assert!(
+                    !cell.symbol().chars().any(char::is_control),
+                    "{:?} at {width}x{height}",
+                    cell.symbol()
+                );
+            }
+        }
+    }
+    let mut model = unicode();
+    assert!(text(&screen(&mut model, &status, 120, 35)).contains("\\x1b[31mconnection refused\\x9b0m"));
+}
+
+#[test]
+fn the_selected_row_is_reversed_even_without_colour() {
+    let mut model = ascii();
+    let drawn = screen(&mut model, &statuses::caught_up(), 80, 24);
+    let row = (0..24).find(|y| drawn[(0, *y)].symbol() == ">").unwrap();
+    for x in 0..80 {
+        let cell = &drawn[(x, row)];
+        assert!(cell.modifier.contains(Modifier::REVERSED), "column {x}");
+        assert_eq!((cell.fg, cell.bg), (Color::Reset, Color::Reset), "column {x}");
+    }
+}
+
+#[test]
+fn unknown_is_a_dash_and_a_gap_is_a_gap() {
+    let drawn = text(&screen(&mut unicode(), &statuses::fresh(), 80, 24));
+    let row = drawn.lines().find(|line| line.starts_with("> 10.0.1.11")).unwrap();
+    assert_eq!(row.matches(" -").count(), 5, "{row}");
+    let drawn = text(&screen(&mut unicode(), &statuses::applying(), 200, 50));
+    let bars = drawn.lines().find(|line| line.contains("30.0k ┤")).unwrap();
+    assert!(bars.contains("█ █"), "thirty seconds without a measurement leave a gap: {bars}");
+}
+
+#[test]
+fn the_pictures_in_assets_are_the_screens() {
+    for (width, height, status) in
+        [(80, 24, statuses::applying()), (120, 35, statuses::applying()), (200, 50, statuses::failing_node())]
+    {
+        let picture = svg::of(&screen(&mut unicode(), &status, width, height));
+        let file = format!("{}/assets/screen-{width}x{height}.svg", env!("CARGO_MANIFEST_DIR"));
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(&file, &picture).unwrap();
+        }
+        let kept = std::fs::read_to_string(&file).unwrap_or_default();
+        assert!(kept == picture, "{file} is not what the console draws: run this test with UPDATE=1");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_size_and_no_key_panics(
+        width in 1u16..=300,
+        height in 1u16..=100,
+        which in 0usize..11,
+        plain: bool,
+        keys in proptest::collection::vec(
+            proptest::sample::select("?qbeRlsSyt/+-pjkGg\n\tdFna0123\u{8}\u{1b}".chars().collect::<Vec<_>>()), 0..12),
+    ) {
+        let mut model = if plain { ascii() } else { unicode() };
+        let (_, status) = statuses::all().swap_remove(which);
+        screen(&mut model, &status, width, height);
+        for key in keys {
+            let code = match key {
+                '\n' => KeyCode::Enter,
+                '\t' => KeyCode::Tab,
+                '\u{8}' => KeyCode::Backspace,
+                '\u{1b}' => KeyCode::Esc,
+                other => KeyCode::Char(other),
+            };
+            press(&mut model, code, &status);
+            screen(&mut model, &status, width, height);
+        }
+    }
+}
