@@ -64,7 +64,7 @@ fn stream(entries: u64, pending: u64) -> impl Iterator<Item = Vec<u8>> {
     let id = |i: u64| [i.to_be_bytes(), 0u64.to_be_bytes()].concat();
     let node = move |i: u64| {
         // count 1, deleted 0, one field "f", end; flags 2 (same fields), delta 0 0, value, length.
-        let value = vec![b'v'; 60];
+        let value = [b'v'; 60];
         let mut blob = vec![0; 6];
         for small in [
             &[1u8][..],

@@ -327,7 +327,7 @@ impl<R: Read> Decoder<R> {
     /// `KEY_META`: a count, then per class four bytes and module fields. Kept as bytes for the DUMP payload.
     fn key_meta(&mut self) -> Result<(), Fault> {
         self.input.hold();
-        self.input.limit(Some(self.limits.max_value_bytes));
+        self.input.limit(Some(self.limits.max_opaque_bytes));
         let classes = self.input.length()?;
         if classes > 7 {
             return Err(Fault::Bad("more than 7 classes of key metadata"));
