@@ -170,11 +170,7 @@ impl Shakedeck {
                 break status;
             }
             if started.elapsed() > time {
-                panic!(
-                    "still running after {time:?}
-status: {}",
-                    self.brief()
-                );
+                panic!("still running after {time:?}\nstatus: {}", self.brief());
             }
             std::thread::sleep(Duration::from_millis(5));
         };
@@ -231,11 +227,7 @@ status: {}",
                 return status.clone();
             }
             if started.elapsed() > time {
-                panic!(
-                    "waited {time:?} in vain for: {what}
-status: {}",
-                    self.brief()
-                );
+                panic!("waited {time:?} in vain for: {what}\nstatus: {}", self.brief());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
