@@ -1,4 +1,43 @@
 //! shakedeck: a live console for moving a Redis or Valkey data set to another server while the application keeps running.
+//!
+//! # Layers
+//!
+//! Arrows only point downwards; `tests/layering.rs` enforces it.
+//!
+//! ```text
+//!  3  main  cli  app                                  wires the rest; the only place that knows everything
+//!  2  ui   headless   demo                            fronts: same input, never see each other
+//!  1  engine                                          all sockets, files, tasks, clocks
+//!  0  config  status  control  format                 words that everybody shares
+//!     resp  psync  rdb                                pure: bytes in, values out. No tokio, no files, no clock
+//! ```
+//!
+//! # The walk of one key
+//!
+//! ```text
+//!  source ==PSYNC==> engine::source ==append==> engine::spool ==read==> engine::replay ==batches==> engine::writer ==> destination
+//!                         ^                          ^                                                    |
+//!                        ACK                         +--------------- confirmed progress -----------------+
+//! ```
+//!
+//! 1. `engine::source` shakes hands and asks `PSYNC`; RDB and stream are copied, undecoded, into the spool. It acknowledges what is
+//!    safe on disk, once a second in every phase, and never waits for the destination.
+//! 2. `engine::replay`, a thread, reads the other end of the spool while it grows. A value is sliced, not decoded: its span is the payload of
+//!    RESTORE; neighbouring plain strings become one MSET. A command of the stream is forwarded as the bytes that arrived.
+//! 3. Batches end at whole commands, outside of transactions, and travel through a queue of two: a slow destination stops `replay`; the
+//!    spool grows, memory does not.
+//! 4. `engine::writer` sends a batch as `MULTI … HSET checkpoint … EXEC`. The next batch is sent while the first one runs, without its EXEC,
+//!    which follows when the first is confirmed. So the checkpoint is exact, and nothing is ever applied behind a batch that failed.
+//! 5. Confirmed progress frees spool segments and moves `offset_applied`.
+//!
+//! Rejected: pipelining whole transactions. When one is refused (say `-OOM` at its first command) and the next one is not, the order of
+//! writes is lost, and no checkpoint can tell. Withholding one EXEC costs no throughput that could be measured, because the destination
+//! parses and queues the next batch while it answers the first.
+//!
+//! # Engine and fronts
+//!
+//! The engine publishes an `Arc<`[`status::Status`]`>` four times a second; fronts send [`control::Command`]s and see the effect in a later
+//! status. Neither ever waits for the other. The console is synchronous on the main thread; tokio runs on others.
 
 pub mod app;
 pub mod cli;

@@ -77,7 +77,19 @@ fn every_fixture_arrives_through_restore() {
                 dump::append_payload(&mut payload, key.type_byte, &key.raw, version);
                 let ttl = key.expire_at_ms.unwrap_or(0).to_string();
                 client.ok(&["SELECT", &key.db.to_string()]);
-                client.ok(&[&b"RESTORE"[..], &key.key, ttl.as_bytes(), &payload, b"REPLACE", b"ABSTTL"]);
+                let reply =
+                    client.cmd(&[&b"RESTORE"[..], &key.key, ttl.as_bytes(), &payload, b"REPLACE", b"ABSTTL"]);
+                if let (Reply::Error(error), types::MODULE_2) = (&reply, key.type_byte) {
+                    // Only a server with the same module can take it, and says so when it has not.
+                    assert!(error.contains("Bad data format"), "{error}");
+                    continue;
+                }
+                assert!(
+                    !matches!(reply, Reply::Error(_)),
+                    "{} {}: {reply:?}",
+                    file.name,
+                    fixtures::text(&key.key)
+                );
                 check(&mut client, key, &format!("{} {}", file.name, fixtures::text(&key.key)), true);
                 arrived += 1;
             }
@@ -252,6 +264,11 @@ fn normal(value: DecodedValue, by_payload: bool, keeps_field_ttl: bool) -> Decod
             members.iter_mut().filter(|(_, score)| *score == 0.0).for_each(|(_, score)| *score = 0.0);
             members.sort_by(|a, b| a.1.total_cmp(&(b.1)).then_with(|| a.0.cmp(&b.0)));
             DecodedValue::SortedSet(members)
+        }
+        // The module writes its nodes in an order of its own: the same bytes, elsewhere.
+        DecodedValue::Module { module, mut raw } => {
+            raw.sort_unstable();
+            DecodedValue::Module { module, raw }
         }
         DecodedValue::Stream(stream) => DecodedValue::Stream(Box::new(normal_stream(*stream, by_payload))),
         other => other,

@@ -276,6 +276,7 @@ impl Supervisor {
             );
             return Ok((None, manifest.generation));
         }
+        self.source.details().rdb_total = manifest.rdb_len;
         let lost = |found: String| {
             outcome(
                 exit::DESTINATION,

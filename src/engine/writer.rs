@@ -245,7 +245,14 @@ impl Writer {
                 && flights.len() < 2
                 && let Some(batch) = pending.pop_front()
             {
-                if let Err(error) = self.send(&mut connection, &mut flights, batch).await {
+                let mut outcome = self.send(&mut connection, &mut flights, batch).await;
+                if outcome.is_ok() {
+                    // A batch without commands has no answer to wait for.
+                    outcome = self
+                        .answers(&mut connection, &mut flights, &mut pending, &mut last_confirmed)
+                        .await?;
+                }
+                if let Err(error) = outcome {
                     self.recover(&mut connection, &mut flights, &mut pending, &last_confirmed, error).await?;
                 }
                 not_before = self.next_slot(not_before, wishes.throttle, &flights);

@@ -512,11 +512,160 @@ impl<'a> CommandBuilder<'a> {
 
 /// The shortest text that reads back as the same bits.
 fn append_score(out: &mut Vec<u8>, score: f64) {
-    use std::io::Write;
-    // Writing to a Vec cannot fail.
-    let _ = match score.abs() {
-        f64::INFINITY => write!(out, "{}inf", if score < 0.0 { "-" } else { "" }),
-        0.0 | 1e-5..1e17 => write!(out, "{score}"),
-        _ => write!(out, "{score:e}"),
-    };
+    const EXACT: f64 = (1u64 << 53) as f64;
+    if score.is_infinite() {
+        out.extend_from_slice(if score > 0.0 { b"inf" } else { b"-inf" });
+    } else if score.fract() == 0.0 && score.abs() <= EXACT && !(score == 0.0 && score.is_sign_negative()) {
+        append_decimal(out, score as i64);
+    } else {
+        // JSON's formatter is three times as fast as that of the standard library; writing to a Vec cannot fail.
+        let _ = serde_json::to_writer(out, &score);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
+mod tests {
+    use super::*;
+
+    fn lines(target: Target, elements: &[Element<'_>]) -> (Vec<String>, Loss) {
+        let mut found = Vec::new();
+        let mut sink = |command: &ByteList| {
+            let words: Vec<_> = command.iter().map(|word| word.escape_ascii().to_string()).collect();
+            found.push(words.join(" "));
+            Ok(())
+        };
+        let mut builder = CommandBuilder::new(Rebuild {
+            key: b"k",
+            target,
+            replace: true,
+            expire_at_ms: Some(77),
+            pending_ids: vec![StreamId { ms: 1, seq: 0 }, StreamId { ms: 5, seq: 0 }],
+        });
+        elements.iter().for_each(|element| builder.add(*element, &mut sink).unwrap());
+        let loss = builder.finish(&mut sink).unwrap();
+        (found, loss)
+    }
+
+    #[test]
+    fn scores_read_back_as_the_same_bits() {
+        for score in [
+            0.0,
+            -0.0,
+            1.5,
+            -3.0,
+            0.1,
+            5e-324,
+            f64::MAX,
+            f64::MIN_POSITIVE,
+            9_007_199_254_740_993.0,
+            1e17,
+            1e300,
+            f64::INFINITY,
+            f64::NEG_INFINITY,
+            1.0 / 3.0,
+        ] {
+            let mut text = Vec::new();
+            append_score(&mut text, score);
+            let text = String::from_utf8(text).unwrap();
+            assert_eq!(text.parse::<f64>().unwrap().to_bits(), score.to_bits(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_long_string_is_appended() {
+        let (commands, _) = lines(Target::redis(7, 0), &[Element::Text(b"a"), Element::Text(b"b")]);
+        assert_eq!(commands, ["SET k a", "APPEND k b", "PEXPIREAT k 77"]);
+    }
+
+    #[test]
+    fn elements_are_batched() {
+        let items: Vec<_> = std::iter::repeat_n(Element::Item(b"x"), 2500).collect();
+        let (commands, _) = lines(Target::redis(3, 2), &items);
+        let counts: Vec<_> = commands.iter().map(|line| line.split(' ').count()).collect();
+        assert_eq!(commands[0], "DEL k");
+        assert_eq!(counts[1..], [1024, 1024, 2 + 456, 3]);
+    }
+
+    #[test]
+    fn fields_expire_together_where_they_can() {
+        let field = |field, expire_at_ms| Element::Field { field, value: b"v", expire_at_ms };
+        let fields = [field(b"a", Some(9)), field(b"b", None), field(b"c", Some(5)), field(b"d", Some(9))];
+        let (commands, loss) = lines(Target::valkey(9, 0), &fields);
+        assert_eq!(
+            commands[1..4],
+            ["HSET k a v b v c v d v", "HPEXPIREAT k 5 FIELDS 1 c", "HPEXPIREAT k 9 FIELDS 2 a d"]
+        );
+        assert_eq!(loss, Loss::default());
+        let (commands, loss) = lines(Target::redis(3, 2), &fields);
+        assert_eq!(commands[1..], ["HMSET k a v b v c v d v", "PEXPIREAT k 77"]);
+        assert_eq!(loss.field_ttls, 3);
+        assert_eq!(loss.describe().unwrap(), "3 hash fields without their TTL");
+    }
+
+    /// Pending entries 1-0 (before the first entry) and 5-0 (after the last) are gone from the stream.
+    #[test]
+    fn entries_that_are_gone_are_added_to_be_claimed() {
+        let fields: ByteList = [&b"f"[..], b"v"].into_iter().collect();
+        let info = StreamInfo {
+            length: 1,
+            last_id: StreamId { ms: 6, seq: 0 },
+            max_deleted_id: Some(StreamId { ms: 5, seq: 0 }),
+            entries_added: Some(9),
+            first_id: None,
+        };
+        let pending =
+            |ms| Element::Pending { id: StreamId { ms, seq: 0 }, delivered_at_ms: 70, deliveries: 2 };
+        let elements = [
+            Element::StreamEntry { id: StreamId { ms: 3, seq: 0 }, fields: &fields },
+            Element::StreamInfo(info),
+            Element::Group { name: b"g", last_id: StreamId { ms: 5, seq: 0 }, entries_read: Some(4) },
+            Element::Consumer { name: b"c", seen_at_ms: 1, active_at_ms: None },
+            pending(1),
+            pending(5),
+        ];
+        let (commands, _) = lines(Target::redis(7, 2), &elements);
+        assert_eq!(
+            commands,
+            [
+                "UNLINK k",
+                "XADD k 1-0  ",
+                "XADD k 3-0 f v",
+                "XADD k 5-0  ",
+                "XSETID k 6-0 ENTRIESADDED 9 MAXDELETEDID 5-0",
+                "XGROUP CREATE k g 5-0 ENTRIESREAD 4",
+                "XGROUP CREATECONSUMER k g c",
+                "XCLAIM k g c 0 1-0 5-0 TIME 70 RETRYCOUNT 2 FORCE JUSTID",
+                "XDEL k 5-0",
+                "XTRIM k MINID = 3-0",
+                "XSETID k 6-0 ENTRIESADDED 9 MAXDELETEDID 5-0",
+                "PEXPIREAT k 77"
+            ]
+        );
+        let (commands, _) = lines(Target::redis(5, 0), &elements);
+        assert_eq!(
+            commands,
+            [
+                "UNLINK k",
+                "XADD k 3-0 f v",
+                "XSETID k 6-0",
+                "XGROUP CREATE k g 5-0",
+                "XREADGROUP GROUP g c COUNT 1 STREAMS k 0",
+                "XCLAIM k g c 0 1-0 5-0 TIME 70 RETRYCOUNT 2 FORCE JUSTID",
+                "PEXPIREAT k 77"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_stream_without_entries_is_made_and_resp_is_written() {
+        let (commands, _) = lines(Target::redis(5, 0), &[Element::StreamInfo(StreamInfo::default())]);
+        assert_eq!(
+            commands[1..4],
+            ["XGROUP CREATE k shakedeck 0 MKSTREAM", "XGROUP DESTROY k shakedeck", "XSETID k 0-0"]
+        );
+        let mut out = Vec::new();
+        append_resp(&mut out, &[&b"SET"[..], b"", b"a\r\n"].into_iter().collect());
+        assert_eq!(out, b"*3\r\n$3\r\nSET\r\n$0\r\n\r\n$3\r\na\r\n\r\n");
+    }
 }

@@ -337,7 +337,8 @@ impl<R: Read> Decoder<R> {
     fn fail(&mut self, fault: Fault) -> RdbError {
         self.state = State::Failed;
         let (record, dialect) = (self.record, self.dialect);
-        fault.at(self.input.offset(), || match record {
+        let ahead = if matches!(fault, Fault::End) { self.input.buffered() as u64 } else { 0 };
+        fault.at(self.input.offset() + ahead, || match record {
             None => "the file header".to_owned(),
             Some(byte) => describe_record(byte, dialect),
         })

@@ -229,7 +229,9 @@ pub fn type_name(type_byte: u8, dialect: Dialect) -> (&'static str, &'static str
 /// What an error message calls a value of this type.
 pub(crate) fn describe_type(type_byte: u8, dialect: Dialect) -> String {
     let (kind, encoding) = type_name(type_byte, dialect);
-    if kind == encoding {
+    if kind == "unknown" {
+        format!("a value of unknown type {type_byte}")
+    } else if kind == encoding {
         format!("a {kind} (type {type_byte})")
     } else {
         format!("a {kind} ({encoding}, type {type_byte})")

@@ -156,6 +156,14 @@ impl Binding {
             _ => self.label,
         }
     }
+
+    /// The line of a dialog, which may depend on the state.
+    pub fn sentence(&self, model: &Model, status: &Status) -> &'static str {
+        match self.action {
+            Action::Stop if model.is_stopping(status) => "leave the screen now; stopping goes on",
+            _ => self.help,
+        }
+    }
 }
 
 /// The row for a key in a context, if there is one.
@@ -393,12 +401,12 @@ pub static BINDINGS: &[Binding] = &[
     key(&[Esc, Char('n')], Quit, Action::Back, "go back", "go back to the screen").footer(1),
 
     key(&[Char('y')], Confirm, Action::Accept, "yes", "yes, do it").footer(1).danger(Danger::CostsTime).unless(running),
-    key(&[Esc, Char('n')], Confirm, Action::Back, "no, go back", "no").footer(1),
+    key(&[Esc, Char('n')], Confirm, Action::Back, "no, go back", "no, go back").footer(1),
 
     key(&[Enter], TypedConfirm, Action::Accept, "do it", "do it, once the address is typed as shown")
         .footer(1).danger(Danger::Irreversible).unless(typed_right),
     key(&[Backspace], TypedConfirm, Action::Erase, "", "remove the last character"),
-    key(&[Esc], TypedConfirm, Action::Back, "no, go back", "no").footer(1),
+    key(&[Esc], TypedConfirm, Action::Back, "no, go back", "no, go back").footer(1),
 
     key(&[Up, Char('k')], Help, Action::Up, "scroll", "line up").footer(2),
     key(&[Down, Char('j')], Help, Action::Down, "", "line down"),

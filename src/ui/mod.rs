@@ -107,7 +107,8 @@ const LOOK_FOR_NEWS: Duration = Duration::from_millis(50);
 
 /// Shows the console until the operator leaves, the terminal is lost, or the engine has ended and a key was pressed.
 ///
-/// The error is one of setting up the terminal; later trouble with it is [`Exit::TerminalLost`].
+/// Standard input and output must be terminals. The error is one of setting them up; later trouble with them is
+/// [`Exit::TerminalLost`].
 pub fn run(handle: Handle, options: UiOptions) -> io::Result<Exit> {
     let look = Look::choose(options.palette, options.ascii, |name| std::env::var(name).ok());
     let mut model = Model::new(look);

@@ -455,7 +455,8 @@ impl Model {
             .iter()
             .filter(|row| self.passes(Pane::Writers, &[&row.address, row.state.word()]))
             .collect();
-        rows.sort_by_key(|row| (std::cmp::Reverse(rows::writer_severity(row)), row.address.clone()));
+        let severity = |row: &DestinationStatus| std::cmp::Reverse(rows::writer_severity(row));
+        rows.sort_by(|a, b| severity(a).cmp(&severity(b)).then_with(|| a.address.cmp(&b.address)));
         rows
     }
 

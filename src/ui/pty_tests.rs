@@ -242,3 +242,20 @@ fn a_panic_of_the_console_gives_the_terminal_back_before_it_speaks() {
     let (_, after) = written.split_once(LEAVE_SCREEN).unwrap();
     assert!(after.contains("the console itself went wrong"), "{after:?}");
 }
+
+#[test]
+fn only_presses_count_and_pasted_text_presses_no_keys() {
+    use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+    let status = statuses::applying();
+    let mut model = Model::new(Look { palette: Palette::Ansi16, glyphs: &theme::ASCII });
+    for kind in [KeyEventKind::Release, KeyEventKind::Repeat] {
+        let key = KeyEvent::new_with_kind(KeyCode::Char('p'), KeyModifiers::NONE, kind);
+        assert_eq!(take_event(Event::Key(key), &mut model, &status), None);
+        assert_eq!(model.pending, None);
+    }
+    assert_eq!(take_event(Event::Paste("pqs".into()), &mut model, &status), None);
+    assert_eq!((model.pending, &model.overlay), (None, &None));
+    model.update(Action::Filter, &status);
+    take_event(Event::Paste("10.0.1\n".into()), &mut model, &status);
+    assert_eq!(model.filter, "10.0.1");
+}

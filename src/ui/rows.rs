@@ -1,5 +1,7 @@
 //! Rows as the tables and the clipboard know them: how bad one is, by what it is sorted, and itself in one line.
 
+use std::cmp::Ordering;
+
 use crate::format;
 use crate::status::{DestinationStatus, Event, Phase, SourceStatus, Status, WriterState};
 
@@ -85,6 +87,59 @@ pub fn writer_severity(writer: &DestinationStatus) -> Severity {
 /// Whole percent of the RDB that the destination confirmed; `None` while its size is unknown.
 pub fn rdb_percent(source: &SourceStatus) -> Option<u64> {
     format::percent(source.rdb_bytes_applied, source.rdb_bytes_total?)
+}
+
+/// When a node will have applied everything.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub enum Finish {
+    /// It has, or is less than a second behind.
+    Now,
+    /// In so many seconds it will have caught up with the stream.
+    CatchUp(f64),
+    /// In so many seconds its RDB will be applied; the stream comes after.
+    Rdb(f64),
+    /// Nobody can say yet.
+    Unknown,
+    /// Never, at these rates: more arrives than is applied.
+    FallingBehind,
+}
+
+impl Finish {
+    /// The forecast for one node, from its own rates over the last seconds.
+    pub fn of(source: &SourceStatus) -> Finish {
+        match source.phase {
+            Phase::RdbReceive | Phase::RdbApply => source.eta_seconds.map_or(Finish::Unknown, Finish::Rdb),
+            Phase::Drained => Finish::Now,
+            Phase::Stream if source.lag_seconds.is_some_and(|lag| lag < 1.0) => Finish::Now,
+            Phase::Stream => {
+                let gained = source.bytes_per_second - source.receive_bytes_per_second;
+                // A hair's breadth of gain is noise of the measurement, not a forecast.
+                if gained > source.receive_bytes_per_second * 0.01 && gained >= 1.0 {
+                    Finish::CatchUp(source.lag_bytes as f64 / gained)
+                } else {
+                    Finish::FallingBehind
+                }
+            }
+            _ => Finish::Unknown,
+        }
+    }
+
+    /// The latest of all nodes.
+    pub fn of_all(sources: &[SourceStatus]) -> Option<Finish> {
+        let later = |a: Finish, b: Finish| if b.partial_cmp(&a) == Some(Ordering::Greater) { b } else { a };
+        sources.iter().map(Finish::of).reduce(later)
+    }
+
+    /// In words, without a full stop.
+    pub fn words(self) -> String {
+        match self {
+            Finish::Now => "caught up".into(),
+            Finish::CatchUp(seconds) => format!("caught up in about {}", format::forecast(seconds)),
+            Finish::Rdb(seconds) => format!("RDB applied in about {}", format::spoken_duration(seconds)),
+            Finish::Unknown => "no forecast yet".into(),
+            Finish::FallingBehind => "NOT CATCHING UP at these rates".into(),
+        }
+    }
 }
 
 /// Lag in coarse steps, so that two healthy nodes do not swap rows at every snapshot. Unknown ranks highest.

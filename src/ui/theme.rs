@@ -29,6 +29,8 @@ pub enum Role {
     Selected,
     /// The filled part of a gauge or chart.
     GaugeFill,
+    /// What has arrived but is not applied yet.
+    GaugeArrived,
     /// The empty part of a gauge.
     GaugeRest,
     /// A key that works.
@@ -91,7 +93,9 @@ impl Palette {
                 };
             }
             Palette::Ansi16 => match role {
-                Role::Label | Role::KeyHint | Role::GaugeFill | Role::BorderFocused => Color::Cyan,
+                Role::Label | Role::KeyHint | Role::GaugeFill | Role::GaugeArrived | Role::BorderFocused => {
+                    Color::Cyan
+                }
                 Role::Ok => Color::Green,
                 Role::Warn => Color::Yellow,
                 Role::Bad => Color::Red,
@@ -100,7 +104,7 @@ impl Palette {
             Palette::Truecolor => match role {
                 Role::Label => Color::Rgb(0x56, 0x9c, 0xb8),
                 Role::KeyHint | Role::BorderFocused => Color::Rgb(0x2f, 0xa3, 0xc7),
-                Role::GaugeFill => Color::Rgb(0x3d, 0x9a, 0xd1),
+                Role::GaugeFill | Role::GaugeArrived => Color::Rgb(0x3d, 0x9a, 0xd1),
                 Role::Ok => Color::Rgb(0x3f, 0xa3, 0x4d),
                 Role::Warn => Color::Rgb(0xc9, 0x8a, 0x0c),
                 Role::Bad => Color::Rgb(0xd9, 0x3f, 0x3f),
@@ -145,6 +149,8 @@ pub struct Glyphs {
     pub focused: Frame,
     /// Gauge cells from one part to full.
     pub gauge: &'static [&'static str],
+    /// Gauge cell of what has arrived but is not applied yet.
+    pub gauge_arrived: &'static str,
     /// Empty gauge cell.
     pub gauge_rest: &'static str,
     /// Chart cells from the lowest step to full.
@@ -183,6 +189,7 @@ pub static UNICODE: Glyphs = Glyphs {
     frame: Frame { horizontal: "─", vertical: "│", corners: ["┌", "┐", "└", "┘"] },
     focused: Frame { horizontal: "━", vertical: "┃", corners: ["┏", "┓", "┗", "┛"] },
     gauge: &["▏", "▎", "▍", "▌", "▋", "▊", "▉", "█"],
+    gauge_arrived: "▒",
     gauge_rest: "░",
     bars: &["▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"],
     axis: ["│", "┤", "└", "─"],
@@ -206,6 +213,7 @@ pub static ASCII: Glyphs = Glyphs {
     frame: Frame { horizontal: "-", vertical: "|", corners: ["+", "+", "+", "+"] },
     focused: Frame { horizontal: "=", vertical: "|", corners: ["+", "+", "+", "+"] },
     gauge: &["#"],
+    gauge_arrived: "=",
     gauge_rest: "-",
     bars: &[".", ":", "|"],
     axis: ["|", "+", "+", "-"],

@@ -366,6 +366,28 @@ fn the_engine_that_goes_without_a_word_is_called_gone() {
 }
 
 #[test]
+fn every_screen_says_when_it_will_be_done_or_why_nobody_knows() {
+    let mut console = Console::over(statuses::applying());
+    console.shows("RDB applied in about 20m30s");
+    console.model.size = (80, 24);
+    console.shows("about 20m30s left");
+    console.status = statuses::caught_up();
+    console.shows("caught up");
+    console.status.sources[1].lag_seconds = Some(30.0);
+    console.status.sources[1].lag_bytes = 6_000_000;
+    console.status.sources[1].bytes_per_second = 460_000.0;
+    console.shows("caught up in about 60 s");
+    console.status.sources[1].bytes_per_second = 200_000.0;
+    console.shows("NOT CATCHING UP at these rates");
+    console.status = statuses::paused();
+    console.key(KeyCode::Enter);
+    console.shows("none while paused");
+    console.key(KeyCode::Esc);
+    console.status = statuses::receiving();
+    assert!(!console.shown().contains("about"), "no forecast before 1 % is applied");
+}
+
+#[test]
 fn a_mouse_click_finds_the_row_below_it() {
     let mut console = Console::over(statuses::failing_node());
     let shown = console.shown();

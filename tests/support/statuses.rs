@@ -589,8 +589,13 @@ pub fn single() -> Status {
 
 /// More rows than fit.
 pub fn sixteen_nodes() -> Status {
+    many_nodes(16)
+}
+
+/// A large cluster, three of its nodes as in `failing_node`.
+pub fn many_nodes(count: u64) -> Status {
     let mut status = failing_node();
-    for index in 0..13u64 {
+    for index in 0..count.saturating_sub(3) {
         let address = format!("10.0.1.{}:6379", 20 + index);
         let mut row = streaming(&address, 4_000_000_000, 31_000_000, 88_000_000_000, 60_000, 0.2, 2_400.0);
         row.lag_bytes += index * 10_000;
@@ -599,7 +604,7 @@ pub fn sixteen_nodes() -> Status {
         row.address = format!("10.0.2.{}:6379", 30 + index);
         status.destinations.push(row);
     }
-    status.source.nodes = 16;
-    status.destination.nodes = 16;
+    status.source.nodes = count as usize;
+    status.destination.nodes = count as usize;
     status
 }

@@ -10,6 +10,7 @@ use crate::format;
 use crate::status::{DestinationStatus, Event, Phase, SourceStatus, State};
 use crate::ui::layout::Areas;
 use crate::ui::model::Pane;
+use crate::ui::rows::Finish;
 use crate::ui::theme::Role;
 
 /// Name and value; the value may be long.
@@ -91,7 +92,8 @@ fn of_source(screen: &Screen, source: &SourceStatus, brief: bool) -> Vec<Entry> 
             format::rate(source.bytes_per_second)
         ),
     ));
-    entries.push(("ETA", forecast(source, status.state)));
+    let paused = matches!(status.state, State::Paused | State::Pausing);
+    entries.push(("ETA", if paused { "none while paused".into() } else { Finish::of(source).words() }));
     entries.push((
         "last ack",
         match source.last_ack_unix_ms {
@@ -109,28 +111,6 @@ fn of_source(screen: &Screen, source: &SourceStatus, brief: bool) -> Vec<Entry> 
     ));
     entries.push(("last error", source.last_error.clone().unwrap_or_else(|| "none".into())));
     entries
-}
-
-/// When the RDB or the catch-up will be done, or why nobody can say.
-fn forecast(source: &SourceStatus, state: State) -> String {
-    match source.phase {
-        _ if matches!(state, State::Paused | State::Pausing) => "none while paused".into(),
-        Phase::RdbReceive | Phase::RdbApply => match source.eta_seconds {
-            Some(seconds) => format!("RDB applied in about {}", format::spoken_duration(seconds)),
-            None => "not before 1 % of the RDB is applied".into(),
-        },
-        Phase::Stream => {
-            let gained = source.bytes_per_second - source.receive_bytes_per_second;
-            match source.lag_seconds {
-                Some(lag) if lag < 1.0 => "caught up".into(),
-                _ if gained > 0.0 => {
-                    format!("caught up in about {}", format::forecast(source.lag_bytes as f64 / gained))
-                }
-                _ => "not catching up: more arrives than is applied".into(),
-            }
-        }
-        _ => "-".into(),
-    }
 }
 
 /// How long the source's backlog holds what it now writes; known only from the pure stream.

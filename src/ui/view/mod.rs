@@ -214,17 +214,32 @@ impl Screen<'_> {
         }
     }
 
-    /// A gauge of `width` cells; `None` = not known, drawn empty.
-    fn gauge(&self, percent: Option<f64>, width: usize) -> Vec<Span<'static>> {
+    /// A gauge of `width` cells in two tones: what is applied, what has only arrived. Empty while the whole is not
+    /// known.
+    fn gauge(&self, applied: u64, received: u64, whole: Option<u64>, width: usize) -> Vec<Span<'static>> {
         let glyphs = self.glyphs();
         let steps = glyphs.gauge.len();
-        let filled = (percent.unwrap_or(0.0).clamp(0.0, 100.0) / 100.0 * (width * steps) as f64) as usize;
+        let cells = |part: u64, steps: usize| match whole {
+            Some(whole) if whole > 0 => {
+                (part.min(whole) as f64 / whole as f64 * (width * steps) as f64) as usize
+            }
+            _ => 0,
+        };
+        let filled = cells(applied, steps);
         let mut fill = glyphs.gauge[steps - 1].repeat(filled / steps);
         if !filled.is_multiple_of(steps) {
             fill.push_str(glyphs.gauge[filled % steps - 1]);
         }
-        let rest = glyphs.gauge_rest.repeat(width.saturating_sub(filled.div_ceil(steps)));
-        vec![Span::styled(fill, self.style(Role::GaugeFill)), Span::styled(rest, self.style(Role::GaugeRest))]
+        let filled = filled.div_ceil(steps);
+        let arrived = cells(received, 1).max(filled);
+        vec![
+            Span::styled(fill, self.style(Role::GaugeFill)),
+            Span::styled(glyphs.gauge_arrived.repeat(arrived - filled), self.style(Role::GaugeArrived)),
+            Span::styled(
+                glyphs.gauge_rest.repeat(width.saturating_sub(arrived)),
+                self.style(Role::GaugeRest),
+            ),
+        ]
     }
 }
 

@@ -105,18 +105,10 @@ fn choice(screen: &Screen, context: Context, skip_danger: bool) -> Vec<Line<'sta
                     Role::KeyDisabled,
                     format!("{name}{} ({})", binding.label(model, status), reason.long),
                 )),
-                None => {
-                    let label = binding.label(model, status);
-                    let help = if binding.help.starts_with(label) || binding.help.starts_with("stop ") {
-                        binding.help
-                    } else {
-                        label
-                    };
-                    Line::from(vec![
-                        Span::styled(name, screen.style(Role::KeyHint)),
-                        screen.text(Role::Value, help),
-                    ])
-                }
+                None => Line::from(vec![
+                    Span::styled(name, screen.style(Role::KeyHint)),
+                    screen.text(Role::Value, binding.sentence(model, status)),
+                ]),
             }
         })
         .collect()

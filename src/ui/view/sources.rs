@@ -4,13 +4,13 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::text::{Line, Span};
 
-use super::table::{self, Column, Row, Rows};
+use super::table::{self, Cells, Column, Row, Rows};
 use super::{PaneFrame, Screen};
 use crate::format;
-use crate::status::{Phase, SourceStatus};
+use crate::status::{Phase, SourceStatus, State};
 use crate::ui::layout::{Areas, Size};
 use crate::ui::model::Pane;
-use crate::ui::rows::{Severity, rdb_percent, source_severity};
+use crate::ui::rows::{Finish, Severity, rdb_percent, source_severity};
 use crate::ui::theme::Role;
 
 /// Columns of every layout; a cell's place in the row is its place here.
@@ -67,7 +67,7 @@ fn columns(screen: &Screen, size: Size, width: u16) -> Vec<(usize, Column)> {
 }
 
 /// The rows that pass the filter, in the chosen order.
-pub(super) fn rows(screen: &Screen) -> Rows {
+pub(super) fn rows<'a>(screen: &Screen<'a>) -> Rows<'a> {
     let Screen { model, status } = screen;
     let selected = model.selected_source(status).map(|row| row.address.as_str());
     let compact = Size::of(model.size.0, model.size.1) == Size::Compact;
@@ -84,13 +84,13 @@ pub(super) fn rows(screen: &Screen) -> Rows {
             severity,
             selected: model.focus == Pane::Sources && selected == Some(source.address.as_str()),
             reason: reason.filter(|reason| !reason.is_empty()),
-            cells: cells(screen, source, compact),
+            cells: Box::new(move |screen| cells(screen, source, compact)),
         }
     });
     Rows(rows.collect())
 }
 
-fn cells(screen: &Screen, source: &SourceStatus, compact: bool) -> Vec<Vec<Span<'static>>> {
+fn cells(screen: &Screen, source: &SourceStatus, compact: bool) -> Cells {
     let severity = Screen::severity_role(source_severity(source, screen.status));
     let percent = rdb_percent(source);
     // Before the handshake has ended nothing is known: a dash, not a zero.
@@ -103,7 +103,12 @@ fn cells(screen: &Screen, source: &SourceStatus, compact: bool) -> Vec<Vec<Span<
         text(source.role.clone()),
         vec![screen.text(severity, source.phase.word())],
         text(source.replid.as_ref().map(|replid| replid.chars().take(8).collect())),
-        screen.gauge(exact_percent(source.rdb_bytes_applied, source.rdb_bytes_total), gauge_width),
+        screen.gauge(
+            source.rdb_bytes_applied,
+            source.rdb_bytes_received,
+            source.rdb_bytes_total,
+            gauge_width,
+        ),
         text(table::percent(percent)),
         text(table::known_bytes(source.rdb_bytes_received, known)),
         text(source.rdb_bytes_total.map(format::bytes)),
@@ -125,10 +130,6 @@ fn cells(screen: &Screen, source: &SourceStatus, compact: bool) -> Vec<Vec<Span<
             format::count(source.errors as f64),
         )],
     ]
-}
-
-fn exact_percent(part: u64, whole: Option<u64>) -> Option<f64> {
-    whole.filter(|whole| *whole > 0).map(|whole| part as f64 * 100.0 / whole as f64)
 }
 
 /// All nodes together, whatever the filter hides.
@@ -163,7 +164,7 @@ impl Totals {
         }
     }
 
-    fn cells(&self, screen: &Screen, compact: bool, gauge_width: usize) -> Vec<Vec<Span<'static>>> {
+    fn cells(&self, screen: &Screen, compact: bool, gauge_width: usize) -> Cells {
         let text = |value: Option<String>| table::value(screen, value);
         let percent = table::percent(self.total.and_then(|total| format::percent(self.applied, total)));
         let filtered = screen.model.filter_of(Pane::Sources).is_some();
@@ -173,7 +174,7 @@ impl Totals {
             Vec::new(),
             Vec::new(),
             Vec::new(),
-            screen.gauge(exact_percent(self.applied, self.total), gauge_width),
+            screen.gauge(self.applied, self.received, self.total, gauge_width),
             text(percent.clone()),
             text(table::known_bytes(self.received, self.known)),
             text(self.total.map(format::bytes)),
@@ -225,16 +226,21 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
         screen.line(buffer, place.rule, Span::styled(format!("  {rule}"), screen.style(Role::Border)));
     }
     let totals = Totals::of(&status.sources);
+    let gauge_width = if areas.size == Size::Wide { 20 } else { 16 };
     let total = Row {
         address: String::new(),
         severity: Severity::Fine,
         selected: false,
         reason: None,
-        cells: totals.cells(screen, compact, if areas.size == Size::Wide { 20 } else { 16 }),
+        cells: Box::new(|screen| totals.cells(screen, compact, gauge_width)),
     };
     Rows(vec![total]).draw(buffer, screen, place.total, &columns);
     screen.line(buffer, place.gauge, progress(screen, &totals, usize::from(area.width)));
-    screen.line(buffer, place.spool, spool(screen));
+    let mut last = spool(screen);
+    if let Some(forecast) = forecast(screen).filter(|_| !compact) {
+        last.spans.insert(0, screen.text(Role::Title, format!("  {forecast}  ")));
+    }
+    screen.line(buffer, place.spool, last);
 }
 
 /// The right end of the title: what is shown of how much, filter and order.
@@ -313,6 +319,18 @@ pub(super) fn address_at(screen: &Screen, areas: &Areas, y: u16) -> Option<Strin
     rows.address_at(place.height, y.checked_sub(place.y)?)
 }
 
+/// When all will be applied: the answer to "when will it be done?".
+fn forecast(screen: &Screen) -> Option<String> {
+    match screen.status.state {
+        State::Paused | State::Pausing => None,
+        state if state.is_final() || screen.model.is_stale(screen.status) => None,
+        _ => match Finish::of_all(&screen.status.sources)? {
+            Finish::Unknown => None,
+            finish => Some(finish.words()),
+        },
+    }
+}
+
 /// The gauge of all RDBs; once they are applied, the rates of the stream.
 fn progress(screen: &Screen, totals: &Totals, width: usize) -> Line<'static> {
     let status = screen.status;
@@ -323,10 +341,10 @@ fn progress(screen: &Screen, totals: &Totals, width: usize) -> Line<'static> {
         return Line::from(screen.text(
             Role::Value,
             format!(
-                "  RDB {} applied   stream in {}, applied {}",
-                format::size(totals.applied),
+                "  stream in {}, applied {}{}",
                 format::rate(received),
-                format::rate(applied)
+                format::rate(applied),
+                forecast(screen).map(|forecast| format!("   {forecast}")).unwrap_or_default()
             ),
         ));
     }
@@ -342,26 +360,20 @@ fn progress(screen: &Screen, totals: &Totals, width: usize) -> Line<'static> {
         return Line::from(screen.text(Role::Value, text));
     };
     let percent = format::percent(totals.applied, total).unwrap_or(0);
-    let numbers = format!(
-        " {percent} %  {:.1}/{:.1} GB at {}",
-        totals.applied as f64 / 1e9,
-        total as f64 / 1e9,
-        format::rate(applied)
-    );
-    let numbers = if total < 1_000_000_000 {
-        format!(
-            " {percent} %  {} of {} at {}",
-            format::size(totals.applied),
-            format::size(total),
-            format::rate(applied)
-        )
+    let done = if total < 1_000_000_000 {
+        format!("{} of {}", format::size(totals.applied), format::size(total))
     } else {
-        numbers
+        format!("{:.1}/{:.1} GB", totals.applied as f64 / 1e9, total as f64 / 1e9)
     };
+    let left = match Finish::of_all(&screen.status.sources) {
+        Some(Finish::Rdb(seconds)) => format!(", about {} left", format::spoken_duration(seconds)),
+        _ => String::new(),
+    };
+    let numbers = format!(" {percent} %  {done} at {}{left}", format::rate(applied));
     let mut spans = vec![screen.text(Role::Label, "  RDB ")];
     let gauge = width.saturating_sub(10 + format::width(&numbers)).min(40);
     spans.push(Span::raw("["));
-    spans.extend(screen.gauge(exact_percent(totals.applied, Some(total)), gauge));
+    spans.extend(screen.gauge(totals.applied, totals.received, Some(total), gauge));
     spans.push(Span::raw("]"));
     spans.push(screen.text(Role::Value, numbers));
     Line::from(spans)
@@ -387,7 +399,7 @@ pub(super) fn spool(screen: &Screen) -> Line<'static> {
             if seconds < 30.0 * 86_400.0 {
                 text.push_str(&format!(", full in {} at this rate", format::forecast(seconds)));
             }
-            if matches!(status.state, crate::status::State::Paused) && seconds < 86_400.0 {
+            if matches!(status.state, State::Paused) && seconds < 86_400.0 {
                 let until = format::clock_utc(model.now_unix_ms + (seconds * 1_000.0) as u64);
                 text.push_str(&format!(": pause is safe until {until}Z"));
             }

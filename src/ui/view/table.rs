@@ -48,25 +48,29 @@ impl Column {
     }
 }
 
+/// The contents of a row, a list of spans per column.
+pub(super) type Cells = Vec<Vec<Span<'static>>>;
+
 /// One row: its node, how it is, and why.
-pub(super) struct Row {
+pub(super) struct Row<'a> {
     pub address: String,
     pub severity: Severity,
     pub selected: bool,
     pub reason: Option<String>,
-    pub cells: Vec<Vec<Span<'static>>>,
+    /// Made only for the rows that are in sight.
+    pub cells: Box<dyn Fn(&Screen) -> Cells + 'a>,
 }
 
 /// All rows of a table.
-pub(super) struct Rows(pub Vec<Row>);
+pub(super) struct Rows<'a>(pub Vec<Row<'a>>);
 
 /// What stands on one line of the table.
 enum Shown<'r> {
-    Row(&'r Row),
-    Reason(&'r Row, &'r str),
+    Row(&'r Row<'r>),
+    Reason(&'r Row<'r>, &'r str),
 }
 
-impl Rows {
+impl Rows<'_> {
     /// Lines that the rows would like to have, reasons included.
     pub(super) fn lines(&self) -> usize {
         self.0.len() + self.0.iter().filter(|row| row.reason.is_some()).count()
@@ -146,11 +150,12 @@ fn row_line(screen: &Screen, row: &Row, columns: &[(usize, Column)]) -> Line<'st
         (false, false) => "  ",
     };
     let mut spans = vec![Span::styled(mark, screen.style(role))];
+    let mut cells = (row.cells)(screen);
     for (place, (index, column)) in columns.iter().enumerate() {
         if place > 0 {
             spans.push(Span::raw(" "));
         }
-        let cell = row.cells.get(*index).cloned().unwrap_or_default();
+        let cell = cells.get_mut(*index).map(std::mem::take).unwrap_or_default();
         spans.extend(cell_spans(screen, cell, column));
     }
     Line::from(spans)

@@ -4,7 +4,7 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::text::{Line, Span};
 
-use super::table::{self, Column, Row, Rows};
+use super::table::{self, Cells, Column, Row, Rows};
 use super::{PaneFrame, Screen};
 use crate::format;
 use crate::status::{DestinationStatus, WriterState};
@@ -47,7 +47,7 @@ fn columns(screen: &Screen, size: Size, width: u16) -> Vec<(usize, Column)> {
 }
 
 /// The rows that pass the filter, trouble first.
-pub(super) fn rows(screen: &Screen) -> Rows {
+pub(super) fn rows<'a>(screen: &Screen<'a>) -> Rows<'a> {
     let Screen { model, status } = screen;
     let selected = model.selected_writer(status).map(|row| row.address.as_str());
     let compact = Size::of(model.size.0, model.size.1) == Size::Compact;
@@ -59,17 +59,17 @@ pub(super) fn rows(screen: &Screen) -> Rows {
             severity: writer_severity(writer),
             selected: model.focus == Pane::Writers && selected == Some(writer.address.as_str()),
             reason: reason.filter(|reason| !reason.is_empty()),
-            cells: cells(screen, writer, compact),
+            cells: Box::new(move |screen| cells(screen, writer, compact)),
         }
     });
     Rows(rows.collect())
 }
 
-fn cells(screen: &Screen, writer: &DestinationStatus, compact: bool) -> Vec<Vec<Span<'static>>> {
+fn cells(screen: &Screen, writer: &DestinationStatus, compact: bool) -> Cells {
     let text = |value: Option<String>| table::value(screen, value);
     let state = screen.text(Screen::severity_role(writer_severity(writer)), writer.state.word());
     let error_role = if writer.errors > 0 { Role::Warn } else { Role::Value };
-    let oldest = milliseconds(writer.oldest_ms);
+    let oldest = if writer.in_flight > 0 { milliseconds(writer.oldest_ms) } else { "-".into() };
     let ops = format::count(writer.ops_per_second);
     if compact {
         return vec![
@@ -234,19 +234,21 @@ pub(super) fn draw_rejected(buffer: &mut Buffer, screen: &Screen, areas: &Areas)
         inner.width.saturating_sub(1),
     );
     screen.line(buffer, Rect { height: inner.height.min(1), ..inner }, table::heading(screen, &columns));
-    let text = |value: Option<String>| table::value(screen, value);
     let rows = status.rejected.iter().map(|row| Row {
         address: String::new(),
         severity: Severity::Fine,
         selected: false,
         reason: None,
-        cells: vec![
-            text(Some(row.kind.clone())),
-            text(Some(format::number(row.count))),
-            vec![Span::raw(" "), text(row.last_unix_ms.map(format::clock_utc)).remove(0)],
-            text(row.example.clone()),
-            text(Some(row.policy.clone())),
-        ],
+        cells: Box::new(move |screen| {
+            let text = |value: Option<String>| table::value(screen, value);
+            vec![
+                text(Some(row.kind.clone())),
+                text(Some(format::number(row.count))),
+                vec![Span::raw(" "), text(row.last_unix_ms.map(format::clock_utc)).remove(0)],
+                text(row.example.clone()),
+                text(Some(row.policy.clone())),
+            ]
+        }),
     });
     let rows = Rows(rows.collect());
     let place = Rect { y: inner.y + 1, height: inner.height.saturating_sub(1), ..inner };
