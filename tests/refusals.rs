@@ -38,7 +38,7 @@ fn passwords_that_are_wrong_or_missing() {
         wrong.expect(code, &[&address, "password"]);
         assert!(!wrong.output.contains("wrong\""), "the password is shown: {}", wrong.output);
         let unknown = setup.text(section, "username", "nobody").text(section, "password", "wrong");
-        unknown.start().wait_exit(MINUTES).expect(code, &[&address, "nobody"]);
+        unknown.start().wait_exit(MINUTES).expect(code, &[&address, "username"]);
     }
 }
 
@@ -72,7 +72,7 @@ fn a_destination_user_without_restore_is_told_which_rule_is_missing() {
         .text("redis_writer", "password", "secret")
         .exit_when("caught-up");
     let exit = setup.start().wait_exit(MINUTES);
-    exit.expect(4, &[&destination.address().to_string(), "mover", "restore"]);
+    exit.expect(4, &[&destination.address().to_string(), "+restore"]);
     // The rules of the documentation are enough.
     let enough = "~* &* +@all -@admin -@dangerous +restore +flushall +flushdb +swapdb +function +script +eval +evalsha +sort +info +client +select +multi +exec";
     let mut command = vec!["ACL", "SETUSER", "mover", "reset", "on", ">secret"];
@@ -130,8 +130,10 @@ fn a_source_without_its_own_master_is_waited_for() {
     assert_eq!(destination.client().text(&["GET", "key"]), "value");
 }
 
+/// After a failover of the destination its old master is a replica: said, nothing is lost, and it goes on as soon as
+/// the address is a master again.
 #[test]
-fn a_destination_that_is_a_replica_is_refused() {
+fn a_destination_that_is_a_replica_is_waited_for() {
     let binary = require_server!();
     let (source, master, destination) = (plain(binary), plain(binary), plain(binary));
     source.client().ok(&["SET", "key", "value"]);
@@ -140,8 +142,11 @@ fn a_destination_that_is_a_replica_is_refused() {
     wait_until(MINUTES, "link up", || {
         client.info("replication", "master_link_status").as_deref() == Some("up")
     });
-    let exit = Setup::new(&source, &destination).start().wait_exit(MINUTES);
-    exit.expect(4, &[&destination.address().to_string(), "replica"]);
+    let run = Setup::new(&source, &destination).exit_when("caught-up").start();
+    wait_output(&run, "READONLY");
+    client.ok(&["REPLICAOF", "NO", "ONE"]);
+    run.wait_exit(MINUTES).expect(0, &[&destination.address().to_string(), "replica"]);
+    assert_eq!(client.text(&["GET", "key"]), "value");
 }
 
 /// A full destination stops nothing: it is said, and the run goes on as soon as there is room.

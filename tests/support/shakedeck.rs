@@ -170,11 +170,7 @@ impl Shakedeck {
                 break status;
             }
             if started.elapsed() > time {
-                panic!(
-                    "still running after {time:?}; it printed:\n{}\nstatus: {:?}",
-                    self.output(),
-                    self.try_status()
-                );
+                panic!("still running after {time:?}\nstatus: {}", self.brief());
             }
             std::thread::sleep(Duration::from_millis(5));
         };
@@ -231,15 +227,7 @@ impl Shakedeck {
                 return status.clone();
             }
             if started.elapsed() > time {
-                let brief = status.map(|status| {
-                    ["state", "not_ready", "sources", "destinations"]
-                        .map(|field| status[field].to_string())
-                        .join("\n")
-                });
-                panic!(
-                    "waited {time:?} in vain for: {what}\nit printed:\n{}\nstatus: {brief:?}",
-                    self.output()
-                );
+                panic!("waited {time:?} in vain for: {what}\nstatus: {}", self.brief());
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -291,11 +279,14 @@ impl Drop for Shakedeck {
     }
 }
 
-/// The first and the last lines of a long text.
+/// The first and the last lines of a long text; of progress lines in a row (they hold " | ") only the last one.
 fn ends(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().collect();
+    let all: Vec<&str> = text.lines().collect();
+    let progress = |line: &&str| line.matches(" | ").count() > 4;
+    let kept = |n: &usize| !progress(&all[*n]) || !all.get(n + 1).is_some_and(progress);
+    let lines: Vec<&str> = (0..all.len()).filter(kept).map(|n| all[n]).collect();
     if lines.len() <= 40 {
-        return text.to_owned();
+        return lines.join("\n");
     }
     [&lines[..15], &["…"], &lines[lines.len() - 25..]].concat().join("\n")
 }
