@@ -45,13 +45,18 @@ pub fn run(command: Command) -> ExitCode {
         }
     };
     let code = code.unwrap_or_else(|failure| {
-        eprintln!("shakedeck: {}", failure.message);
+        complain(&format!("shakedeck: {}", failure.message));
         if let Some(hint) = &failure.hint {
-            eprintln!("{hint}");
+            complain(hint);
         }
         failure.exit_code
     });
     ExitCode::from(code as u8)
+}
+
+/// A line on stderr. `eprintln!` panics where the terminal is gone.
+fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 fn failure(exit_code: i32, message: impl Into<String>) -> Outcome {
@@ -160,7 +165,8 @@ impl Front {
                 let outcome = outcome.or(finished).unwrap_or_else(|| {
                     failure(exit::INTERRUPTED, "the engine ended without saying why; see the log file")
                 });
-                println!("{}", headless::summary(&handle.status(), &outcome, self.resume.as_deref()));
+                let summary = headless::summary(&handle.status(), &outcome, self.resume.as_deref());
+                let _ = writeln!(std::io::stdout(), "{summary}");
                 outcome
             })),
             ui::Exit::Detached | ui::Exit::TerminalLost => {
@@ -251,12 +257,12 @@ fn run_rdb(rdb: &cli::Rdb) -> Result<i32, Outcome> {
         Err(error) => return Err(failure(exit::SOURCE, format!("'{name}': {error}"))),
     };
     for note in summary.losses.iter().chain(&summary.bad) {
-        eprintln!("{note}");
+        complain(note);
     }
     if summary.bad_keys == 0 {
         return Ok(exit::DONE);
     }
-    eprintln!("{} keys could not be written", summary.bad_keys);
+    complain(&format!("{} keys could not be written", summary.bad_keys));
     Ok(exit::QUARANTINE)
 }
 

@@ -151,12 +151,7 @@ impl Replay {
         }
     }
 
-    fn generation(
-        &self,
-        manifest: &Manifest,
-        first: bool,
-        resume: Option<Progress>,
-    ) -> Result<End, ReplayError> {
+    fn generation(&self, manifest: &Manifest, resume: Option<Progress>) -> Result<End, ReplayError> {
         let replid = manifest.replid.clone();
         let start =
             resume.map_or(Position::Rdb { offset: manifest.rdb_offset, bytes: 0, db: 0 }, |resume| resume.at);
