@@ -107,10 +107,10 @@ fn walk(bytes: &[u8]) -> u64 {
     let mut decoder = Decoder::new(bytes, Limits::default());
     let mut spans = 0;
     while let Some(item) = decoder.next().expect("a good file") {
-        if let Item::Entry(entry) = item {
-            if let Value::Raw(raw) = entry.value {
-                spans += raw.len() as u64 + entry.key.len() as u64;
-            }
+        if let Item::Entry(entry) = item
+            && let Value::Raw(raw) = entry.value
+        {
+            spans += raw.len() as u64 + entry.key.len() as u64;
         }
     }
     spans

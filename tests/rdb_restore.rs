@@ -8,7 +8,7 @@ mod support;
 use shakedeck::rdb::commands::{CommandBuilder, Loss, PendingIds, Rebuild, value_to_commands};
 use shakedeck::rdb::dump::{self, Route, ServerKind, Target};
 use shakedeck::rdb::model::Stream;
-use shakedeck::rdb::{ByteList, DecodedValue, Decoder, Item, Limits, Value, decode_value, types};
+use shakedeck::rdb::{ByteList, DecodedValue, Decoder, Item, Limits, Value, decode_value, types, visit_from};
 use support::{Client, Flavor, Options, Reply, Server, ServerBinary};
 
 /// A key of a file, owned.
@@ -143,35 +143,36 @@ fn a_large_stream_keeps_pending_entries_that_are_deleted() {
     let file = read(fixture);
     let stream = file.keys.iter().find(|key| key.key == b"stream:g").unwrap();
 
-    let mut pass = |elements: &mut dyn FnMut(shakedeck::rdb::Element<'_>)| {
-        let limits = Limits { max_value_bytes: 16, ..Limits::default() };
-        let mut decoder = Decoder::new(&fixture.rdb[..], limits);
-        while let Some(item) = decoder.next().unwrap() {
-            if matches!(&item, Item::Entry(entry) if entry.key == b"stream:g") {
-                decoder
-                    .read_large(&mut |element| {
-                        elements(element);
-                        Ok(())
-                    })
-                    .unwrap();
-            }
+    let limits = Limits { max_value_bytes: 16, ..Limits::default() };
+    let mut decoder = Decoder::new(&fixture.rdb[..], limits);
+    let (type_byte, dialect) = loop {
+        match decoder.next().unwrap().unwrap() {
+            Item::Entry(entry) if entry.key == b"stream:g" => break (entry.type_byte, entry.dialect),
+            _ => {}
         }
     };
+    let offset = decoder.position();
     let mut ids = PendingIds::default();
-    pass(&mut |element| ids.add(element));
+    visit_from(&fixture.rdb[offset as usize..], offset, type_byte, dialect, &mut |element| {
+        ids.add(element);
+        Ok(())
+    })
+    .unwrap();
+    let pending_ids = ids.into_sorted();
+    assert!(!pending_ids.is_empty());
     let mut builder = CommandBuilder::new(Rebuild {
         key: b"stream:g",
         target: target_of(binary),
         replace: false,
         expire_at_ms: None,
-        pending_ids: ids.into_sorted(),
+        pending_ids,
     });
     let mut commands: Vec<ByteList> = Vec::new();
     let mut collect = |command: &ByteList| {
         commands.push(command.clone());
         Ok(())
     };
-    pass(&mut |element| builder.add(element, &mut collect).unwrap());
+    decoder.read_large(&mut |element| builder.add(element, &mut collect)).unwrap();
     builder.finish(&mut collect).unwrap();
     run(&mut client, &commands, "stream:g");
     check(&mut client, stream, "stream:g", false);

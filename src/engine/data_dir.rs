@@ -99,10 +99,19 @@ impl DataDir {
             .and_then(|()| writeln!(lock, "{}", std::process::id()))
             .map_err(io("write", &lock_path))?;
         let run_path = path.join("run.json");
-        let run = match fs::read(&run_path) {
-            Ok(text) => serde_json::from_slice::<RunFile>(&text)
-                .map_err(|error| io("read", &run_path)(io::Error::other(error)))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+        let former = match fs::read(&run_path) {
+            Ok(text) => Some(
+                serde_json::from_slice::<RunFile>(&text)
+                    .map_err(|error| io("read", &run_path)(io::Error::other(error)))?,
+            ),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(io("read", &run_path)(error)),
+        };
+        let is_this = |run: &RunFile| run.source == source && run.destination == destination;
+        let run = match former {
+            // A run that never got so far as to copy anything (a wrong address, say) leaves nothing worth keeping.
+            Some(run) if is_this(&run) || spool_path(path, &run.source).join("manifest.json").exists() => run,
+            _ => {
                 let run = RunFile {
                     run_id: new_run_id(),
                     source: source.to_owned(),
@@ -111,9 +120,8 @@ impl DataDir {
                 replace_file(&run_path, &serde_json::to_vec_pretty(&run).unwrap_or_default())?;
                 run
             }
-            Err(error) => return Err(io("read", &run_path)(error)),
         };
-        if run.source != source || run.destination != destination {
+        if !is_this(&run) {
             return Err(DataDirError::OtherMigration {
                 path: path.to_owned(),
                 was: format!("{} -> {}", run.source, run.destination),
@@ -135,7 +143,7 @@ impl DataDir {
 
     /// Folder of the spool of one source.
     pub fn spool_path(&self, source: &str) -> PathBuf {
-        self.path.join(source.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.' && c != '-', "_"))
+        spool_path(&self.path, source)
     }
 
     /// The migration is over: a later start in this directory begins a new one.
@@ -143,6 +151,10 @@ impl DataDir {
         let path = self.path.join("run.json");
         fs::remove_file(&path).map_err(|cause| DataDirError::Io { action: "remove", path, cause })
     }
+}
+
+fn spool_path(dir: &Path, source: &str) -> PathBuf {
+    dir.join(source.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.' && c != '-', "_"))
 }
 
 /// Time of the start and four random digits: unique enough, and an operator can read it aloud.
@@ -166,11 +178,20 @@ mod tests {
         let path = dir.path().join("data");
         let first = DataDir::take(&path, "a:1", "b:2").unwrap();
         let run_id = first.run_id().to_owned();
+        let spool = first.spool_path("a:1");
         let error = DataDir::take(&path, "a:1", "b:2").err().unwrap().to_string();
         assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
         drop(first);
+        fs::create_dir(&spool).unwrap();
+        fs::write(spool.join("manifest.json"), "{}").unwrap();
         let error = DataDir::take(&path, "a:1", "c:3").err().unwrap().to_string();
         assert!(error.contains("a:1 -> b:2") && error.contains("Two ways on"), "{error}");
         assert_eq!(DataDir::take(&path, "a:1", "b:2").unwrap().run_id(), run_id);
+        fs::remove_file(spool.join("manifest.json")).unwrap();
+        assert_ne!(
+            DataDir::take(&path, "a:1", "c:3").unwrap().run_id(),
+            run_id,
+            "nothing was copied: taken over"
+        );
     }
 }

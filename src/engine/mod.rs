@@ -67,6 +67,8 @@ pub mod exit {
 
 /// How long a stop in the caught-up state may take to apply what was received before it.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
+/// How long a writer may take to end: a little more than it gives its destination.
+const WRITER_LIMIT: Duration = Duration::from_secs(12);
 /// Time between two snapshots.
 const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -214,6 +216,7 @@ impl Supervisor {
                 }
             }
         };
+        let began_before = checkpoint.is_some();
         let (resume, after_generation) = self.where_to_begin(checkpoint)?;
         let (batches, queue) = mpsc::channel(2);
         let replay = Replay {
@@ -232,6 +235,7 @@ impl Supervisor {
             command_limit: (self.plan.advanced.pipeline_count_limit / 2).max(1),
             resume,
             after_generation,
+            began_before,
             batches,
         };
         let writer = Writer {
@@ -323,8 +327,14 @@ impl Supervisor {
         let mut tick = interval(SNAPSHOT_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut source_ended, mut replay_ended, mut writer_ended) = (false, false, false);
+        let mut all_handed_over = false;
         let mut draining: Option<(u64, Instant, bool)> = None;
         let ending = loop {
+            if all_handed_over && writer_ended {
+                // The queue was closed and everything in it is confirmed.
+                self.source.enter(Phase::Drained, None);
+                break Ending::Complete;
+            }
             tokio::select! {
                 _ = tick.tick() => {
                     let state = draining.map(|_| State::Stopping);
@@ -359,7 +369,10 @@ impl Supervisor {
                 result = &mut replay, if !replay_ended => {
                     replay_ended = true;
                     match replay_outcome(result) {
-                        Ok(ReplayEnd::RdbOnly) => { let _ = self.stop_source.send(true); }
+                        Ok(ReplayEnd::RdbOnly) => {
+                            all_handed_over = true;
+                            let _ = self.stop_source.send(true);
+                        }
                         Ok(ReplayEnd::Stopped) => {}
                         Err(outcome) => {
                             self.source.enter(Phase::Failed, Some(outcome.message.clone()));
@@ -369,15 +382,8 @@ impl Supervisor {
                 }
                 result = &mut writer, if !writer_ended => {
                     writer_ended = true;
-                    match writer_outcome(result) {
-                        // The queue was closed and everything in it is confirmed.
-                        None if replay_ended => {
-                            self.source.enter(Phase::Drained, None);
-                            break Ending::Complete;
-                        }
-                        // The replay thread says why.
-                        None => {}
-                        Some(outcome) => break Ending::Failed(outcome),
+                    if let Some(outcome) = writer_outcome(result) {
+                        break Ending::Failed(outcome);
                     }
                 }
             }
@@ -385,8 +391,9 @@ impl Supervisor {
         // In this order: what is in flight is answered, then nothing more is read, then the link is closed.
         self.publish(Some(State::Stopping), None);
         self.wishes.send_modify(|wishes| wishes.stop = true);
-        if !writer_ended {
-            let _ = writer.await;
+        if !writer_ended && tokio::time::timeout(WRITER_LIMIT, &mut writer).await.is_err() {
+            // Stuck in a write to a destination that stands still; the checkpoint knows what it has.
+            writer.abort();
         }
         self.source.spool.stop();
         if !replay_ended {

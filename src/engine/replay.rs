@@ -124,6 +124,8 @@ pub struct Replay {
     pub resume: Option<Progress>,
     /// Full syncs up to this one are void; the first to read is the next.
     pub after_generation: u64,
+    /// A former run has applied something: keys that exist may be its own.
+    pub began_before: bool,
     /// To the writer.
     pub batches: mpsc::Sender<Batch>,
 }
@@ -138,8 +140,7 @@ impl Replay {
                 return Ok(ReplayEnd::Stopped);
             };
             generation = manifest.generation;
-            let first = generation == 1;
-            match self.generation(&manifest, first, resume.take())? {
+            match self.generation(&manifest, resume.take())? {
                 End::Stopped => return Ok(ReplayEnd::Stopped),
                 End::RdbOnly => return Ok(ReplayEnd::RdbOnly),
                 End::Superseded => self.events.info(
@@ -161,7 +162,7 @@ impl Replay {
             resume.map_or(Position::Rdb { offset: manifest.rdb_offset, bytes: 0, db: 0 }, |resume| resume.at);
         let mut batch = Batch::new(self.shared.clone(), Progress { replid, at: start }, 0);
         if let Position::Rdb { bytes, .. } = start
-            && let Some(end) = self.rdb(manifest, &mut batch, first && bytes == 0, bytes)?
+            && let Some(end) = self.rdb(manifest, &mut batch, bytes)?
         {
             return Ok(end);
         }
@@ -173,17 +174,12 @@ impl Replay {
 
     /// Replays the RDB, leaving out its first `skip` bytes, which a former run has applied. Returns `Some` when the
     /// generation ends; otherwise `batch` stands at the beginning of the stream.
-    fn rdb(
-        &self,
-        manifest: &Manifest,
-        batch: &mut Batch,
-        first: bool,
-        skip: u64,
-    ) -> Result<Option<End>, ReplayError> {
+    fn rdb(&self, manifest: &Manifest, batch: &mut Batch, skip: u64) -> Result<Option<End>, ReplayError> {
         let spool = &self.shared.spool;
         let offset = manifest.rdb_offset;
         // After a broken full sync, keys that exist may be ours, from the former attempt: only then replace silently.
-        let on_existing_key = if first { self.on_existing_key } else { OnExistingKey::Rewrite };
+        let untouched = !self.began_before && self.shared.entries_applied.load(Relaxed) == 0;
+        let on_existing_key = if untouched { self.on_existing_key } else { OnExistingKey::Rewrite };
         let reader = RdbReader::open(spool, manifest.generation, 0)?;
         let mut decoder = Decoder::new(reader, Limits::default());
         let mut version = 0;

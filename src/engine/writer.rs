@@ -719,7 +719,7 @@ impl Writer {
                 let field = first.batch.source.address.as_bytes();
                 match read_checkpoint(connection, &self.checkpoint_key, field).await {
                     Ok(found) => break found,
-                    Err(error) if error.is_transient() => {
+                    Err(error) if error.is_transient() && !self.wishes.borrow().stop => {
                         self.shared.enter(WriterState::Reconnecting, Some(error.to_string()));
                         sleep(Duration::from_millis(500)).await;
                         *connection = self.connect(false).await?;

@@ -102,7 +102,7 @@ pub(crate) type Sink<'s> = &'s mut dyn FnMut(Element<'_>) -> Result<(), RdbError
 
 /// Hands one element over.
 pub(crate) fn emit(sink: Sink<'_>, element: Element<'_>) -> Result<(), Fault> {
-    sink(element).map_err(Fault::Stop)
+    sink(element).map_err(Fault::from)
 }
 
 /// Whether values of this type have elements at all. Module values have none that anybody else understands.

@@ -15,6 +15,7 @@ mod decoder;
 pub mod dump;
 pub mod elements;
 pub mod export;
+mod item;
 mod lzf;
 pub mod model;
 mod packed;
@@ -23,8 +24,9 @@ pub mod stream;
 mod walk;
 
 pub use bytelist::ByteList;
-pub use decoder::{Checksum, Decoder, Entry, Item, Limits, ResumePoint, Value};
+pub use decoder::{Decoder, Limits, ResumePoint, visit_from};
 pub use elements::Element;
+pub use item::{Checksum, Entry, Item, Value};
 pub use model::{DecodedValue, decode_value, visit_value};
 pub use reader::{Crc64, crc64};
 
@@ -113,7 +115,7 @@ pub(crate) enum Fault {
     /// Length unknown, so nothing can follow.
     Unsupported(&'static str),
     /// The reader, or the consumer of elements, gave up: passed through.
-    Stop(RdbError),
+    Stop(Box<RdbError>),
 }
 
 impl Fault {
@@ -124,7 +126,7 @@ impl Fault {
             Self::TooLarge => RdbError::Corrupt { what: what(), offset, reason: "value too large" },
             Self::Bad(reason) => RdbError::Corrupt { what: what(), offset, reason },
             Self::Unsupported(reason) => RdbError::Unsupported { what: what(), offset, reason },
-            Self::Stop(error) => error,
+            Self::Stop(error) => *error,
         }
     }
 }

@@ -337,8 +337,10 @@ impl<R: Read> Input<R> {
                 self.make_room();
             }
             let room = self.buffer.len().min(self.end + READ_CHUNK);
-            let read =
-                self.reader.read(&mut self.buffer[self.end..room]).map_err(|e| Fault::Stop(e.into()))?;
+            let read = self
+                .reader
+                .read(&mut self.buffer[self.end..room])
+                .map_err(|e| Fault::from(RdbError::Io(e)))?;
             if read == 0 {
                 return Err(Fault::End);
             }
@@ -405,7 +407,7 @@ impl<R: Read> Source for Input<R> {
 
 impl From<RdbError> for Fault {
     fn from(error: RdbError) -> Self {
-        Self::Stop(error)
+        Self::Stop(Box::new(error))
     }
 }
 

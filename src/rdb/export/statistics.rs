@@ -74,7 +74,7 @@ pub struct Statistics {
 
 impl Statistics {
     /// Upper bounds of the size classes (bytes, inclusive).
-    pub const SIZE_CLASSES: [u64; 6] = [64, 1 << 10, 16 << 10, 256 << 10, 4 << 20, 64 << 20];
+    pub const SIZE_CLASSES: [u64; 6] = [64, 1_000, 16_000, 250_000, 4_000_000, 64_000_000];
     /// Largest keys that are kept.
     pub const LARGEST: usize = 20;
 
@@ -213,7 +213,7 @@ impl fmt::Display for Statistics {
         writeln!(f, "\nlargest keys")?;
         for LargestKey { bytes, db, key, kind, encoding } in &self.largest {
             let size = format::bytes(*bytes);
-            writeln!(f, "{size:>10}  db{db:<3} {:<30} {}", named(kind, encoding), format::escape(key, 60))?;
+            writeln!(f, "{size:>10}  db{db:<3} {:<36} {}", named(kind, encoding), format::escape(key, 60))?;
         }
         for (count, what) in [
             (self.functions, "function libraries"),
