@@ -261,7 +261,7 @@ impl Side {
             "stream" => {
                 let entries = self.client.ok(&[b"XRANGE".as_slice(), key, b"-", b"+"]);
                 let state = self.client.ok(&[b"XINFO".as_slice(), b"STREAM", key, b"FULL", b"COUNT", b"0"]);
-                format!("{} {}", show_reply(&entries), show_reply(&without_volatile(state)))
+                format!("{} {}", show_reply(&entries), show_reply(&stream_state(state)))
             }
             other => panic!("{}: unknown type '{other}'", self.name),
         };
@@ -290,18 +290,33 @@ impl Side {
     }
 }
 
-/// XINFO STREAM FULL without what a native replica does not keep equal either.
-fn without_volatile(reply: Reply) -> Reply {
-    const VOLATILE: [&[u8]; 6] =
-        [b"radix-tree-keys", b"radix-tree-nodes", b"seen-time", b"active-time", b"entries-read", b"lag"];
-    let Reply::Array(items) = reply else { return reply };
+/// Of XINFO STREAM FULL what every version has and a native replica keeps equal: no inner structure, no times at which
+/// consumers were seen, no `entries-read` and `lag` (which the stream of a Redis 7.0 does not carry exactly).
+fn stream_state(state: Reply) -> Reply {
+    const KEPT: [&[u8]; 12] = [
+        b"length",
+        b"last-generated-id",
+        b"max-deleted-entry-id",
+        b"entries-added",
+        b"recorded-first-entry-id",
+        b"name",
+        b"last-delivered-id",
+        b"pel-count",
+        b"pel",
+        b"pending",
+        b"groups",
+        b"consumers",
+    ];
+    let Reply::Array(items) = state else { return state };
     let mut kept = Vec::new();
     let mut items = items.into_iter();
-    while let Some(item) = items.next() {
-        if item.as_bytes().is_some_and(|name| VOLATILE.contains(&name)) {
-            items.next();
-        } else {
-            kept.push(without_volatile(item));
+    while let (Some(name), Some(value)) = (items.next(), items.next()) {
+        match (name.as_bytes().unwrap_or_default(), value) {
+            (b"groups" | b"consumers", Reply::Array(members)) => {
+                kept.extend([name, Reply::Array(members.into_iter().map(stream_state).collect())]);
+            }
+            (word, value) if KEPT.contains(&word) => kept.extend([name, value]),
+            _ => {}
         }
     }
     Reply::Array(kept)
