@@ -171,9 +171,9 @@ impl Batch {
         self.commands.is_empty() && self.pair_count == 0 && self.source_bytes == 0
     }
 
-    /// True when it should be sent, given the most commands that may be unanswered.
-    pub fn is_full(&self, command_limit: usize) -> bool {
-        self.bytes.len() + self.pairs.len() >= BATCH_BYTES || self.commands.len() >= command_limit
+    /// True when it should be sent, given the most commands and bytes of one batch.
+    pub fn is_full(&self, command_limit: usize, byte_limit: usize) -> bool {
+        self.bytes.len() + self.pairs.len() >= byte_limit || self.commands.len() >= command_limit
     }
 
     /// Begins a command: its bytes are appended to `bytes` next.

@@ -28,13 +28,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
-use self::batch::{Position, Progress};
+use self::batch::{BATCH_BYTES, Position, Progress};
 use self::data_dir::{DataDir, DataDirError};
 use self::events::EventLog;
 use self::net::{Connection, NetError};
 use self::publish::{Identity, Publisher};
 use self::quarantine::Quarantine;
-use self::replay::{Replay, ReplayEnd, ReplayError};
+use self::replay::{BUILDING_KEY, Replay, ReplayEnd, ReplayError};
 use self::source::{Source, SourceError, SourceShared};
 use self::spool::{Manifest, Spool, SpoolError};
 use self::writer::{Wishes, Writer, WriterError, WriterShared, read_checkpoint};
@@ -233,6 +233,8 @@ impl Supervisor {
             max_bulk_len: self.plan.advanced.max_bulk_len,
             // Two batches may be unanswered at a time.
             command_limit: (self.plan.advanced.pipeline_count_limit / 2).max(1),
+            byte_limit: usize::try_from(self.plan.advanced.max_querybuf_len / 2)
+                .map_or(BATCH_BYTES, |half| half.min(BATCH_BYTES)),
             resume,
             after_generation,
             began_before,
@@ -485,7 +487,18 @@ impl Supervisor {
         };
         let forgotten = async {
             let mut connection = Connection::open(&self.plan.writer.endpoint).await?;
-            connection.request(&[b"DEL", checkpoint_key.as_bytes()]).await.map(|_| ())
+            connection.request(&[b"DEL", checkpoint_key.as_bytes()]).await?;
+            // A value that was being built when the run was ended.
+            for db in 0..u32::MAX {
+                if matches!(
+                    connection.request(&[b"SELECT", db.to_string().as_bytes()]).await?,
+                    Reply::Error(_)
+                ) {
+                    break;
+                }
+                connection.request(&[b"DEL", BUILDING_KEY]).await?;
+            }
+            Ok::<_, NetError>(())
         };
         if let Err(error) = forgotten.await {
             return outcome(

@@ -16,9 +16,11 @@ use super::source::SourceShared;
 use super::spool::{Manifest, RdbReader, ReadEnd, SpoolError, StreamReadError, StreamReader};
 use crate::config::{Filter, OnBadValue, OnExistingKey};
 use crate::format::escape;
-use crate::rdb::commands::{CommandBuilder, Loss, Rebuild, append_resp, value_to_commands};
+use crate::rdb::commands::{CommandBuilder, Loss, PendingIds, Rebuild, append_resp, value_to_commands};
 use crate::rdb::dump::{self, Route, Target};
-use crate::rdb::{ByteList, Checksum, Decoder, Entry, Item, Limits, RdbError, Value, types};
+use crate::rdb::{
+    ByteList, Checksum, Decoder, Dialect, Entry, Item, Limits, RdbError, Value, types, visit_from,
+};
 use crate::resp::{CommandParser, RespError, append_array_header, append_bulk};
 use crate::status::{EventLevel, Phase};
 
@@ -91,8 +93,17 @@ enum Step {
     ElementByElement,
 }
 
+/// A key whose value is read element by element.
+struct LargeKey {
+    db: u32,
+    key: Vec<u8>,
+    expire_at_ms: Option<i64>,
+    type_byte: u8,
+    dialect: Dialect,
+}
+
 /// Where a value is built that cannot be written in one piece. One at a time and source, in the key's own database.
-const BUILDING_KEY: &[u8] = b"shakedeck:building";
+pub const BUILDING_KEY: &[u8] = b"shakedeck:building";
 
 /// The thread of one source.
 pub struct Replay {
@@ -120,6 +131,8 @@ pub struct Replay {
     pub max_bulk_len: u64,
     /// Most commands of a batch.
     pub command_limit: usize,
+    /// Bytes at which a batch is sent at the latest.
+    pub byte_limit: usize,
     /// Where a former run stood, as the destination says.
     pub resume: Option<Progress>,
     /// Full syncs up to this one are void; the first to read is the next.
@@ -244,7 +257,13 @@ impl Replay {
                 Item::Entry(entry) if wanted => {
                     read += 1;
                     if self.entry(batch, &entry, version, on_existing_key)? == Step::ElementByElement {
-                        large = Some((entry.key.to_owned(), entry.expire_at_ms));
+                        large = Some(LargeKey {
+                            db: entry.db,
+                            key: entry.key.to_owned(),
+                            expire_at_ms: entry.expire_at_ms,
+                            type_byte: entry.type_byte,
+                            dialect: entry.dialect,
+                        });
                     }
                 }
                 Item::End { checksum: Checksum::Disabled } => {
@@ -252,8 +271,9 @@ impl Replay {
                 }
                 _ => {}
             }
-            if let Some((key, expire_at_ms)) = large
-                && let Some(end) = self.large(&mut decoder, batch, &key, expire_at_ms, on_existing_key)?
+            if let Some(large) = large
+                && let Some(end) =
+                    self.large(&mut decoder, batch, manifest.generation, large, on_existing_key)?
             {
                 return Ok(Some(end));
             }
@@ -265,7 +285,7 @@ impl Replay {
             batch.source_bytes = position - applied;
             let starved =
                 decoder.buffered() < 64 && spool.rdb_received() <= position + decoder.buffered() as u64;
-            if batch.is_full(self.command_limit) || (starved && batch.entries > 0) {
+            if batch.is_full(self.command_limit, self.byte_limit) || (starved && batch.entries > 0) {
                 self.shared.entries_read.fetch_add(std::mem::take(&mut read), Relaxed);
                 applied = position;
                 if !self.send(batch) {
@@ -317,7 +337,14 @@ impl Replay {
             && entry.idle_seconds.is_none()
             && entry.freq.is_none()
             && entry.meta.is_none();
-        if plain && let Some(value) = entry.plain_string().map_err(|cause| self.rdb_error(cause))? {
+        let string = match entry.plain_string() {
+            Ok(string) => string.filter(|_| plain),
+            Err(cause) => {
+                self.bad_value(entry, Some(raw), version, &cause.to_string())?;
+                return Ok(Step::Done);
+            }
+        };
+        if let Some(value) = string {
             match on_existing_key {
                 OnExistingKey::Rewrite => batch.push_pair(PairVerb::Replace, entry.key, &value),
                 OnExistingKey::Panic => batch.push_pair(PairVerb::OnlyIfNone, entry.key, &value),
@@ -395,21 +422,39 @@ impl Replay {
         &self,
         decoder: &mut Decoder<RdbReader>,
         batch: &mut Batch,
-        key: &[u8],
-        expire_at_ms: Option<i64>,
+        generation: u64,
+        large: LargeKey,
         on_existing_key: OnExistingKey,
     ) -> Result<Option<End>, ReplayError> {
+        let LargeKey { db, key, expire_at_ms, type_byte, dialect } = large;
+        // Read ahead with a reader of its own: for the pending entries of a stream, which must be known before the first
+        // entry is added, and so that a damaged value is set aside whole.
+        let mut pending = PendingIds::default();
+        let at = decoder.position();
+        let ahead = RdbReader::open(&self.shared.spool, generation, at)?;
+        let visited = visit_from(ahead, at, type_byte, dialect, &mut |element| {
+            pending.add(element);
+            Ok(())
+        });
+        match visited {
+            Ok(()) => {}
+            Err(RdbError::Io(error)) => return self.rdb_end(RdbError::Io(error)).map(Some),
+            Err(cause) => {
+                self.set_aside(db, &key, &cause.to_string(), &[])?;
+                return Ok(None);
+            }
+        }
         let mut builder = CommandBuilder::new(Rebuild {
             key: BUILDING_KEY,
             target: self.target,
             replace: true,
             expire_at_ms,
-            pending_ids: Vec::new(),
+            pending_ids: pending.into_sorted(),
         });
         let mut sink = |command: &ByteList| {
             batch.begin(CommandKind::Rebuild);
             append_resp(&mut batch.bytes, command);
-            if batch.is_full(self.command_limit) && !self.send(batch) {
+            if batch.is_full(self.command_limit, self.byte_limit) && !self.send(batch) {
                 return Err(RdbError::Io(std::io::Error::other(ReadEnd::Stopped)));
             }
             Ok(())
@@ -418,10 +463,10 @@ impl Replay {
             .read_large(&mut |element| builder.add(element, &mut sink))
             .and_then(|()| builder.finish(&mut sink));
         match built {
-            Ok(loss) => self.report_loss(key, loss),
+            Ok(loss) => self.report_loss(&key, loss),
             Err(error) => return self.rdb_end(error).map(Some),
         }
-        finish_building(batch, key, on_existing_key);
+        finish_building(batch, &key, on_existing_key);
         batch.entries += 1;
         Ok(None)
     }
@@ -454,14 +499,6 @@ impl Replay {
         version: u16,
         reason: &str,
     ) -> Result<(), ReplayError> {
-        let key = escape(entry.key, 60);
-        if self.on_bad_value == OnBadValue::Stop {
-            return Err(ReplayError::BadValue {
-                address: self.shared.address.clone(),
-                key,
-                reason: reason.into(),
-            });
-        }
         let mut command = Vec::new();
         if let Some(raw) = raw {
             let mut payload = Vec::new();
@@ -472,13 +509,25 @@ impl Replay {
                 append_bulk(&mut command, argument);
             }
         }
-        self.quarantine.add(&self.shared.address, entry.db, entry.key, reason, &command)?;
+        self.set_aside(entry.db, entry.key, reason, &command)
+    }
+
+    fn set_aside(&self, db: u32, key: &[u8], reason: &str, command: &[u8]) -> Result<(), ReplayError> {
+        let shown = escape(key, 60);
+        if self.on_bad_value == OnBadValue::Stop {
+            return Err(ReplayError::BadValue {
+                address: self.shared.address.clone(),
+                key: shown,
+                reason: reason.into(),
+            });
+        }
+        self.quarantine.add(&self.shared.address, db, key, reason, command)?;
         self.shared.errors.fetch_add(1, Relaxed);
         let text = format!(
-            "key '{key}' cannot be copied: {reason} (set aside in {})",
+            "key '{shown}' cannot be copied: {reason} (set aside in {})",
             self.quarantine.path().display()
         );
-        self.events.reject(&self.node(), EventLevel::Error, "BAD VALUE", "quarantine", &key, &text);
+        self.events.reject(&self.node(), EventLevel::Error, "BAD VALUE", "quarantine", &shown, &text);
         Ok(())
     }
 
@@ -567,7 +616,7 @@ impl Replay {
             parser.reset();
             if !in_transaction {
                 batch.progress.at = Position::Stream { offset, db: batch.end_db };
-                if batch.is_full(self.command_limit) {
+                if batch.is_full(self.command_limit, self.byte_limit) {
                     self.shared.entries_read.fetch_add(std::mem::take(&mut read), Relaxed);
                     if !self.send(&mut batch) {
                         return Ok(End::Stopped);
