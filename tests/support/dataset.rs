@@ -68,7 +68,7 @@ pub fn database(i: u64) -> u64 {
 /// The name of key number `i`; every seventh has bytes that are no text.
 pub fn key(i: u64) -> Vec<u8> {
     let mut name = format!("{:?}:{i}", Shape::of(i)).into_bytes();
-    if i % 7 == 0 {
+    if i.is_multiple_of(7) {
         name.extend_from_slice(b"\0\r\n\xff{}*");
     }
     name

@@ -94,9 +94,8 @@ fn run(mut client: Client, load: Load, stop: &AtomicBool, sent: &AtomicU64) -> V
             }
         }
         let total = sent.fetch_add(count as u64, Ordering::Relaxed) + count as u64;
-        if let Some(due) =
-            total.checked_div(load.per_second).and_then(|_| Some(total as f64 / load.per_second as f64))
-        {
+        if load.per_second > 0 {
+            let due = total as f64 / load.per_second as f64;
             let ahead = due - started.elapsed().as_secs_f64();
             if ahead > 0.0 {
                 // Pacing, not waiting for an effect.
