@@ -2,14 +2,16 @@
 //!
 //! The only module that knows both the engine and the fronts.
 
+use std::fs::DirBuilder;
 use std::io::{IsTerminal, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -98,8 +100,9 @@ fn run_migrate(migrate: cli::Migrate) -> Result<i32, Outcome> {
         interval: plan.advanced.log_interval,
         resume: Some(format!("shakedeck {}", migrate.config.display())),
     };
+    let signals = runtime.block_on(async { Signals::listen() })?;
     let run = runtime.block_on(Run::start(plan))?;
-    let outcome = front.show(&runtime, run.engine.handle.clone(), run.engine.finished)?;
+    let outcome = front.show(&runtime, signals, run.engine.handle.clone(), run.engine.finished)?;
     Ok(outcome.exit_code)
 }
 
@@ -113,7 +116,11 @@ impl Run {
     async fn start(plan: Plan) -> Result<Run, Outcome> {
         // The log begins before the engine, so that it holds everything.
         let dir = plan.advanced.dir.clone();
-        std::fs::create_dir_all(&dir)
+        // Only for the owner: the spool and the quarantine hold the operator's data.
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
             .map_err(|error| failure(exit::SPOOL, format!("cannot create '{}': {error}", dir.display())))?;
         let log_file = dir.join(&plan.advanced.log_file);
         start_log(&log_file, plan.advanced.log_level)?;
@@ -137,13 +144,14 @@ impl Front {
     fn show(
         self,
         runtime: &Runtime,
+        signals: Signals,
         handle: Handle,
         finished: JoinHandle<Outcome>,
     ) -> Result<Outcome, Outcome> {
         let console =
             !self.headless.headless && std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
         let outside = ui::Outside::default();
-        runtime.block_on(async { watch_signals(handle.clone(), outside.clone()) })?;
+        runtime.spawn(signals.watch(handle.clone(), outside.clone()));
         if !console {
             return Ok(runtime.block_on(self.lines(handle, finished, true)));
         }
@@ -290,6 +298,7 @@ fn run_demo(options: cli::Demo) -> Result<i32, Outcome> {
         dir.display()
     );
     let result = (|| {
+        let signals = runtime.block_on(async { Signals::listen() })?;
         let run = runtime.block_on(Run::start(parse("the demo's configuration", &text)?))?;
         let compared = Arc::new(Mutex::new(None));
         let (handle, end) = control::channel((*run.engine.handle.status()).clone());
@@ -301,7 +310,7 @@ fn run_demo(options: cli::Demo) -> Result<i32, Outcome> {
             interval: Duration::from_secs(1),
             resume: None,
         };
-        let outcome = front.show(&runtime, handle, run.engine.finished)?;
+        let outcome = front.show(&runtime, signals, handle, run.engine.finished)?;
         let _ = runtime.block_on(relaying);
         let comparison = compared.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
         Ok(match comparison {
@@ -415,27 +424,41 @@ impl Services {
 }
 
 /// SIGINT and SIGTERM stop in order, the second one at once; SIGHUP never stops a migration.
-fn watch_signals(handle: Handle, console: ui::Outside) -> Result<(), Outcome> {
-    let listen = |kind| {
-        signal(kind).map_err(|error| failure(exit::CONFIG, format!("cannot listen to signals: {error}")))
-    };
-    let mut interrupt = listen(SignalKind::interrupt())?;
-    let mut terminate = listen(SignalKind::terminate())?;
-    let mut hang_up = listen(SignalKind::hangup())?;
-    tokio::spawn(async move {
+///
+/// Listened to before the engine starts, so that none is ever missed; obeyed from [`Signals::watch`] on.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    /// Must be called inside a tokio runtime.
+    fn listen() -> Result<Signals, Outcome> {
+        let listen = |kind| {
+            signal(kind).map_err(|error| failure(exit::CONFIG, format!("cannot listen to signals: {error}")))
+        };
+        Ok(Signals {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+            hang_up: listen(SignalKind::hangup())?,
+        })
+    }
+
+    async fn watch(mut self, handle: Handle, console: ui::Outside) {
         let mut asked = false;
         loop {
             tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-                _ = hang_up.recv() => {
+                _ = self.interrupt.recv() => {}
+                _ = self.terminate.recv() => {}
+                _ = self.hang_up.recv() => {
                     console.hang_up();
                     continue;
                 }
             }
             if asked {
-                eprintln!(
-                    "shakedeck: stopped at once; the checkpoint tells at the next start what was applied"
+                complain(
+                    "shakedeck: stopped at once; the checkpoint tells at the next start what was applied",
                 );
                 std::process::exit(exit::INTERRUPTED);
             }
@@ -443,8 +466,7 @@ fn watch_signals(handle: Handle, console: ui::Outside) -> Result<(), Outcome> {
             console.leave_at_end();
             let _ = handle.send(control::Command::Stop { forget: false });
         }
-    });
-    Ok(())
+    }
 }
 
 fn run_ctl(ctl: cli::Ctl) -> Result<i32, Outcome> {

@@ -35,6 +35,8 @@ pub struct Batch {
     pub entries: u64,
     /// Bytes of the source (RDB or stream) that it stands for.
     pub source_bytes: u64,
+    /// It holds the last keys of an RDB: its progress is the beginning of the stream.
+    pub ends_rdb: bool,
     /// A run of plain SETs not yet closed: RESP of keys and values, and how many keys.
     pairs: Vec<u8>,
     pair_count: usize,
@@ -155,6 +157,7 @@ impl Batch {
             progress,
             entries: 0,
             source_bytes: 0,
+            ends_rdb: false,
             pairs: Vec::new(),
             pair_count: 0,
             pair_verb: PairVerb::Replace,

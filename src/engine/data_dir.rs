@@ -8,7 +8,9 @@
 //!    quarantine.jsonl control.sock shake.log
 //! ```
 
+use std::collections::hash_map::RandomState;
 use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::hash::{BuildHasher, Hasher};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -159,11 +161,10 @@ fn spool_path(dir: &Path, source: &str) -> PathBuf {
 
 /// Time of the start and four random digits: unique enough, and an operator can read it aloud.
 fn new_run_id() -> String {
-    let now = unix_ms();
-    let stamp = crate::format::date_time_utc(now).replace([':', '-', ' '], "");
-    // The address of a fresh allocation and the pid differ between processes started in the same millisecond.
-    let salt = (std::process::id() as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ now.rotate_left(17);
-    format!("{stamp}-{:04x}", (salt >> 32) as u16)
+    let stamp = crate::format::date_time_utc(unix_ms()).replace([':', '-', ' '], "");
+    // The standard library's hash keys are random in every process and differ between instances.
+    let salt = RandomState::new().build_hasher().finish();
+    format!("{stamp}-{:04x}", salt as u16)
 }
 
 #[cfg(test)]

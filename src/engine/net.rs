@@ -167,13 +167,14 @@ impl Connection {
             Reply::Error(reply) => Err(NetError::Refused {
                 address: self.address.clone(),
                 what: "AUTH".into(),
-                cure: if reply.starts_with("WRONGPASS") || reply.contains("invalid password") {
-                    "Check 'username' and 'password' of this side in the configuration.".into()
-                } else if reply.contains("without any password configured") || reply.contains("no password") {
+                cure: if reply.contains("without any password configured") || reply.contains("no password") {
                     "The server has no password: remove 'password' of this side from the configuration."
                         .into()
                 } else {
-                    "Check 'username' and 'password' of this side in the configuration.".into()
+                    let user = endpoint.username.as_deref().unwrap_or("default");
+                    format!(
+                        "Check 'username' and 'password' of this side in the configuration (user '{user}')."
+                    )
                 },
                 reply,
             }),

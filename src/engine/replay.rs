@@ -297,6 +297,7 @@ impl Replay {
         spool.rdb_ends_at(manifest.generation, decoder.position());
         batch.progress.at = Position::Stream { offset, db: stream_db };
         batch.source_bytes = decoder.position() - applied;
+        batch.ends_rdb = true;
         batch.select(stream_db);
         if !self.send_even_if_void(batch) {
             return Ok(Some(End::Stopped));

@@ -563,8 +563,6 @@ impl Source {
             }
         };
         self.acknowledge(connection, offset).await?;
-        // The fsync of a large file may take a while on a slow disk, but the stream cannot begin before it anyway.
-        tokio::task::block_in_place(|| writer.finish_rdb(rdb_len))?;
         {
             let mut details = self.shared.details();
             details.rdb_total = Some(rdb_len);
@@ -573,11 +571,13 @@ impl Source {
         self.events.info(
             &self.node(),
             format!(
-                "RDB received, {} in {}; applying",
+                "RDB received, {} in {}",
                 format::size(rdb_len),
                 format::spoken_duration(began.elapsed().as_secs_f64())
             ),
         );
+        // The fsync of a large file may take a while on a slow disk, but the stream cannot begin before it anyway.
+        tokio::task::block_in_place(|| writer.finish_rdb(rdb_len))?;
         Ok(None)
     }
 

@@ -564,7 +564,7 @@ impl Writer {
                         command: String::from_utf8_lossy(verb).into_owned(),
                         key: escape(arguments.get(1).copied().unwrap_or_default(), 60),
                         error,
-                        cure: cure.to_owned(),
+                        cure: self.name_user(cure),
                     });
                 }
             }
@@ -639,15 +639,16 @@ impl Writer {
                 details.reason = None;
             }
         }
+        if batch.ends_rdb || matches!(batch.progress.at, Position::Rdb { .. }) {
+            source.keys_applied.fetch_add(batch.entries, Relaxed);
+        }
         match batch.progress.at {
-            Position::Rdb { bytes, .. } => {
-                source.rdb_applied.store(bytes, Relaxed);
-                source.keys_applied.fetch_add(batch.entries, Relaxed);
-            }
+            Position::Rdb { bytes, .. } => source.rdb_applied.store(bytes, Relaxed),
             Position::Stream { offset, .. } => {
                 source.offset_applied.store(offset, Relaxed);
-                let first = source.details().phase == Phase::RdbApply;
-                if first {
+                // The phase is asked too: a link that was down when the RDB was through says so only now.
+                let phase = source.details().phase;
+                if batch.ends_rdb || phase == Phase::RdbApply {
                     self.rdb_applied(&batch)?;
                 }
                 source.spool.release_stream(offset)?;
@@ -662,14 +663,14 @@ impl Writer {
     /// The last batch of an RDB is confirmed.
     fn rdb_applied(&self, batch: &Batch) -> Result<(), WriterError> {
         let source = &batch.source;
-        let total = source.details().rdb_total;
-        if let Some(total) = total {
-            source.rdb_applied.store(total, Relaxed);
-        }
+        let details = source.details().clone();
+        let received = source.spool.rdb_received();
+        source.rdb_applied.store(details.rdb_total.unwrap_or(received), Relaxed);
         source.spool.release_rdb()?;
-        source.enter(Phase::Stream, None);
-        let since = source.details().full_sync_since;
-        let took = since.map_or(String::new(), |since| {
+        if matches!(details.phase, Phase::RdbReceive | Phase::RdbApply) {
+            source.enter(Phase::Stream, None);
+        }
+        let took = details.full_sync_since.map_or(String::new(), |since| {
             format!(" in {}", format::spoken_duration(since.elapsed().as_secs_f64()))
         });
         let keys = source.keys_applied.load(Relaxed);
@@ -801,7 +802,7 @@ impl Writer {
             command,
             key,
             error,
-            cure: cure.to_owned(),
+            cure: self.name_user(cure),
         })
     }
 
@@ -830,6 +831,11 @@ impl Writer {
         let seconds = share(batch.bytes.len() as u64, throttle.bytes_per_second)
             .max(share(batch.entries, throttle.ops_per_second));
         not_before.max(Instant::now()) + Duration::from_secs_f64(seconds.min(3600.0))
+    }
+
+    /// The cures of the rule table speak of `<user>`.
+    fn name_user(&self, cure: &str) -> String {
+        cure.replace("<user>", self.endpoint.username.as_deref().unwrap_or("default"))
     }
 
     fn node(&self) -> String {

@@ -156,7 +156,7 @@ DESTINATION     STATE  IN FLIGHT  OLDEST ms  OPS/s  RETRY  ERR
 
 spool      5.2 GB of 50 GB, 90 GB free on the disk
 entries    20,200,117 read, 20,100,117 applied, 1,204 filtered, 2 quarantined
-throttle   50.0 MB/s
+throttle   50 MB/s
 errors     2 unread
 run        run-a41c, shakedeck 0.1.0, pid 4711, data in 'data', log data/shakedeck.log"
         );

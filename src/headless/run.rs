@@ -157,8 +157,8 @@ pub async fn run(mut handle: Handle, options: HeadlessOptions) -> Outcome {
     let why = ending.map(|ending| ending.why);
     let verdict_at_end = verdict_at_end.unwrap_or_else(|| verdict(&status));
     let outcome = final_outcome(why, status.outcome.clone(), engine_is_alive, &verdict_at_end);
-    // A migration that ended by itself and in full has nothing to go on with.
-    let can_resume = outcome.exit_code != 0 || (why.is_some() && status.state != State::Switched);
+    // What was done in full, or ended on reaching its goal, has nothing to go on with.
+    let can_resume = !matches!(outcome.exit_code, 0 | EXIT_QUARANTINE);
     let resume = options.resume.as_deref().filter(|_| can_resume);
     let lines = vec![reporter.summary(&status, &outcome, resume)];
     print(&reporter, lines);
@@ -311,12 +311,12 @@ mod tests {
         let options = HeadlessOptions { exit_when: Some(ExitWhen::CaughtUp), ..options(page.clone()) };
         let running = tokio::spawn(run(handle, options));
         engine.status.send_replace(Arc::new(samples::caught_up()));
-        assert_eq!(stop_as_asked(engine).await, Command::Stop { forget: false });
+        assert_eq!(stop_as_asked(engine).await, Command::Stop { forget: true });
         let outcome = running.await.unwrap();
         assert_eq!((outcome.exit_code, outcome.message.as_str()), (0, "caught-up reached, stopped as asked"));
         let text = page.text();
         assert!(text.contains("STATE caught_up -> stopped\n"), "{text}");
-        assert!(text.contains("  resume       shakedeck shake.toml\n"), "{text}");
+        assert!(!text.contains("  resume  "), "{text}");
         assert!(text.ends_with("  exit code    0\n"), "{text}");
     }
 
@@ -376,7 +376,7 @@ mod tests {
             assert_eq!(engine.commands.recv().await, Some(Command::Pause));
         }
         engine.status.send_replace(Arc::new(samples::caught_up()));
-        assert_eq!(stop_as_asked(engine).await, Command::Stop { forget: false });
+        assert_eq!(stop_as_asked(engine).await, Command::Stop { forget: true });
         assert_eq!(running.await.unwrap().exit_code, 0);
     }
 
