@@ -372,8 +372,14 @@ impl DemoRelay {
     }
 
     async fn finish(mut self) {
-        let _ = self.engine.send(control::Command::Resume);
-        let _ = self.engine.send(control::Command::Throttle { limit: Default::default() });
+        // Neither a pause nor a limit of the operator may keep the destination from catching up.
+        let status = self.engine.status();
+        if matches!(status.state, State::Pausing | State::Paused) {
+            let _ = self.engine.send(control::Command::Resume);
+        }
+        if status.throttle != Default::default() {
+            let _ = self.engine.send(control::Command::Throttle { limit: Default::default() });
+        }
         self.demo.stop_load().await;
         if let Ok(offset) = self.demo.source_offset().await {
             let deadline = Instant::now() + DEMO_DRAIN_LIMIT;

@@ -19,9 +19,7 @@ fn piped_it_prints_progress_compares_both_sides_and_ends_with_0() {
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(0), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
-    for expected in
-        ["STATE syncing -> streaming", "-> caught_up", "READY", "Source and destination are equal: "]
-    {
+    for expected in ["RDB applied, 5,", "-> caught_up", "READY", "Source and destination are equal: "] {
         assert!(text.contains(expected), "no '{expected}' in:\n{text}");
     }
     assert!(!text.contains('\x1b'), "escape codes in a pipe:\n{text}");

@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use super::source::SourceShared;
+use super::shared::SourceShared;
 use crate::psync::Replid;
 use crate::resp::{self, CommandParser};
 

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use super::events::{EventLog, unix_ms};
 use super::quarantine::Quarantine;
-use super::source::{SourceDetails, SourceShared, disk_free};
-use super::writer::{Wishes, WriterShared};
+use super::room::disk_free;
+use super::shared::{SourceDetails, SourceShared, Wishes, WriterShared};
 use crate::config::Plan;
 use crate::format;
 use crate::status::{

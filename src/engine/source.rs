@@ -4,20 +4,21 @@
 //! it acknowledges is what is safe on disk, once a second in every phase: a diskless source sends no stream before the
 //! first ACK, may lose that one, and drops replicas that are silent for `repl-timeout`.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
-use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use bytes::Buf;
 use memchr::memmem;
 use tokio::io::AsyncReadExt;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::events::{EventLog, unix_ms};
 use super::net::{Connection, NetError, info_field};
-use super::spool::{Spool, SpoolError, SpoolWriter};
+use super::room::Room;
+use super::shared::SourceShared;
+use super::spool::{SpoolError, SpoolWriter};
 use crate::config::{self, OnFullResync, Policy, SyncReader};
 use crate::format;
 use crate::psync::{EOF_MARK_LEN, EofFinder, EofSearch, PsyncReply, Replid, Transfer, replconf_ack};
@@ -64,139 +65,6 @@ pub enum SourceError {
         /// The last error.
         last: String,
     },
-}
-
-/// What the publisher shows of a source, and what the other tasks tell about it.
-pub struct SourceShared {
-    /// Address in words.
-    pub address: String,
-    /// The spool of this source.
-    pub spool: Arc<Spool>,
-    /// RDB bytes that the destination confirmed.
-    pub rdb_applied: AtomicU64,
-    /// RDB keys that the destination confirmed.
-    pub keys_applied: AtomicU64,
-    /// Offset that the destination confirmed.
-    pub offset_applied: AtomicU64,
-    /// Everything received on this link (RDB and stream, bytes).
-    pub bytes_received: AtomicU64,
-    /// Everything confirmed (RDB and stream, bytes).
-    pub bytes_applied: AtomicU64,
-    /// Commands and keys confirmed.
-    pub entries_applied: AtomicU64,
-    /// Commands and keys read from the spool.
-    pub entries_read: AtomicU64,
-    /// Entries dropped by the filter.
-    pub filtered: AtomicU64,
-    /// Errors on the link and refused entries.
-    pub errors: AtomicU64,
-    /// Drops the link and opens it again.
-    pub restart: Notify,
-    /// Asks for an ACK now.
-    pub acknowledge: Notify,
-    /// Set while a writer's full queue makes replay wait: index of the writer + 1.
-    pub held_back_by: AtomicUsize,
-    details: Mutex<SourceDetails>,
-}
-
-/// The slow-moving part.
-#[derive(Debug, Clone)]
-pub struct SourceDetails {
-    /// What the link does.
-    pub phase: Phase,
-    /// Why.
-    pub reason: Option<String>,
-    /// Since when (Unix ms).
-    pub phase_since_unix_ms: u64,
-    /// Times at which phases were entered first, for the timeline.
-    pub entered: Vec<(Phase, u64)>,
-    /// "redis 7.2.4".
-    pub server: Option<String>,
-    /// "master" or "slave".
-    pub role: Option<String>,
-    /// `$<len>` or `$EOF:`.
-    pub transfer: Option<&'static str>,
-    /// RDB size, once known.
-    pub rdb_total: Option<u64>,
-    /// When FULLRESYNC was answered.
-    pub full_sync_since: Option<Instant>,
-    /// When the last byte of the RDB had arrived (Unix ms).
-    pub rdb_received_unix_ms: Option<u64>,
-    /// How often the link was opened again.
-    pub reconnects: u64,
-    /// The last error.
-    pub last_error: Option<String>,
-    /// Last REPLCONF ACK (Unix ms).
-    pub last_ack_unix_ms: Option<u64>,
-    /// `repl-backlog-size`.
-    pub backlog_bytes: Option<u64>,
-    /// Hard limit of `client-output-buffer-limit replica`.
-    pub output_buffer_limit_bytes: Option<u64>,
-}
-
-impl SourceShared {
-    /// Nothing known yet.
-    pub fn new(address: String, spool: Arc<Spool>) -> Self {
-        let now = unix_ms();
-        SourceShared {
-            address,
-            spool,
-            rdb_applied: AtomicU64::new(0),
-            keys_applied: AtomicU64::new(0),
-            offset_applied: AtomicU64::new(0),
-            bytes_received: AtomicU64::new(0),
-            bytes_applied: AtomicU64::new(0),
-            entries_applied: AtomicU64::new(0),
-            entries_read: AtomicU64::new(0),
-            filtered: AtomicU64::new(0),
-            errors: AtomicU64::new(0),
-            restart: Notify::new(),
-            acknowledge: Notify::new(),
-            held_back_by: AtomicUsize::new(0),
-            details: Mutex::new(SourceDetails {
-                phase: Phase::Connecting,
-                reason: None,
-                phase_since_unix_ms: now,
-                entered: vec![(Phase::Connecting, now)],
-                server: None,
-                role: None,
-                transfer: None,
-                rdb_total: None,
-                full_sync_since: None,
-                rdb_received_unix_ms: None,
-                reconnects: 0,
-                last_error: None,
-                last_ack_unix_ms: None,
-                backlog_bytes: None,
-                output_buffer_limit_bytes: None,
-            }),
-        }
-    }
-
-    /// Looks at or changes the slow-moving part.
-    pub fn details(&self) -> MutexGuard<'_, SourceDetails> {
-        self.details.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-
-    /// Enters a phase; entering the same one again only changes the reason.
-    pub fn enter(&self, phase: Phase, reason: Option<String>) {
-        let mut details = self.details();
-        details.reason = reason;
-        if details.phase != phase {
-            let now = unix_ms();
-            details.phase = phase;
-            details.phase_since_unix_ms = now;
-            details.entered.push((phase, now));
-            // A link that flaps for days must not grow this list.
-            if details.entered.len() > 64 {
-                details.entered.remove(8);
-            }
-        }
-    }
-
-    fn set_reason(&self, reason: Option<String>) {
-        self.details().reason = reason;
-    }
 }
 
 /// The task of one source.
@@ -747,63 +615,6 @@ impl Source {
 /// Resolves when the run stops (or its supervisor is gone).
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
-}
-
-/// Whether the spool may grow. Looked at on every tick and after every 16 MiB, because asking costs a system call.
-struct Room {
-    limits: config::Spool,
-    full: bool,
-    unlooked: usize,
-}
-
-impl Room {
-    fn new(limits: config::Spool) -> Self {
-        Room { limits, full: false, unlooked: 0 }
-    }
-
-    fn is_there(&self) -> bool {
-        !self.full && self.unlooked < 16 * 1024 * 1024
-    }
-
-    fn used(&mut self, bytes: usize) {
-        self.unlooked += bytes;
-    }
-
-    /// Looks again; returns the reason when there is no room.
-    fn look(&mut self, spool: &Spool) -> Result<Option<String>, SpoolError> {
-        self.unlooked = 0;
-        let (bytes, _) = spool.usage();
-        let free = disk_free(spool)?;
-        let reason = if bytes >= self.limits.max_bytes {
-            Some(format!(
-                "SPOOL FULL: {}, [spool] max_bytes is {}",
-                format::size(bytes),
-                format::size(self.limits.max_bytes)
-            ))
-        } else if free < self.limits.min_free_bytes {
-            Some(format!(
-                "SPOOL FULL: {} left on the disk, [spool] min_free_bytes is {}",
-                format::size(free),
-                format::size(self.limits.min_free_bytes)
-            ))
-        } else {
-            None
-        };
-        self.full = reason.is_some();
-        Ok(reason.map(|reason| {
-            format!("{reason}; reading from the source stops until the destination has taken more or space is freed")
-        }))
-    }
-}
-
-/// Free bytes of the file system that holds the spool.
-pub fn disk_free(spool: &Spool) -> Result<u64, SpoolError> {
-    let stat = rustix::fs::statvfs(spool.dir()).map_err(|error| SpoolError {
-        action: "examine",
-        path: spool.dir().to_owned(),
-        cause: error.into(),
-    })?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// "redis 7.2.4" or "valkey 8.0.1" from INFO.

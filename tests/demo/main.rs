@@ -8,7 +8,6 @@ mod clients;
 mod real;
 mod replica;
 mod replication;
-mod speed;
 
 use std::time::Duration;
 

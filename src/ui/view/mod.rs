@@ -1,6 +1,6 @@
 //! Draws the screen: a function of model and snapshot, nothing is changed here and no clock is read.
 //!
-//! Every text that a server, a file or a person wrote becomes a span through [`Screen::text`], which escapes it: the
+//! Every text that a server, a file or a person wrote becomes a span through `Screen::text`, which escapes it: the
 //! one gate between untrusted bytes and the terminal.
 
 mod chart;

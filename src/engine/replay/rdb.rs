@@ -1,88 +1,19 @@
-//! One thread per source: reads the spool, turns what it finds into batches, hands them to the writer.
-//!
-//! Decoding is CPU work and reading files blocks, so this is a thread of its own and not a task. It reads the RDB while it
-//! is still arriving, then the stream, which begins where the RDB ends: one queue to one writer keeps that order. A full
-//! queue stops this thread; the spool grows, memory does not.
+//! The RDB: each key becomes a RESTORE, a pair of an MSET, or the commands that rebuild it.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use tokio::sync::mpsc;
-
-use super::batch::{BATCH_BYTES, Batch, CommandKind, PairVerb, Position, Progress};
-use super::events::EventLog;
-use super::quarantine::Quarantine;
-use super::source::SourceShared;
-use super::spool::{Manifest, RdbReader, ReadEnd, SpoolError, StreamReadError, StreamReader};
-use crate::config::{Filter, OnBadValue, OnExistingKey};
+use super::super::batch::{Batch, CommandKind, PairVerb, Position};
+use super::super::spool::{Manifest, RdbReader, ReadEnd};
+use super::{BUILDING_KEY, End, Replay, ReplayError};
+use crate::config::{OnBadValue, OnExistingKey};
 use crate::format::escape;
 use crate::rdb::commands::{CommandBuilder, Loss, PendingIds, Rebuild, append_resp, value_to_commands};
 use crate::rdb::dump::{self, Route, Target};
 use crate::rdb::{
     ByteList, Checksum, Decoder, Dialect, Entry, Item, Limits, RdbError, Value, types, visit_from,
 };
-use crate::resp::{CommandParser, RespError, append_array_header, append_bulk};
+use crate::resp::{append_array_header, append_bulk, append_decimal};
 use crate::status::{EventLevel, Phase};
-
-/// What one read of the stream may bring.
-const READ_BYTES: usize = 256 * 1024;
-
-/// Why replay ended.
-#[derive(Debug, thiserror::Error)]
-pub enum ReplayError {
-    /// The RDB is damaged or of an unknown kind.
-    #[error("source {address}: {cause}. Run 'redis-check-rdb' on a dump of the source, and look at its log.")]
-    Rdb {
-        /// The source.
-        address: String,
-        /// Where and what.
-        cause: RdbError,
-    },
-    /// The stream is damaged.
-    #[error("source {address}: the stream is damaged after offset {offset}: {cause}")]
-    Stream {
-        /// The source.
-        address: String,
-        /// Offset before the bad command.
-        offset: u64,
-        /// Where and what.
-        cause: RespError,
-    },
-    /// The spool or the quarantine file.
-    #[error(transparent)]
-    Spool(#[from] SpoolError),
-    /// The spool lacks bytes.
-    #[error(transparent)]
-    Read(StreamReadError),
-    /// Policy `on_bad_value = "stop"`.
-    #[error(
-        "source {address}: key '{key}' cannot be copied: {reason}. [policy] on_bad_value = \"stop\"; set it to \"quarantine\" to set such keys aside and go on."
-    )]
-    BadValue {
-        /// The source.
-        address: String,
-        /// The key, escaped.
-        key: String,
-        /// Why.
-        reason: String,
-    },
-}
-
-/// How replay ended in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReplayEnd {
-    /// The run is stopping.
-    Stopped,
-    /// The RDB is handed over and the stream is not wanted.
-    RdbOnly,
-}
-
-/// Internal: why the present generation ended.
-enum End {
-    Stopped,
-    Superseded,
-    RdbOnly,
-}
 
 /// What became of a key of the RDB.
 #[derive(Debug, PartialEq, Eq)]
@@ -102,87 +33,15 @@ struct LargeKey {
     dialect: Dialect,
 }
 
-/// Where a value is built that cannot be written in one piece. One at a time and source, in the key's own database.
-pub const BUILDING_KEY: &[u8] = b"shakedeck:building";
-
-/// The thread of one source.
-pub struct Replay {
-    /// What it tells.
-    pub shared: Arc<SourceShared>,
-    /// Sentences for the operator.
-    pub events: Arc<EventLog>,
-    /// Keys that cannot be copied.
-    pub quarantine: Arc<Quarantine>,
-    /// What is kept and dropped.
-    pub filter: Filter,
-    /// `sync_rdb`
-    pub sync_rdb: bool,
-    /// `sync_aof`
-    pub sync_aof: bool,
-    /// `rdb_restore_command_behavior`
-    pub on_existing_key: OnExistingKey,
-    /// `[policy] on_bad_value`
-    pub on_bad_value: OnBadValue,
-    /// `empty_db_before_sync`
-    pub empty_destination: bool,
-    /// What the destination is.
-    pub target: Target,
-    /// `target_redis_proto_max_bulk_len`
-    pub max_bulk_len: u64,
-    /// Most commands of a batch.
-    pub command_limit: usize,
-    /// Bytes at which a batch is sent at the latest.
-    pub byte_limit: usize,
-    /// Where a former run stood, as the destination says.
-    pub resume: Option<Progress>,
-    /// Full syncs up to this one are void; the first to read is the next.
-    pub after_generation: u64,
-    /// A former run has applied something: keys that exist may be its own.
-    pub began_before: bool,
-    /// To the writer.
-    pub batches: mpsc::Sender<Batch>,
-}
-
 impl Replay {
-    /// Runs until stopped, until the RDB is handed over and nothing else is wanted, or until an error.
-    pub fn run(self) -> Result<ReplayEnd, ReplayError> {
-        let mut generation = self.after_generation;
-        let mut resume = self.resume.clone();
-        loop {
-            let Some(manifest) = self.shared.spool.wait_generation(generation) else {
-                return Ok(ReplayEnd::Stopped);
-            };
-            generation = manifest.generation;
-            match self.generation(&manifest, resume.take())? {
-                End::Stopped => return Ok(ReplayEnd::Stopped),
-                End::RdbOnly => return Ok(ReplayEnd::RdbOnly),
-                End::Superseded => self.events.info(
-                    &self.node(),
-                    "what was left of the former full sync is dropped; the new one replaces it",
-                ),
-            }
-        }
-    }
-
-    fn generation(&self, manifest: &Manifest, resume: Option<Progress>) -> Result<End, ReplayError> {
-        let replid = manifest.replid.clone();
-        let start =
-            resume.map_or(Position::Rdb { offset: manifest.rdb_offset, bytes: 0, db: 0 }, |resume| resume.at);
-        let mut batch = Batch::new(self.shared.clone(), Progress { replid, at: start }, 0);
-        if let Position::Rdb { bytes, .. } = start
-            && let Some(end) = self.rdb(manifest, &mut batch, bytes)?
-        {
-            return Ok(end);
-        }
-        if !self.sync_aof {
-            return Ok(if self.send(&mut batch) { End::RdbOnly } else { End::Stopped });
-        }
-        self.stream(manifest.generation, batch)
-    }
-
     /// Replays the RDB, leaving out its first `skip` bytes, which a former run has applied. Returns `Some` when the
     /// generation ends; otherwise `batch` stands at the beginning of the stream.
-    fn rdb(&self, manifest: &Manifest, batch: &mut Batch, skip: u64) -> Result<Option<End>, ReplayError> {
+    pub(super) fn rdb(
+        &self,
+        manifest: &Manifest,
+        batch: &mut Batch,
+        skip: u64,
+    ) -> Result<Option<End>, ReplayError> {
         let spool = &self.shared.spool;
         let offset = manifest.rdb_offset;
         // After a broken full sync, keys that exist may be ours, from the former attempt: only then replace silently.
@@ -531,174 +390,6 @@ impl Replay {
         self.events.reject(&self.node(), EventLevel::Error, "BAD VALUE", "quarantine", &shown, &text);
         Ok(())
     }
-
-    /// Replays the stream from where `batch` stands.
-    fn stream(&self, generation: u64, mut batch: Batch) -> Result<End, ReplayError> {
-        let Position::Stream { mut offset, db } = batch.progress.at else { return Ok(End::Stopped) };
-        batch.end_db = db;
-        batch.start_db = db;
-        let mut reader = StreamReader::new(&self.shared.spool, generation, offset);
-        let mut parser = CommandParser::default();
-        let mut buffer: Vec<u8> = Vec::with_capacity(2 * READ_BYTES);
-        let mut start = 0;
-        let mut in_transaction = false;
-        let mut read = 0u64;
-        loop {
-            let rest = buffer.get(start..).unwrap_or_default();
-            let parsed = match parser.advance(rest) {
-                Ok(parsed) => parsed,
-                Err(cause) => {
-                    return Err(ReplayError::Stream { address: self.shared.address.clone(), offset, cause });
-                }
-            };
-            let Some(len) = parsed else {
-                buffer.drain(..start);
-                start = 0;
-                let waiting = match reader.fill(&mut buffer, READ_BYTES, false) {
-                    Ok(0) => true,
-                    Ok(_) => false,
-                    Err(error) => return self.stream_end(error),
-                };
-                if waiting {
-                    // Nothing more is there: what has been collected goes out now.
-                    self.shared.entries_read.fetch_add(std::mem::take(&mut read), Relaxed);
-                    if !in_transaction && !batch.is_void() && !self.send(&mut batch) {
-                        return Ok(End::Stopped);
-                    }
-                    if let Err(error) = reader.fill(&mut buffer, READ_BYTES, true) {
-                        return self.stream_end(error);
-                    }
-                }
-                continue;
-            };
-            let raw = rest.get(..len).unwrap_or_default();
-            let arguments = &parser.args;
-            let argument = |index: usize| arguments.get(index).and_then(|range| raw.get(range.clone()));
-            let verb = argument(0).unwrap_or_default();
-            match Verb::of(verb) {
-                Verb::Control => {}
-                Verb::Select => {
-                    let db = argument(1).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
-                    match db {
-                        Some(db) => batch.select(db),
-                        None => {
-                            let cause = RespError { expected: "SELECT and a number", found: escape(raw, 60) };
-                            return Err(ReplayError::Stream {
-                                address: self.shared.address.clone(),
-                                offset,
-                                cause,
-                            });
-                        }
-                    }
-                }
-                Verb::Multi => in_transaction = true,
-                Verb::Exec => in_transaction = false,
-                Verb::Set | Verb::Other if !self.keeps(batch.end_db) => {
-                    self.shared.filtered.fetch_add(1, Relaxed);
-                }
-                Verb::Set if arguments.len() == 3 => {
-                    batch.push_pair(
-                        PairVerb::Stream,
-                        argument(1).unwrap_or_default(),
-                        argument(2).unwrap_or_default(),
-                    );
-                    batch.entries += 1;
-                    read += 1;
-                }
-                Verb::Set | Verb::Other => {
-                    batch.push_raw(CommandKind::Stream, raw);
-                    batch.entries += 1;
-                    read += 1;
-                }
-            }
-            start += len;
-            offset += len as u64;
-            batch.source_bytes += len as u64;
-            parser.reset();
-            if !in_transaction {
-                batch.progress.at = Position::Stream { offset, db: batch.end_db };
-                if batch.is_full(self.command_limit, self.byte_limit) {
-                    self.shared.entries_read.fetch_add(std::mem::take(&mut read), Relaxed);
-                    if !self.send(&mut batch) {
-                        return Ok(End::Stopped);
-                    }
-                }
-            }
-        }
-    }
-
-    fn stream_end(&self, error: StreamReadError) -> Result<End, ReplayError> {
-        match error {
-            StreamReadError::End(ReadEnd::Stopped) => Ok(End::Stopped),
-            StreamReadError::End(ReadEnd::Superseded) => Ok(End::Superseded),
-            error => Err(ReplayError::Read(error)),
-        }
-    }
-
-    fn send(&self, batch: &mut Batch) -> bool {
-        batch.is_void() || self.send_even_if_void(batch)
-    }
-
-    /// Hands the batch over and begins the next one. `false` when the writer is gone.
-    fn send_even_if_void(&self, batch: &mut Batch) -> bool {
-        batch.close_pairs();
-        let next = batch.successor();
-        let full = std::mem::replace(batch, next);
-        batch.bytes.reserve(BATCH_BYTES / 4);
-        match self.batches.try_send(full) {
-            Ok(()) => true,
-            Err(mpsc::error::TrySendError::Closed(_)) => false,
-            Err(mpsc::error::TrySendError::Full(full)) => {
-                self.shared.held_back_by.store(1, Relaxed);
-                let sent = self.batches.blocking_send(full).is_ok();
-                self.shared.held_back_by.store(0, Relaxed);
-                sent
-            }
-        }
-    }
-
-    fn keeps(&self, db: u32) -> bool {
-        !self.filter.block_db.contains(&db)
-            && (self.filter.allow_db.is_empty() || self.filter.allow_db.contains(&db))
-    }
-
-    fn rdb_error(&self, cause: RdbError) -> ReplayError {
-        ReplayError::Rdb { address: self.shared.address.clone(), cause }
-    }
-
-    fn node(&self) -> String {
-        format!("source {}", self.shared.address)
-    }
-}
-
-/// What replay does with a command of the stream.
-enum Verb {
-    /// Belongs to the link, not to the data: PING, REPLCONF, and what clusters and providers tell their replicas.
-    Control,
-    Select,
-    Multi,
-    Exec,
-    Set,
-    Other,
-}
-
-impl Verb {
-    fn of(verb: &[u8]) -> Verb {
-        let is = |name: &[u8]| verb.eq_ignore_ascii_case(name);
-        match verb.len() {
-            3 if is(b"SET") => Verb::Set,
-            3 if is(b"ARS") => Verb::Control,
-            4 if is(b"PING") => Verb::Control,
-            4 if is(b"EXEC") => Verb::Exec,
-            5 if is(b"MULTI") => Verb::Multi,
-            6 if is(b"SELECT") => Verb::Select,
-            6 if is(b"OPINFO") => Verb::Control,
-            7 if is(b"CLUSTER") => Verb::Control,
-            8 if is(b"REPLCONF") => Verb::Control,
-            9 if is(b"TRIMSLOTS") => Verb::Control,
-            _ => Verb::Other,
-        }
-    }
 }
 
 /// Gives a value that was built under the temporary key its name.
@@ -746,7 +437,7 @@ fn restore(
         None => append_bulk(out, b"0"),
     }
     out.push(b'$');
-    crate::resp::append_decimal(out, dump::payload_len(meta.len() + raw.len()) as u64);
+    append_decimal(out, dump::payload_len(meta.len() + raw.len()) as u64);
     out.extend_from_slice(b"\r\n");
     dump::append_payload_with_meta(out, meta, entry.type_byte, raw, version);
     out.extend_from_slice(b"\r\n");
@@ -763,19 +454,4 @@ fn restore(
         append_bulk(out, b"FREQ");
         append_bulk(out, freq.to_string().as_bytes());
     }
-}
-
-/// What the destination is, from the words of INFO.
-pub fn target_of(info: &str) -> Target {
-    use crate::rdb::dump::ServerKind;
-    let field = |name| super::net::info_field(info, name);
-    let (kind, version) = match (field("valkey_version"), field("redis_version")) {
-        (Some(version), _) => (ServerKind::Valkey, version),
-        (None, Some(version)) if field("server_name") == Some("redict") => (ServerKind::Redict, version),
-        (None, Some(version)) if field("dragonfly_version").is_some() => (ServerKind::Other, version),
-        (None, Some(version)) => (ServerKind::Redis, version),
-        (None, None) => (ServerKind::Other, "5.0"),
-    };
-    let mut numbers = version.split('.').map(|part| part.parse().unwrap_or(0));
-    Target { kind, major: numbers.next().unwrap_or(5), minor: numbers.next().unwrap_or(0) }
 }

@@ -10,10 +10,15 @@
 //! generation and is replaced atomically, so that a crash leaves either the old or the new truth; files that it does not
 //! name are leftovers and are removed.
 
+mod append;
+mod read;
+
+pub use append::SpoolWriter;
+pub use read::{RdbReader, StreamReadError, StreamReader};
+
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
@@ -307,287 +312,6 @@ impl State {
     }
 }
 
-/// The source's end: appends.
-pub struct SpoolWriter {
-    spool: Arc<Spool>,
-    rdb: Option<File>,
-    segment: Option<File>,
-    /// Closed segments that no `sync` has covered yet.
-    unsynced: Vec<File>,
-}
-
-impl SpoolWriter {
-    /// There must be only one.
-    pub fn new(spool: Arc<Spool>) -> Self {
-        SpoolWriter { spool, rdb: None, segment: None, unsynced: Vec::new() }
-    }
-
-    /// A full sync begins: everything before it is void.
-    pub fn begin_full_sync(&mut self, replid: &Replid, offset: u64) -> Result<(), SpoolError> {
-        let spool = &self.spool;
-        let generation = spool.manifest().map_or(0, |manifest| manifest.generation) + 1;
-        let path = rdb_path(&spool.dir, generation);
-        let rdb = create(&path)?;
-        let manifest = Manifest {
-            version: 1,
-            generation,
-            replid: replid.clone(),
-            rdb_offset: offset,
-            rdb_len: None,
-            rdb_applied: false,
-        };
-        spool.write_manifest(&manifest)?;
-        self.rdb = Some(rdb);
-        self.segment = None;
-        self.unsynced.clear();
-        {
-            let mut state = spool.lock();
-            let stopped = state.stopped;
-            *state = State {
-                manifest: Some(manifest),
-                received: offset,
-                durable: offset,
-                stopped,
-                ..State::default()
-            };
-        }
-        spool.grown.notify_all();
-        spool.remove_leftovers()
-    }
-
-    /// Appends bytes of the RDB.
-    pub fn append_rdb(&mut self, bytes: &[u8]) -> Result<(), SpoolError> {
-        let Some(rdb) = &self.rdb else { return Ok(()) };
-        // Written at its position, so that trying again after a full disk cannot leave half of it twice.
-        let at = self.spool.lock().rdb_received;
-        rdb.write_all_at(bytes, at).map_err(|cause| self.rdb_failed("write", cause))?;
-        self.spool.lock().rdb_received += bytes.len() as u64;
-        self.spool.grown.notify_all();
-        Ok(())
-    }
-
-    /// The RDB is whole: `len` bytes of what was appended (a mark may follow). Makes it safe on disk. Blocking.
-    pub fn finish_rdb(&mut self, len: u64) -> Result<(), SpoolError> {
-        let Some(rdb) = self.rdb.take() else { return Ok(()) };
-        rdb.set_len(len).and_then(|()| rdb.sync_data()).map_err(|cause| self.rdb_failed("sync", cause))?;
-        let mut state = self.spool.lock();
-        state.rdb_received = len;
-        if let Some(manifest) = &mut state.manifest {
-            manifest.rdb_len = Some(len);
-            let manifest = manifest.clone();
-            self.spool.write_manifest(&manifest)?;
-        }
-        drop(state);
-        self.spool.grown.notify_all();
-        Ok(())
-    }
-
-    /// `+CONTINUE` with a new replication id: the same history under another name.
-    pub fn rename_history(&mut self, replid: &Replid) -> Result<(), SpoolError> {
-        let mut state = self.spool.lock();
-        if let Some(manifest) = &mut state.manifest {
-            manifest.replid = replid.clone();
-            let manifest = manifest.clone();
-            self.spool.write_manifest(&manifest)?;
-        }
-        Ok(())
-    }
-
-    /// Appends bytes of the stream.
-    pub fn append_stream(&mut self, bytes: &[u8]) -> Result<(), SpoolError> {
-        let (generation, start, len) = {
-            let mut state = self.spool.lock();
-            let generation = state.manifest.as_ref().map_or(0, |manifest| manifest.generation);
-            let full = state.segments.back().is_none_or(|segment| segment.len >= SEGMENT_BYTES);
-            if full {
-                let start = state.received;
-                state.segments.push_back(Segment { start, len: 0 });
-            }
-            let last = state.segments.back().map_or((0, 0), |segment| (segment.start, segment.len));
-            if full {
-                self.unsynced.extend(self.segment.take());
-            }
-            (generation, last.0, last.1)
-        };
-        let path = segment_path(&self.spool.dir, generation, start);
-        let file = match &self.segment {
-            Some(file) => file,
-            None if len == 0 => self.segment.insert(create(&path)?),
-            None => self.segment.insert(
-                OpenOptions::new().read(true).write(true).open(&path).map_err(failed("open", &path))?,
-            ),
-        };
-        file.write_all_at(bytes, len).map_err(failed("write", &path))?;
-        let mut state = self.spool.lock();
-        if let Some(segment) = state.segments.back_mut() {
-            segment.len += bytes.len() as u64;
-        }
-        state.received += bytes.len() as u64;
-        drop(state);
-        self.spool.grown.notify_all();
-        Ok(())
-    }
-
-    /// Takes what must be synced now; [`PendingSync::run`] blocks and belongs on a blocking thread.
-    pub fn pending_sync(&mut self) -> Result<Option<PendingSync>, SpoolError> {
-        let received = self.spool.received();
-        if received == self.spool.durable() {
-            return Ok(None);
-        }
-        let mut files = std::mem::take(&mut self.unsynced);
-        if let Some(segment) = &self.segment {
-            files.push(segment.try_clone().map_err(failed("open", &self.spool.dir))?);
-        }
-        Ok(Some(PendingSync { spool: self.spool.clone(), files, received }))
-    }
-
-    fn rdb_failed(&self, action: &'static str, cause: io::Error) -> SpoolError {
-        let generation = self.spool.manifest().map_or(0, |manifest| manifest.generation);
-        failed(action, &rdb_path(&self.spool.dir, generation))(cause)
-    }
-}
-
-/// Stream bytes that are written and not yet safe.
-pub struct PendingSync {
-    spool: Arc<Spool>,
-    files: Vec<File>,
-    received: u64,
-}
-
-impl PendingSync {
-    /// Syncs; afterwards everything received before is durable.
-    pub fn run(self) -> Result<(), SpoolError> {
-        for file in &self.files {
-            file.sync_data().map_err(failed("sync", &self.spool.dir))?;
-        }
-        let mut state = self.spool.lock();
-        state.durable = state.durable.max(self.received.min(state.received));
-        Ok(())
-    }
-}
-
-/// Reads the RDB of one generation, also while it grows. Blocks; ends with an [`io::Error`] around [`ReadEnd`].
-pub struct RdbReader {
-    spool: Arc<Spool>,
-    generation: u64,
-    file: File,
-    position: u64,
-}
-
-impl RdbReader {
-    /// Begins at `position` (bytes).
-    pub fn open(spool: &Arc<Spool>, generation: u64, position: u64) -> Result<Self, SpoolError> {
-        let path = rdb_path(&spool.dir, generation);
-        let file = File::open(&path).map_err(failed("open", &path))?;
-        Ok(RdbReader { spool: spool.clone(), generation, file, position })
-    }
-}
-
-impl Read for RdbReader {
-    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let available = {
-            let mut state = self.spool.lock();
-            loop {
-                check_reader(&state, self.generation).map_err(io::Error::other)?;
-                if self.position < state.rdb_received {
-                    break state.rdb_received - self.position;
-                }
-                if state.manifest.as_ref().is_some_and(|manifest| manifest.rdb_len.is_some()) {
-                    return Ok(0);
-                }
-                state = self.spool.wait(state);
-            }
-        };
-        let want = out.len().min(usize::try_from(available).unwrap_or(usize::MAX));
-        let got = self.file.read_at(&mut out[..want], self.position)?;
-        self.position += got as u64;
-        Ok(got)
-    }
-}
-
-/// Reads the stream of one generation from an offset on, also while it grows.
-pub struct StreamReader {
-    spool: Arc<Spool>,
-    generation: u64,
-    /// Offset before the next byte.
-    offset: u64,
-    segment: Option<(u64, File)>,
-}
-
-impl StreamReader {
-    /// Begins with the byte after `offset`.
-    pub fn new(spool: &Arc<Spool>, generation: u64, offset: u64) -> Self {
-        StreamReader { spool: spool.clone(), generation, offset, segment: None }
-    }
-
-    /// Appends what is there, at most `max` bytes, to `buffer`; returns how many. With `wait`, blocks until there is
-    /// something; without, 0 means nothing yet.
-    pub fn fill(&mut self, buffer: &mut Vec<u8>, max: usize, wait: bool) -> Result<usize, StreamReadError> {
-        let (start, available) = {
-            let mut state = self.spool.lock();
-            loop {
-                check_reader(&state, self.generation)?;
-                if self.offset < state.received {
-                    break;
-                }
-                if !wait {
-                    return Ok(0);
-                }
-                state = self.spool.wait(state);
-            }
-            let at = state.segments.partition_point(|segment| segment.start <= self.offset);
-            let segment = at.checked_sub(1).and_then(|at| state.segments.get(at));
-            match segment {
-                Some(segment) if self.offset < segment.start + segment.len => {
-                    (segment.start, segment.start + segment.len - self.offset)
-                }
-                _ => return Err(StreamReadError::Gone { offset: self.offset }),
-            }
-        };
-        if self.segment.as_ref().is_none_or(|(open, _)| *open != start) {
-            let path = segment_path(&self.spool.dir, self.generation, start);
-            let file = File::open(&path).map_err(failed("open", &path))?;
-            self.segment = Some((start, file));
-        }
-        let Some((_, file)) = &self.segment else { return Ok(0) };
-        let want = max.min(usize::try_from(available).unwrap_or(usize::MAX));
-        let old = buffer.len();
-        buffer.resize(old + want, 0);
-        let got = file.read_at(&mut buffer[old..], self.offset - start);
-        buffer.truncate(old + *got.as_ref().unwrap_or(&0));
-        let got = got.map_err(failed("read", &self.spool.dir))?;
-        self.offset += got as u64;
-        Ok(got)
-    }
-}
-
-/// Why the stream could not be read.
-#[derive(Debug, thiserror::Error)]
-pub enum StreamReadError {
-    /// In order: stop, or a new full sync.
-    #[error(transparent)]
-    End(#[from] ReadEnd),
-    /// A file operation failed.
-    #[error(transparent)]
-    Spool(#[from] SpoolError),
-    /// The bytes are not in the spool.
-    #[error("spool: stream byte {offset} is missing; the folder was changed by hand or damaged")]
-    Gone {
-        /// First missing offset.
-        offset: u64,
-    },
-}
-
-fn check_reader(state: &State, generation: u64) -> Result<(), ReadEnd> {
-    if state.stopped {
-        return Err(ReadEnd::Stopped);
-    }
-    match &state.manifest {
-        Some(manifest) if manifest.generation == generation => Ok(()),
-        _ => Err(ReadEnd::Superseded),
-    }
-}
-
 /// Replaces a small file atomically and durably: write beside it, sync, rename, sync the folder.
 pub fn replace_file(path: &Path, contents: &[u8]) -> Result<(), SpoolError> {
     let beside = path.with_extension("new");
@@ -633,6 +357,8 @@ fn segment_path(dir: &Path, generation: u64, start: u64) -> PathBuf {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a panic is the failure of a test")]
+
+    use std::io::Read;
 
     use super::*;
 

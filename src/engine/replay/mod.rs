@@ -1,0 +1,209 @@
+//! One thread per source: reads the spool, turns what it finds into batches, hands them to the writer.
+//!
+//! Decoding is CPU work and reading files blocks, so this is a thread of its own and not a task. It reads the RDB while it
+//! is still arriving, then the stream, which begins where the RDB ends: one queue to one writer keeps that order. A full
+//! queue stops this thread; the spool grows, memory does not.
+
+mod rdb;
+mod stream;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use tokio::sync::mpsc;
+
+use super::batch::{BATCH_BYTES, Batch, Position, Progress};
+use super::events::EventLog;
+use super::quarantine::Quarantine;
+use super::shared::SourceShared;
+use super::spool::{Manifest, SpoolError, StreamReadError};
+use crate::config::{Filter, OnBadValue, OnExistingKey};
+use crate::rdb::RdbError;
+use crate::rdb::dump::Target;
+use crate::resp::RespError;
+
+/// Why replay ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplayError {
+    /// The RDB is damaged or of an unknown kind.
+    #[error("source {address}: {cause}. Run 'redis-check-rdb' on a dump of the source, and look at its log.")]
+    Rdb {
+        /// The source.
+        address: String,
+        /// Where and what.
+        cause: RdbError,
+    },
+    /// The stream is damaged.
+    #[error("source {address}: the stream is damaged after offset {offset}: {cause}")]
+    Stream {
+        /// The source.
+        address: String,
+        /// Offset before the bad command.
+        offset: u64,
+        /// Where and what.
+        cause: RespError,
+    },
+    /// The spool or the quarantine file.
+    #[error(transparent)]
+    Spool(#[from] SpoolError),
+    /// The spool lacks bytes.
+    #[error(transparent)]
+    Read(StreamReadError),
+    /// Policy `on_bad_value = "stop"`.
+    #[error(
+        "source {address}: key '{key}' cannot be copied: {reason}. [policy] on_bad_value = \"stop\"; set it to \"quarantine\" to set such keys aside and go on."
+    )]
+    BadValue {
+        /// The source.
+        address: String,
+        /// The key, escaped.
+        key: String,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// How replay ended in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplayEnd {
+    /// The run is stopping.
+    Stopped,
+    /// The RDB is handed over and the stream is not wanted.
+    RdbOnly,
+}
+
+/// Internal: why the present generation ended.
+enum End {
+    Stopped,
+    Superseded,
+    RdbOnly,
+}
+
+/// Where a value is built that cannot be written in one piece. One at a time and source, in the key's own database.
+pub const BUILDING_KEY: &[u8] = b"shakedeck:building";
+
+/// The thread of one source.
+pub struct Replay {
+    /// What it tells.
+    pub shared: Arc<SourceShared>,
+    /// Sentences for the operator.
+    pub events: Arc<EventLog>,
+    /// Keys that cannot be copied.
+    pub quarantine: Arc<Quarantine>,
+    /// What is kept and dropped.
+    pub filter: Filter,
+    /// `sync_rdb`
+    pub sync_rdb: bool,
+    /// `sync_aof`
+    pub sync_aof: bool,
+    /// `rdb_restore_command_behavior`
+    pub on_existing_key: OnExistingKey,
+    /// `[policy] on_bad_value`
+    pub on_bad_value: OnBadValue,
+    /// `empty_db_before_sync`
+    pub empty_destination: bool,
+    /// What the destination is.
+    pub target: Target,
+    /// `target_redis_proto_max_bulk_len`
+    pub max_bulk_len: u64,
+    /// Most commands of a batch.
+    pub command_limit: usize,
+    /// Bytes at which a batch is sent at the latest.
+    pub byte_limit: usize,
+    /// Where a former run stood, as the destination says.
+    pub resume: Option<Progress>,
+    /// Full syncs up to this one are void; the first to read is the next.
+    pub after_generation: u64,
+    /// A former run has applied something: keys that exist may be its own.
+    pub began_before: bool,
+    /// To the writer.
+    pub batches: mpsc::Sender<Batch>,
+}
+
+impl Replay {
+    /// Runs until stopped, until the RDB is handed over and nothing else is wanted, or until an error.
+    pub fn run(self) -> Result<ReplayEnd, ReplayError> {
+        let mut generation = self.after_generation;
+        let mut resume = self.resume.clone();
+        loop {
+            let Some(manifest) = self.shared.spool.wait_generation(generation) else {
+                return Ok(ReplayEnd::Stopped);
+            };
+            generation = manifest.generation;
+            match self.generation(&manifest, resume.take())? {
+                End::Stopped => return Ok(ReplayEnd::Stopped),
+                End::RdbOnly => return Ok(ReplayEnd::RdbOnly),
+                End::Superseded => self.events.info(
+                    &self.node(),
+                    "what was left of the former full sync is dropped; the new one replaces it",
+                ),
+            }
+        }
+    }
+
+    fn generation(&self, manifest: &Manifest, resume: Option<Progress>) -> Result<End, ReplayError> {
+        let replid = manifest.replid.clone();
+        let start =
+            resume.map_or(Position::Rdb { offset: manifest.rdb_offset, bytes: 0, db: 0 }, |resume| resume.at);
+        let mut batch = Batch::new(self.shared.clone(), Progress { replid, at: start }, 0);
+        if let Position::Rdb { bytes, .. } = start
+            && let Some(end) = self.rdb(manifest, &mut batch, bytes)?
+        {
+            return Ok(end);
+        }
+        if !self.sync_aof {
+            return Ok(if self.send(&mut batch) { End::RdbOnly } else { End::Stopped });
+        }
+        self.stream(manifest.generation, batch)
+    }
+
+    fn send(&self, batch: &mut Batch) -> bool {
+        batch.is_void() || self.send_even_if_void(batch)
+    }
+
+    /// Hands the batch over and begins the next one. `false` when the writer is gone.
+    fn send_even_if_void(&self, batch: &mut Batch) -> bool {
+        batch.close_pairs();
+        let next = batch.successor();
+        let full = std::mem::replace(batch, next);
+        batch.bytes.reserve(BATCH_BYTES / 4);
+        match self.batches.try_send(full) {
+            Ok(()) => true,
+            Err(mpsc::error::TrySendError::Closed(_)) => false,
+            Err(mpsc::error::TrySendError::Full(full)) => {
+                self.shared.held_back_by.store(1, Relaxed);
+                let sent = self.batches.blocking_send(full).is_ok();
+                self.shared.held_back_by.store(0, Relaxed);
+                sent
+            }
+        }
+    }
+
+    fn keeps(&self, db: u32) -> bool {
+        !self.filter.block_db.contains(&db)
+            && (self.filter.allow_db.is_empty() || self.filter.allow_db.contains(&db))
+    }
+
+    fn rdb_error(&self, cause: RdbError) -> ReplayError {
+        ReplayError::Rdb { address: self.shared.address.clone(), cause }
+    }
+
+    fn node(&self) -> String {
+        format!("source {}", self.shared.address)
+    }
+}
+
+/// What the destination is, from the words of INFO.
+pub fn target_of(info: &str) -> Target {
+    use crate::rdb::dump::ServerKind;
+    let field = |name| super::net::info_field(info, name);
+    let (kind, version) = match (field("valkey_version"), field("redis_version")) {
+        (Some(version), _) => (ServerKind::Valkey, version),
+        (None, Some(version)) if field("server_name") == Some("redict") => (ServerKind::Redict, version),
+        (None, Some(version)) if field("dragonfly_version").is_some() => (ServerKind::Other, version),
+        (None, Some(version)) => (ServerKind::Redis, version),
+        (None, None) => (ServerKind::Other, "5.0"),
+    };
+    let mut numbers = version.split('.').map(|part| part.parse().unwrap_or(0));
+    Target { kind, major: numbers.next().unwrap_or(5), minor: numbers.next().unwrap_or(0) }
+}

@@ -1,0 +1,147 @@
+//! The stream: commands are forwarded as the bytes that arrived; transactions stay whole.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::super::batch::{Batch, CommandKind, PairVerb, Position};
+use super::super::spool::{ReadEnd, StreamReadError, StreamReader};
+use super::{End, Replay, ReplayError};
+use crate::format::escape;
+use crate::resp::{CommandParser, RespError};
+
+/// What one read of the stream may bring.
+const READ_BYTES: usize = 256 * 1024;
+
+impl Replay {
+    /// Replays the stream from where `batch` stands.
+    pub(super) fn stream(&self, generation: u64, mut batch: Batch) -> Result<End, ReplayError> {
+        let Position::Stream { mut offset, db } = batch.progress.at else { return Ok(End::Stopped) };
+        batch.end_db = db;
+        batch.start_db = db;
+        let mut reader = StreamReader::new(&self.shared.spool, generation, offset);
+        let mut parser = CommandParser::default();
+        let mut buffer: Vec<u8> = Vec::with_capacity(2 * READ_BYTES);
+        let mut start = 0;
+        let mut in_transaction = false;
+        let mut read = 0u64;
+        loop {
+            let rest = buffer.get(start..).unwrap_or_default();
+            let parsed = match parser.advance(rest) {
+                Ok(parsed) => parsed,
+                Err(cause) => {
+                    return Err(ReplayError::Stream { address: self.shared.address.clone(), offset, cause });
+                }
+            };
+            let Some(len) = parsed else {
+                buffer.drain(..start);
+                start = 0;
+                let waiting = match reader.fill(&mut buffer, READ_BYTES, false) {
+                    Ok(0) => true,
+                    Ok(_) => false,
+                    Err(error) => return self.stream_end(error),
+                };
+                if waiting {
+                    // Nothing more is there: what has been collected goes out now.
+                    self.shared.entries_read.fetch_add(std::mem::take(&mut read), Relaxed);
+                    if !in_transaction && !batch.is_void() && !self.send(&mut batch) {
+                        return Ok(End::Stopped);
+                    }
+                    if let Err(error) = reader.fill(&mut buffer, READ_BYTES, true) {
+                        return self.stream_end(error);
+                    }
+                }
+                continue;
+            };
+            let raw = rest.get(..len).unwrap_or_default();
+            let arguments = &parser.args;
+            let argument = |index: usize| arguments.get(index).and_then(|range| raw.get(range.clone()));
+            let verb = argument(0).unwrap_or_default();
+            match Verb::of(verb) {
+                Verb::Control => {}
+                Verb::Select => {
+                    let db = argument(1).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+                    match db {
+                        Some(db) => batch.select(db),
+                        None => {
+                            let cause = RespError { expected: "SELECT and a number", found: escape(raw, 60) };
+                            return Err(ReplayError::Stream {
+                                address: self.shared.address.clone(),
+                                offset,
+                                cause,
+                            });
+                        }
+                    }
+                }
+                Verb::Multi => in_transaction = true,
+                Verb::Exec => in_transaction = false,
+                Verb::Set | Verb::Other if !self.keeps(batch.end_db) => {
+                    self.shared.filtered.fetch_add(1, Relaxed);
+                }
+                Verb::Set if arguments.len() == 3 => {
+                    batch.push_pair(
+                        PairVerb::Stream,
+                        argument(1).unwrap_or_default(),
+                        argument(2).unwrap_or_default(),
+                    );
+                    batch.entries += 1;
+                    read += 1;
+                }
+                Verb::Set | Verb::Other => {
+                    batch.push_raw(CommandKind::Stream, raw);
+                    batch.entries += 1;
+                    read += 1;
+                }
+            }
+            start += len;
+            offset += len as u64;
+            batch.source_bytes += len as u64;
+            parser.reset();
+            if !in_transaction {
+                batch.progress.at = Position::Stream { offset, db: batch.end_db };
+                if batch.is_full(self.command_limit, self.byte_limit) {
+                    self.shared.entries_read.fetch_add(std::mem::take(&mut read), Relaxed);
+                    if !self.send(&mut batch) {
+                        return Ok(End::Stopped);
+                    }
+                }
+            }
+        }
+    }
+
+    fn stream_end(&self, error: StreamReadError) -> Result<End, ReplayError> {
+        match error {
+            StreamReadError::End(ReadEnd::Stopped) => Ok(End::Stopped),
+            StreamReadError::End(ReadEnd::Superseded) => Ok(End::Superseded),
+            error => Err(ReplayError::Read(error)),
+        }
+    }
+}
+
+/// What replay does with a command of the stream.
+enum Verb {
+    /// Belongs to the link, not to the data: PING, REPLCONF, and what clusters and providers tell their replicas.
+    Control,
+    Select,
+    Multi,
+    Exec,
+    Set,
+    Other,
+}
+
+impl Verb {
+    fn of(verb: &[u8]) -> Verb {
+        let is = |name: &[u8]| verb.eq_ignore_ascii_case(name);
+        match verb.len() {
+            3 if is(b"SET") => Verb::Set,
+            3 if is(b"ARS") => Verb::Control,
+            4 if is(b"PING") => Verb::Control,
+            4 if is(b"EXEC") => Verb::Exec,
+            5 if is(b"MULTI") => Verb::Multi,
+            6 if is(b"SELECT") => Verb::Select,
+            6 if is(b"OPINFO") => Verb::Control,
+            7 if is(b"CLUSTER") => Verb::Control,
+            8 if is(b"REPLCONF") => Verb::Control,
+            9 if is(b"TRIMSLOTS") => Verb::Control,
+            _ => Verb::Other,
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! What the tasks of a run tell each other and the publisher: counters added to once per batch, and details under a lock.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use super::events::unix_ms;
+use super::spool::Spool;
+use crate::status::{Phase, Throttle, WriterState};
+
+/// The oldest batch in flight is this old: the writer counts as slow.
+const SLOW_AFTER: Duration = Duration::from_secs(1);
+
+/// What the publisher shows of a source, and what the other tasks tell about it.
+pub struct SourceShared {
+    /// Address in words.
+    pub address: String,
+    /// The spool of this source.
+    pub spool: Arc<Spool>,
+    /// RDB bytes that the destination confirmed.
+    pub rdb_applied: AtomicU64,
+    /// RDB keys that the destination confirmed.
+    pub keys_applied: AtomicU64,
+    /// Offset that the destination confirmed.
+    pub offset_applied: AtomicU64,
+    /// Everything received on this link (RDB and stream, bytes).
+    pub bytes_received: AtomicU64,
+    /// Everything confirmed (RDB and stream, bytes).
+    pub bytes_applied: AtomicU64,
+    /// Commands and keys confirmed.
+    pub entries_applied: AtomicU64,
+    /// Commands and keys read from the spool.
+    pub entries_read: AtomicU64,
+    /// Entries dropped by the filter.
+    pub filtered: AtomicU64,
+    /// Errors on the link and refused entries.
+    pub errors: AtomicU64,
+    /// Drops the link and opens it again.
+    pub restart: Notify,
+    /// Asks for an ACK now.
+    pub acknowledge: Notify,
+    /// Set while a writer's full queue makes replay wait: index of the writer + 1.
+    pub held_back_by: AtomicUsize,
+    details: Mutex<SourceDetails>,
+}
+
+/// The slow-moving part.
+#[derive(Debug, Clone)]
+pub struct SourceDetails {
+    /// What the link does.
+    pub phase: Phase,
+    /// Why.
+    pub reason: Option<String>,
+    /// Since when (Unix ms).
+    pub phase_since_unix_ms: u64,
+    /// Times at which phases were entered first, for the timeline.
+    pub entered: Vec<(Phase, u64)>,
+    /// "redis 7.2.4".
+    pub server: Option<String>,
+    /// "master" or "slave".
+    pub role: Option<String>,
+    /// `$<len>` or `$EOF:`.
+    pub transfer: Option<&'static str>,
+    /// RDB size, once known.
+    pub rdb_total: Option<u64>,
+    /// When FULLRESYNC was answered.
+    pub full_sync_since: Option<Instant>,
+    /// When the last byte of the RDB had arrived (Unix ms).
+    pub rdb_received_unix_ms: Option<u64>,
+    /// How often the link was opened again.
+    pub reconnects: u64,
+    /// The last error.
+    pub last_error: Option<String>,
+    /// Last REPLCONF ACK (Unix ms).
+    pub last_ack_unix_ms: Option<u64>,
+    /// `repl-backlog-size`.
+    pub backlog_bytes: Option<u64>,
+    /// Hard limit of `client-output-buffer-limit replica`.
+    pub output_buffer_limit_bytes: Option<u64>,
+}
+
+impl SourceShared {
+    /// Nothing known yet.
+    pub fn new(address: String, spool: Arc<Spool>) -> Self {
+        let now = unix_ms();
+        SourceShared {
+            address,
+            spool,
+            rdb_applied: AtomicU64::new(0),
+            keys_applied: AtomicU64::new(0),
+            offset_applied: AtomicU64::new(0),
+            bytes_received: AtomicU64::new(0),
+            bytes_applied: AtomicU64::new(0),
+            entries_applied: AtomicU64::new(0),
+            entries_read: AtomicU64::new(0),
+            filtered: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            restart: Notify::new(),
+            acknowledge: Notify::new(),
+            held_back_by: AtomicUsize::new(0),
+            details: Mutex::new(SourceDetails {
+                phase: Phase::Connecting,
+                reason: None,
+                phase_since_unix_ms: now,
+                entered: vec![(Phase::Connecting, now)],
+                server: None,
+                role: None,
+                transfer: None,
+                rdb_total: None,
+                full_sync_since: None,
+                rdb_received_unix_ms: None,
+                reconnects: 0,
+                last_error: None,
+                last_ack_unix_ms: None,
+                backlog_bytes: None,
+                output_buffer_limit_bytes: None,
+            }),
+        }
+    }
+
+    /// Looks at or changes the slow-moving part.
+    pub fn details(&self) -> MutexGuard<'_, SourceDetails> {
+        self.details.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Enters a phase; entering the same one again only changes the reason.
+    pub fn enter(&self, phase: Phase, reason: Option<String>) {
+        let mut details = self.details();
+        details.reason = reason;
+        if details.phase != phase {
+            let now = unix_ms();
+            details.phase = phase;
+            details.phase_since_unix_ms = now;
+            details.entered.push((phase, now));
+            // A link that flaps for days must not grow this list.
+            if details.entered.len() > 64 {
+                details.entered.remove(8);
+            }
+        }
+    }
+
+    /// Changes only the reason.
+    pub fn set_reason(&self, reason: Option<String>) {
+        self.details().reason = reason;
+    }
+}
+
+/// What the operator's wishes are at the moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// Apply nothing.
+    pub paused: bool,
+    /// Speed limit.
+    pub throttle: Throttle,
+    /// Finish what is in flight and end.
+    pub stop: bool,
+}
+
+/// What the publisher shows of a writer.
+pub struct WriterShared {
+    /// Address in words.
+    pub address: String,
+    /// Commands sent and not yet answered.
+    pub in_flight: AtomicU64,
+    /// True while paused and nothing is in flight.
+    pub idle: AtomicBool,
+    /// Commands confirmed.
+    pub entries: AtomicU64,
+    /// Bytes confirmed.
+    pub bytes: AtomicU64,
+    /// Commands sent again.
+    pub retries: AtomicU64,
+    /// Connections after the first.
+    pub reconnects: AtomicU64,
+    /// Error answers.
+    pub errors: AtomicU64,
+    details: Mutex<WriterDetails>,
+}
+
+/// The slow-moving part.
+#[derive(Debug, Clone)]
+pub struct WriterDetails {
+    /// Health.
+    pub state: WriterState,
+    /// Why.
+    pub reason: Option<String>,
+    /// When the oldest batch in flight was sent.
+    pub oldest: Option<Instant>,
+    /// Time to confirmation of recent batches: when, and how many ms.
+    pub latencies: VecDeque<(Instant, f64)>,
+    /// The last error.
+    pub last_error: Option<String>,
+}
+
+impl WriterShared {
+    /// Nothing known yet.
+    pub fn new(address: String) -> Self {
+        WriterShared {
+            address,
+            in_flight: AtomicU64::new(0),
+            idle: AtomicBool::new(true),
+            entries: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            retries: AtomicU64::new(0),
+            reconnects: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            details: Mutex::new(WriterDetails {
+                state: WriterState::Connecting,
+                reason: None,
+                oldest: None,
+                latencies: VecDeque::new(),
+                last_error: None,
+            }),
+        }
+    }
+
+    /// Looks at or changes the slow-moving part.
+    pub fn details(&self) -> MutexGuard<'_, WriterDetails> {
+        self.details.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The state as it should be shown: a writer whose oldest batch is old is slow.
+    pub fn shown_state(details: &WriterDetails) -> WriterState {
+        match (details.state, details.oldest) {
+            (WriterState::Ok, Some(oldest)) if oldest.elapsed() > SLOW_AFTER => WriterState::Slow,
+            (state, _) => state,
+        }
+    }
+
+    /// Changes the state; a reason is an error too.
+    pub fn enter(&self, state: WriterState, reason: Option<String>) {
+        let mut details = self.details();
+        if let Some(reason) = &reason {
+            details.last_error = Some(reason.clone());
+        }
+        details.state = state;
+        details.reason = reason;
+    }
+}
