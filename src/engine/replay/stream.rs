@@ -55,7 +55,8 @@ impl Replay {
             let arguments = &parser.args;
             let argument = |index: usize| arguments.get(index).and_then(|range| raw.get(range.clone()));
             let verb = argument(0).unwrap_or_default();
-            match Verb::of(verb) {
+            let verb_kind = Verb::of(verb);
+            match verb_kind {
                 Verb::Control => {}
                 Verb::Select => {
                     let db = argument(1).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
@@ -73,7 +74,7 @@ impl Replay {
                 }
                 Verb::Multi => in_transaction = true,
                 Verb::Exec => in_transaction = false,
-                Verb::Set | Verb::Other if !self.keeps(batch.end_db) => {
+                Verb::Set | Verb::Trim | Verb::Other if !self.keeps(batch.end_db) => {
                     self.shared.filtered.fetch_add(1, Relaxed);
                 }
                 Verb::Set if arguments.len() == 3 => {
@@ -85,8 +86,18 @@ impl Replay {
                     batch.entries += 1;
                     read += 1;
                 }
-                Verb::Set | Verb::Other => {
-                    batch.push_raw(CommandKind::Stream, raw);
+                Verb::Set | Verb::Trim | Verb::Other => {
+                    let arguments: Vec<&[u8]> = match verb_kind {
+                        Verb::Trim => arguments.iter().filter_map(|range| raw.get(range.clone())).collect(),
+                        _ => Vec::new(),
+                    };
+                    match exact_trim_limit(&arguments) {
+                        Some(limit) => {
+                            let kept = [arguments.get(..limit), arguments.get(limit + 2..)];
+                            batch.push(CommandKind::Stream, &kept.map(Option::unwrap_or_default).concat());
+                        }
+                        None => batch.push_raw(CommandKind::Stream, raw),
+                    }
                     batch.entries += 1;
                     read += 1;
                 }
@@ -117,6 +128,7 @@ impl Replay {
 }
 
 /// What replay does with a command of the stream.
+#[derive(Clone, Copy)]
 enum Verb {
     /// Belongs to the link, not to the data: PING, REPLCONF, and what clusters and providers tell their replicas.
     Control,
@@ -124,6 +136,8 @@ enum Verb {
     Multi,
     Exec,
     Set,
+    /// XADD and XTRIM, whose options a source rewrites to what it would not take from a client.
+    Trim,
     Other,
 }
 
@@ -134,6 +148,8 @@ impl Verb {
             3 if is(b"SET") => Verb::Set,
             3 if is(b"ARS") => Verb::Control,
             4 if is(b"PING") => Verb::Control,
+            4 if is(b"XADD") => Verb::Trim,
+            5 if is(b"XTRIM") => Verb::Trim,
             4 if is(b"EXEC") => Verb::Exec,
             5 if is(b"MULTI") => Verb::Multi,
             6 if is(b"SELECT") => Verb::Select,
@@ -142,6 +158,54 @@ impl Verb {
             8 if is(b"REPLCONF") => Verb::Control,
             9 if is(b"TRIMSLOTS") => Verb::Control,
             _ => Verb::Other,
+        }
+    }
+}
+
+/// Where `LIMIT <n>` stands in an XADD or XTRIM whose trimming is exact (`=`).
+///
+/// A client writes `MAXLEN ~ 1000 LIMIT 100`; the source tells its replicas what it did, `MAXLEN = 1003 LIMIT 100`, which
+/// servers take from their master and refuse from a client (`t_stream.c`). Without the LIMIT it means the same.
+fn exact_trim_limit(arguments: &[&[u8]]) -> Option<usize> {
+    let is = |at: usize, word: &[u8]| {
+        arguments.get(at).is_some_and(|argument| argument.eq_ignore_ascii_case(word))
+    };
+    let mut at = 2;
+    loop {
+        if [&b"NOMKSTREAM"[..], b"KEEPREF", b"DELREF", b"ACKED"].iter().any(|word| is(at, word)) {
+            at += 1;
+        } else if is(at, b"IDMPAUTO") {
+            at += 2;
+        } else if is(at, b"IDMP") {
+            at += 3;
+        } else if is(at, b"MAXLEN") || is(at, b"MINID") {
+            // Operator and threshold; a limit needs the operator.
+            return (is(at + 1, b"=") && is(at + 3, b"LIMIT")).then_some(at + 3);
+        } else {
+            return None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_limit_of_an_exact_trim_is_found() {
+        let find = |text: &str| exact_trim_limit(&text.split(' ').map(str::as_bytes).collect::<Vec<_>>());
+        assert_eq!(find("XADD s MAXLEN = 4 limit 1 1-1 f v"), Some(5));
+        assert_eq!(find("xadd s NOMKSTREAM KEEPREF minid = 4-0 LIMIT 1 1-1 f v"), Some(7));
+        assert_eq!(find("XTRIM s MAXLEN = 4 LIMIT 10"), Some(5));
+        for other in [
+            "XADD s MAXLEN ~ 4 LIMIT 1 1-1 f v",
+            "XADD s MAXLEN = 4 1-1 LIMIT 1",
+            "XADD s 1-1 MAXLEN = 5 LIMIT 3 x",
+            "XADD s MAXLEN 4 1-1 f v",
+            "XADD s",
+            "XADD",
+        ] {
+            assert_eq!(find(other), None, "{other}");
         }
     }
 }

@@ -1,0 +1,118 @@
+//! Whatever is cut or killed while the stream runs, the same command goes on where it was: nothing is lost, and no command
+//! is applied twice. The load is full of commands that would show it (INCR, RPUSH, APPEND, HINCRBY, XADD …).
+
+#![allow(clippy::unwrap_used)] // a failed unwrap is a failed test
+
+mod support;
+
+use std::time::Duration;
+
+use support::load::{Load, Writer};
+use support::shakedeck::Setup;
+use support::{Options, Server, Shakedeck, compare, dataset, wait_until};
+
+const MINUTES: Duration = Duration::from_secs(120);
+
+/// A source whose backlog outlasts the cuts, a destination, and a load.
+fn under_load(binary: &support::ServerBinary) -> (Server, Server, Writer) {
+    let source = Server::start(binary, Options::new().config("repl-backlog-size", "256mb"));
+    let destination = Server::start(binary, Options::new());
+    dataset::fill(&mut source.client(), 20_000, 1);
+    let writer = Writer::start(&source, Load { seed: 3, keys: 20_000, per_second: 5_000 });
+    (source, destination, writer)
+}
+
+fn streaming(run: &Shakedeck) {
+    run.wait_status(MINUTES, "the stream phase", |status| status["sources"][0]["phase"] == "stream");
+}
+
+/// Waits until so many more writes have been sent: the only clock of these tests.
+fn writes(writer: &Writer, more: u64) {
+    let before = writer.sent();
+    wait_until(MINUTES, "writes of the load", || writer.sent() >= before + more);
+}
+
+#[test]
+fn killed_again_and_again_it_goes_on_where_it_was() {
+    let binary = require_server!();
+    let (source, destination, writer) = under_load(binary);
+    let setup = Setup::new(&source, &destination);
+    let mut run = setup.start();
+    for round in 0..6 {
+        streaming(&run);
+        writes(&writer, 500 + 997 * round);
+        let folder = run.folder();
+        run.kill();
+        writes(&writer, 300);
+        run = setup.start_in(folder);
+    }
+    streaming(&run);
+    writer.stop();
+    let folder = run.folder();
+    run.kill();
+    let last = setup.exit_when("caught-up").args(&["--timeout", "2m"]).start_in(folder);
+    last.wait_exit(MINUTES).expect(0, &["going on in the stream"]);
+    compare::assert_equal(&source, &destination);
+    assert_eq!(source.client().info("stats", "sync_full").as_deref(), Some("1"), "only one full sync");
+}
+
+#[test]
+fn stopped_in_order_and_started_again_it_goes_on_where_it_was() {
+    let binary = require_server!();
+    let (source, destination, writer) = under_load(binary);
+    let setup = Setup::new(&source, &destination);
+    let run = setup.start();
+    streaming(&run);
+    writes(&writer, 2_000);
+    run.terminate();
+    let folder = run.folder();
+    run.wait_exit(MINUTES).expect(75, &["stopped"]);
+    writes(&writer, 2_000);
+    writer.stop();
+    let last = setup.exit_when("caught-up").args(&["--timeout", "2m"]).start_in(folder);
+    last.wait_exit(MINUTES).expect(0, &["going on in the stream"]);
+    compare::assert_equal(&source, &destination);
+    let left = destination.client().list(&["KEYS", "shakedeck:*"]);
+    assert!(left.is_empty(), "the checkpoint stayed behind");
+}
+
+#[test]
+fn links_that_are_cut_are_opened_again() {
+    let binary = require_server!();
+    let (source, destination, writer) = under_load(binary);
+    let setup = Setup::new(&source, &destination).exit_when("caught-up").args(&["--timeout", "2m"]);
+    // The goal must not be reached before the load has ended.
+    let setup = setup.text("cutover", "hold_for", "5s");
+    let run = setup.start();
+    streaming(&run);
+    for round in 0..10 {
+        writes(&writer, 300);
+        if round % 2 == 0 {
+            source.client().cmd(&["CLIENT", "KILL", "TYPE", "replica"]);
+        } else {
+            destination.client().cmd(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+        }
+    }
+    writer.stop();
+    run.wait_exit(MINUTES).expect(0, &["connected again"]);
+    compare::assert_equal(&source, &destination);
+    assert_eq!(source.client().info("stats", "sync_full").as_deref(), Some("1"), "only one full sync");
+}
+
+/// A source tells its replicas `XADD … MAXLEN = 4 LIMIT 1`, which no server takes from a client.
+#[test]
+fn a_stream_trimmed_with_a_limit_arrives_equal() {
+    let binary = require_server!();
+    let (source, destination) =
+        (Server::start(binary, Options::new()), Server::start(binary, Options::new()));
+    let run = Setup::new(&source, &destination).exit_when("caught-up").args(&["--timeout", "1m"]);
+    let run = run.text("cutover", "hold_for", "4s").start();
+    streaming(&run);
+    let mut from = source.client();
+    for number in 0..500 {
+        from.cmd(&["XADD", "s", "MAXLEN", "~", "100", "LIMIT", "50", "*", "f", &number.to_string()]);
+    }
+    from.cmd(&["XTRIM", "s", "MAXLEN", "~", "1", "LIMIT", "100"]);
+    run.wait_exit(MINUTES).expect(0, &["0 quarantined"]);
+    compare::assert_equal(&source, &destination);
+}
