@@ -205,3 +205,14 @@ fn mistakes_in_the_configuration_end_with_2_and_show_the_place() {
     }
     setup.args(&["--exit-when", "nonsense"]).start().wait_exit(MINUTES).expect(2, &["nonsense", "caught-up"]);
 }
+
+/// Under two names the same server: copying it onto itself would never end.
+#[test]
+fn a_server_is_not_copied_onto_itself() {
+    let binary = require_server!();
+    let server = plain(binary);
+    let setup =
+        Setup::bare(&format!("unix:{}", server.unix_socket().display()), &server.address().to_string());
+    setup.start().wait_exit(MINUTES).expect(3, &["the same server", "[redis_writer]"]);
+    assert_eq!(server.client().integer(&["DBSIZE"]), 0, "something was written");
+}

@@ -197,7 +197,7 @@ impl Supervisor {
 
     /// Looks at the destination, decides where to begin, starts the tasks. `None` when stopped meanwhile.
     async fn begin(&mut self, checkpoint_key: &str) -> Result<Option<Tasks>, Outcome> {
-        let (target, checkpoint) = {
+        let (target, run_id, checkpoint) = {
             let looking = look_at_destination(&self.plan, checkpoint_key, &self.source.address);
             tokio::pin!(looking);
             let mut tick = interval(SNAPSHOT_INTERVAL);
@@ -206,7 +206,7 @@ impl Supervisor {
                     looked = &mut looking => {
                         let found = looked.map_err(|error| outcome(exit::DESTINATION, error.to_string()))?;
                         self.publisher.destination_server = found.server;
-                        break (found.target, found.checkpoint);
+                        break (found.target, found.run_id, found.checkpoint);
                     }
                     _ = tick.tick() => {
                         let status = self.publisher.snapshot(*self.wishes.borrow(), None, None);
@@ -257,6 +257,7 @@ impl Supervisor {
             reader: self.reader.clone(),
             limits: self.plan.spool,
             policy: self.plan.policy,
+            destination_run_id: run_id,
             shared: self.source.clone(),
             events: self.events.clone(),
             stop: self.stop_source.subscribe(),
@@ -535,6 +536,7 @@ impl Supervisor {
 struct Destination {
     target: Target,
     server: Option<String>,
+    run_id: Option<String>,
     checkpoint: Option<Progress>,
 }
 
@@ -577,7 +579,12 @@ async fn look_at_destination(
             })?),
             None => None,
         };
-    Ok(Destination { target: replay::target_of(&info), server: source::server_name(&info), checkpoint })
+    Ok(Destination {
+        target: replay::target_of(&info),
+        server: source::server_name(&info),
+        run_id: net::info_field(&info, "run_id").map(str::to_owned),
+        checkpoint,
+    })
 }
 
 fn rdb_start(manifest: &Manifest) -> Progress {

@@ -75,6 +75,8 @@ pub struct Source {
     pub limits: config::Spool,
     /// `[policy]`.
     pub policy: Policy,
+    /// `run_id` of the destination: a server must not be copied onto itself.
+    pub destination_run_id: Option<String>,
     /// What it tells.
     pub shared: Arc<SourceShared>,
     /// Sentences for the operator.
@@ -215,6 +217,15 @@ impl Source {
         }
         if let Reply::Bulk(info) = connection.request(&[b"INFO"]).await? {
             let info = String::from_utf8_lossy(&info).into_owned();
+            let run_id = info_field(&info, "run_id");
+            if run_id.is_some() && run_id == self.destination_run_id.as_deref() {
+                return Err(NetError::Refused {
+                    address: connection.address.clone(),
+                    what: "the migration".into(),
+                    reply: "source and destination are the same server".into(),
+                    cure: "Check the addresses of [sync_reader] and [redis_writer].".into(),
+                });
+            }
             let mut details = self.shared.details();
             details.server = server_name(&info);
             details.role = info_field(&info, "role").map(str::to_owned);
