@@ -116,3 +116,54 @@ fn a_stream_trimmed_with_a_limit_arrives_equal() {
     run.wait_exit(MINUTES).expect(0, &["0 quarantined"]);
     compare::assert_equal(&source, &destination);
 }
+
+/// Killed while the RDB, whole on disk, is being applied: the rest of it follows, and the source is not asked for another.
+#[test]
+fn killed_inside_the_rdb_it_goes_on_inside_it() {
+    let binary = require_server!();
+    let (source, destination, writer) = under_load(binary);
+    let setup = Setup::new(&source, &destination);
+    let run = setup.start();
+    run.wait_status(MINUTES, "a run", |status| status["state"].is_string());
+    run.ctl(&["throttle", "--ops", "4000"]).expect(0, &[]);
+    run.wait_status(MINUTES, "a part of a whole RDB", |status| {
+        let source = &status["sources"][0];
+        source["rdb_bytes_total"].is_number() && source["keys_applied"].as_u64() > Some(2_000)
+    });
+    let status = run.status_json();
+    assert_eq!(status["sources"][0]["phase"], "rdb_apply", "{status}");
+    let folder = run.folder();
+    run.kill();
+    writes(&writer, 500);
+    writer.stop();
+    let last = setup.exit_when("caught-up").args(&["--timeout", "2m"]).start_in(folder);
+    last.wait_exit(MINUTES).expect(0, &["going on inside the RDB"]);
+    compare::assert_equal(&source, &destination);
+    assert_eq!(source.client().info("stats", "sync_full").as_deref(), Some("1"), "only one full sync");
+}
+
+/// The very lines of the README's "Rights on the servers" are enough for a whole migration.
+#[test]
+fn the_rights_of_the_readme_are_enough() {
+    let binary = require_server!();
+    let (source, destination, writer) = under_load(binary);
+    let readme = std::fs::read_to_string("README.md").unwrap();
+    for (server, side) in [(&source, "source "), (&destination, "destination ")] {
+        let line =
+            readme.lines().find_map(|line| line.strip_prefix(side)?.trim().strip_prefix("ACL SETUSER "));
+        let mut words = vec!["ACL", "SETUSER"];
+        words.extend(line.expect("a line of rights").split(' '));
+        server.client().ok(&words);
+    }
+    let setup =
+        ["sync_reader", "redis_writer"].iter().fold(Setup::new(&source, &destination), |setup, side| {
+            setup.text(side, "username", "shakedeck").text(side, "password", "password")
+        });
+    let run =
+        setup.exit_when("caught-up").args(&["--timeout", "2m"]).text("cutover", "hold_for", "4s").start();
+    streaming(&run);
+    writes(&writer, 1_000);
+    writer.stop();
+    run.wait_exit(MINUTES).expect(0, &["0 quarantined"]);
+    compare::assert_equal(&source, &destination);
+}
