@@ -95,7 +95,7 @@ impl Source {
     /// Runs until stopped, or until an error that trying again will not cure.
     pub async fn run(self) -> Result<(), SourceError> {
         let mut stop = self.stop.clone();
-        let mut writer = SpoolWriter::new(self.shared.spool.clone());
+        let mut writer = SpoolWriter::new(self.shared.spool.clone(), self.limits.max_bytes);
         let mut accepted = self.shared.spool.manifest().is_some();
         let mut attempt = 0u32;
         let mut broken_full_syncs = 0u32;
@@ -480,7 +480,7 @@ impl Source {
             if syncing.is_none() && (ack_now || last_ack.elapsed() >= Duration::from_secs(1)) {
                 ack_now = false;
                 last_ack = Instant::now();
-                match writer.pending_sync()? {
+                match writer.pending_sync() {
                     Some(pending) => syncing = Some(tokio::task::spawn_blocking(move || pending.run())),
                     None => self.acknowledge(connection, self.shared.spool.durable()).await?,
                 }
@@ -522,7 +522,7 @@ impl Source {
                     }
                     () = self.shared.restart.notified() => return Ok(SessionEnd::Restart),
                     () = stopped(&mut stop) => {
-                        if let Some(pending) = writer.pending_sync()? {
+                        if let Some(pending) = writer.pending_sync() {
                             tokio::task::block_in_place(|| pending.run())?;
                         }
                         let _ = self.acknowledge(connection, self.shared.spool.durable()).await;
@@ -533,7 +533,7 @@ impl Source {
             heard = Instant::now();
             let chunk = &buffer[..got];
             room.used(got);
-            writer.append_stream(chunk)?;
+            writer.append_stream(chunk, unix_ms())?;
             self.shared.bytes_received.fetch_add(got as u64, Relaxed);
             // `REPLCONF GETACK *` (WAIT, failover) wants an answer at once. Looking for the word is enough: an ACK too
             // many does no harm, and one that is split over two reads waits for the next second.
