@@ -10,7 +10,9 @@
 mod batch;
 mod data_dir;
 mod events;
+mod import_mode;
 mod net;
+mod pressure;
 mod publish;
 mod quarantine;
 mod replay;
@@ -33,6 +35,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use self::batch::{BATCH_BYTES, Position, Progress};
 use self::data_dir::{DataDir, DataDirError};
 use self::events::EventLog;
+use self::import_mode::ImportMode;
 use self::net::{Connection, NetError};
 use self::publish::{Identity, Publisher};
 use self::quarantine::Quarantine;
@@ -250,6 +253,7 @@ impl Supervisor {
             events: self.events.clone(),
             quarantine: self.quarantine.clone(),
             on_bad_value: self.plan.policy.on_bad_value,
+            import_mode: ImportMode::new(self.data_dir.path(), target),
             wishes: self.wishes.subscribe(),
             batches: queue,
         };
@@ -319,6 +323,16 @@ impl Supervisor {
                 self.source.rdb_applied.store(manifest.rdb_len.unwrap_or(0), Relaxed);
                 self.source.offset_applied.store(offset, Relaxed);
                 self.events.info("", format!("going on in the stream, after offset {offset}"));
+            }
+            // What the destination had was received, but not yet safe on this disk when the machine went down.
+            Position::Stream { offset, .. }
+                if offset > spool.received() && progress.replid == manifest.replid =>
+            {
+                spool.release_rdb().map_err(|error| data_dir_failed(error.into()))?;
+                spool.skip_to(offset).map_err(|error| data_dir_failed(error.into()))?;
+                self.source.rdb_applied.store(manifest.rdb_len.unwrap_or(0), Relaxed);
+                self.source.offset_applied.store(offset, Relaxed);
+                self.events.info("", format!("going on in the stream, after offset {offset}, which the destination has and the spool has not"));
             }
             _ => return Err(lost(format!("'{progress}'"))),
         }
@@ -492,6 +506,7 @@ impl Supervisor {
         let forgotten = async {
             let mut connection = Connection::open(&self.plan.writer.endpoint).await?;
             connection.request(&[b"DEL", checkpoint_key.as_bytes()]).await?;
+            ImportMode::put_back(self.data_dir.path(), &mut connection, &self.events).await?;
             // A value that was being built when the run was ended.
             for db in 0..u32::MAX {
                 if matches!(

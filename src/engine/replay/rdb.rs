@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::super::batch::{Batch, CommandKind, PairVerb, Position};
-use super::super::spool::{Manifest, RdbReader, ReadEnd};
+use super::super::spool::{Manifest, RdbReader, ReadEnd, SpoolError};
 use super::{BUILDING_KEY, End, Replay, ReplayError};
 use crate::config::{OnBadValue, OnExistingKey};
 use crate::format::escape;
@@ -345,6 +345,12 @@ impl Replay {
             match error.get_ref().and_then(|inner| inner.downcast_ref::<ReadEnd>()) {
                 Some(ReadEnd::Stopped) => return Ok(End::Stopped),
                 Some(ReadEnd::Superseded) => return Ok(End::Superseded),
+                // The disk, not the source.
+                None if error.raw_os_error().is_some() => {
+                    let path = self.shared.spool.dir().to_owned();
+                    let cause = std::io::Error::new(error.kind(), error.to_string());
+                    return Err(SpoolError { action: "read the RDB in", path, cause }.into());
+                }
                 None => {}
             }
         }

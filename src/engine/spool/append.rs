@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use super::marks::{self, MARK_LEN, MAX_SPAN, Mark};
 use super::{
-    Manifest, SEGMENT_BYTES, Segment, Spool, SpoolError, State, create, failed, marks_path, rdb_path, segment_path,
+    Manifest, SEGMENT_BYTES, Segment, Spool, SpoolError, State, create, failed, marks_path, rdb_path,
+    segment_path,
 };
 use crate::psync::Replid;
 

@@ -340,7 +340,11 @@ impl Spool {
     }
 
     /// Changes the manifest on disk, then in memory: a change that could not be written is not believed either.
-    fn change_manifest(&self, state: &mut State, change: impl FnOnce(&mut Manifest)) -> Result<(), SpoolError> {
+    fn change_manifest(
+        &self,
+        state: &mut State,
+        change: impl FnOnce(&mut Manifest),
+    ) -> Result<(), SpoolError> {
         let Some(mut manifest) = state.manifest.clone() else { return Ok(()) };
         change(&mut manifest);
         self.write_manifest(&manifest)?;

@@ -43,7 +43,9 @@ impl State {
         for mut segment in found {
             let on_disk = segment.len;
             // A gap cannot come from us; what follows it cannot be used.
-            if cut.is_none() && self.segments.back().is_some_and(|last| last.start + last.len != segment.start) {
+            if cut.is_none()
+                && self.segments.back().is_some_and(|last| last.start + last.len != segment.start)
+            {
                 cut = Some(0);
             }
             if let Some(bytes) = &mut cut {
@@ -74,7 +76,8 @@ fn segments(dir: &Path, generation: u64) -> Result<Vec<Segment>, SpoolError> {
     for entry in fs::read_dir(dir).map_err(failed("list", dir))? {
         let entry = entry.map_err(failed("list", dir))?;
         let name = entry.file_name();
-        let Some(start) = name.to_str().and_then(|name| name.strip_prefix(&prefix)?.parse::<u64>().ok()) else {
+        let Some(start) = name.to_str().and_then(|name| name.strip_prefix(&prefix)?.parse::<u64>().ok())
+        else {
             continue;
         };
         let len = entry.metadata().map_err(failed("examine", &entry.path()))?.len();

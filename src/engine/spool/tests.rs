@@ -55,8 +55,7 @@ fn a_new_full_sync_ends_old_readers_and_leaves_no_old_files() {
     let waiting = std::thread::spawn(move || old.fill(&mut Vec::new(), 10, true));
     writer.begin_full_sync(&replid(), 500).unwrap();
     assert!(matches!(waiting.join().unwrap(), Err(StreamReadError::End(ReadEnd::Superseded))));
-    let names: Vec<_> =
-        fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(names.iter().all(|name| !name.to_str().unwrap().starts_with("g1-")), "{names:?}");
 }
 
