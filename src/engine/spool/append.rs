@@ -53,6 +53,7 @@ impl SpoolWriter {
             version: 1,
             generation,
             replid: replid.clone(),
+            former_replids: Vec::new(),
             rdb_offset: offset,
             rdb_len: None,
             rdb_applied: false,
@@ -106,7 +107,10 @@ impl SpoolWriter {
     /// `+CONTINUE` with a new replication id: the same history under another name.
     pub fn rename_history(&mut self, replid: &Replid) -> Result<(), SpoolError> {
         let mut state = self.spool.lock();
-        self.spool.change_manifest(&mut state, |manifest| manifest.replid = replid.clone())
+        self.spool.change_manifest(&mut state, |manifest| {
+            let former = std::mem::replace(&mut manifest.replid, replid.clone());
+            manifest.former_replids.push(former);
+        })
     }
 
     /// Appends bytes of the stream (at most [`MAX_SPAN`]) that arrived at `unix_ms`. After an error nothing of them
