@@ -7,7 +7,7 @@ use crate::{config, format};
 
 /// Asking costs a system call: so often at most, and after so many bytes at the latest.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-const LOOK_AFTER: usize = 16 * 1024 * 1024;
+const MAX_LOOK_AFTER: u64 = 16 * 1024 * 1024;
 
 /// Why nothing can be written.
 #[derive(Debug)]
@@ -28,23 +28,25 @@ impl From<SpoolError> for NoRoom {
 pub struct Room {
     limits: config::Spool,
     looked: Instant,
-    unlooked: usize,
+    unlooked: u64,
+    look_after: u64,
 }
 
 impl Room {
     /// Due at once.
     pub fn new(limits: config::Spool) -> Self {
-        Room { limits, looked: Instant::now(), unlooked: LOOK_AFTER }
+        let look_after = (limits.max_bytes / 64).min(MAX_LOOK_AFTER);
+        Room { limits, looked: Instant::now(), unlooked: u64::MAX, look_after }
     }
 
     /// Whether it is time to look again.
     pub fn is_due(&self) -> bool {
-        self.unlooked >= LOOK_AFTER || self.looked.elapsed() >= LOOK_EVERY
+        self.unlooked >= self.look_after || self.looked.elapsed() >= LOOK_EVERY
     }
 
     /// So many bytes were added.
     pub fn used(&mut self, bytes: usize) {
-        self.unlooked += bytes;
+        self.unlooked = self.unlooked.saturating_add(bytes as u64);
     }
 
     /// Looks.

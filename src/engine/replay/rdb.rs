@@ -158,6 +158,11 @@ impl Replay {
         batch.source_bytes = decoder.position() - applied;
         batch.ends_rdb = true;
         batch.select(stream_db);
+        batch.close_pairs();
+        if batch.commands.is_empty() {
+            // Without a command there is no transaction and no checkpoint, and then the RDB must not be given up.
+            batch.push(CommandKind::Rebuild, &[b"PING"]);
+        }
         if !self.send_even_if_void(batch) {
             return Ok(Some(End::Stopped));
         }

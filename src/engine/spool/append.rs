@@ -10,17 +10,22 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::super::room::disk_free;
 use super::marks::{self, MARK_LEN, MAX_SPAN, Mark};
 use super::{
-    Manifest, SEGMENT_BYTES, Segment, Spool, SpoolError, State, create, failed, marks_path, rdb_path,
-    segment_path,
+    Manifest, Segment, Spool, SpoolError, State, create, failed, marks_path, rdb_path, segment_path,
 };
 use crate::psync::Replid;
+
+/// Sizes at which a stream segment is closed and the next one begun (bytes).
+const MIN_SEGMENT_BYTES: u64 = 256 * 1024;
+const MAX_SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
 
 /// The source's end: appends.
 pub struct SpoolWriter {
     spool: Arc<Spool>,
-    /// Size at which a stream segment is closed and the next one begun.
+    max_bytes: u64,
+    /// Size at which the present stream segment is closed and the next one begun.
     segment_bytes: u64,
     rdb: Option<File>,
     segment: Option<Arc<SegmentFiles>>,
@@ -37,11 +42,25 @@ struct SegmentFiles {
 }
 
 impl SpoolWriter {
-    /// There must be only one. Segments are small enough for some sixteen of them in `max_bytes`, because only whole ones
-    /// can be freed.
+    /// There must be only one. `max_bytes` of the spool decides with the disk how large segments are.
     pub fn new(spool: Arc<Spool>, max_bytes: u64) -> Self {
-        let segment_bytes = (max_bytes / 16).clamp(256 * 1024, SEGMENT_BYTES);
-        SpoolWriter { spool, segment_bytes, rdb: None, segment: None, unsynced: Vec::new() }
+        let mut writer = SpoolWriter {
+            spool,
+            max_bytes,
+            segment_bytes: 0,
+            rdb: None,
+            segment: None,
+            unsynced: Vec::new(),
+        };
+        writer.segment_bytes = writer.good_segment_size();
+        writer
+    }
+
+    /// Some sixteen segments should fit into what the spool may take, because only whole ones can be freed, and the last one often
+    /// ends inside a command.
+    fn good_segment_size(&self) -> u64 {
+        let disk = disk_free(&self.spool).map_or(u64::MAX, |free| free.saturating_add(self.spool.usage().0));
+        (self.max_bytes.min(disk) / 16).clamp(MIN_SEGMENT_BYTES, MAX_SEGMENT_BYTES)
     }
 
     /// A full sync begins: everything before it is void.
@@ -178,6 +197,7 @@ impl SpoolWriter {
                 marks.write_all_at(&marks::header(durable), 0).map_err(failed("write", &marks_path))?;
                 let files = Arc::new(SegmentFiles { bytes, marks, path, marks_path });
                 self.segment = Some(files.clone());
+                self.segment_bytes = self.good_segment_size();
                 let mut state = spool.lock();
                 state.segments.push_back(Segment { start: received, len: 0, marks: MARK_LEN });
                 state.last_closed = false;

@@ -34,9 +34,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::psync::Replid;
 
-/// Size at which a stream segment is closed and the next one begun.
-const SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
-
 /// A file operation on the spool failed.
 #[derive(Debug, thiserror::Error)]
 #[error("spool: cannot {action} '{path}': {cause}{}", self.cure(), path = path.display())]

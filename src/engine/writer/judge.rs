@@ -124,7 +124,7 @@ impl Writer {
                 }
                 Refusal::KeyMissing => {
                     let text = format!(
-                        "key '{key}' (db {}) had ended on the destination before {verb} arrived, which renews it on the source: it is missing here. The lag was longer than its time to live: compare both sides and copy such keys again. Further ones are only counted",
+                        "key '{key}' (db {}) had ended on the destination (or was removed there) before {verb} arrived, which renews it on the source: it is missing here. Mostly the lag was longer than its time to live: compare both sides and copy such keys again. Further ones are only counted",
                         batch.database_of(index)
                     );
                     self.events.report(
