@@ -9,7 +9,7 @@
 //!  2  ui   headless   demo                            fronts: same input, never see each other
 //!  1  engine                                          all sockets, files, tasks, clocks
 //!  0  config  status  control  format                 words that everybody shares
-//!     resp  psync  rdb                                pure: bytes in, values out. No tokio, no files, no clock
+//!     command  resp  psync  rdb                       pure: bytes in, values out. No tokio, no files, no clock
 //! ```
 //!
 //! # The walk of one key
@@ -41,6 +41,7 @@
 
 pub mod app;
 pub mod cli;
+pub mod command;
 pub mod config;
 pub mod control;
 pub mod demo;
