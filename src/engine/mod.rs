@@ -11,6 +11,7 @@ mod batch;
 mod begin;
 mod data_dir;
 mod events;
+mod ledger;
 mod net;
 mod outcome;
 mod publish;

@@ -38,6 +38,12 @@ pub struct SourceShared {
     pub filtered: AtomicU64,
     /// Errors on the link and refused entries.
     pub errors: AtomicU64,
+    /// Batches handed to writers since applying began.
+    pub batches_handed_over: AtomicU64,
+    /// Those of them that are confirmed.
+    pub batches_confirmed: AtomicU64,
+    /// Keys (database, key) that existed on the destination and were left alone; taken by replay.
+    foreign: Mutex<Vec<(u32, Vec<u8>)>>,
     /// Drops the link and opens it again.
     pub restart: Notify,
     /// Asks for an ACK now.
@@ -98,6 +104,9 @@ impl SourceShared {
             entries_read: AtomicU64::new(0),
             filtered: AtomicU64::new(0),
             errors: AtomicU64::new(0),
+            batches_handed_over: AtomicU64::new(0),
+            batches_confirmed: AtomicU64::new(0),
+            foreign: Mutex::default(),
             restart: Notify::new(),
             acknowledge: Notify::new(),
             held_back_by: AtomicUsize::new(0),
@@ -119,6 +128,20 @@ impl SourceShared {
                 output_buffer_limit_bytes: None,
             }),
         }
+    }
+
+    /// This key existed on the destination and was left alone.
+    pub fn found_foreign(&self, db: u32, key: &[u8]) {
+        self.foreign().push((db, key.to_owned()));
+    }
+
+    /// The keys found since the last call.
+    pub fn take_foreign(&self) -> Vec<(u32, Vec<u8>)> {
+        std::mem::take(&mut *self.foreign())
+    }
+
+    fn foreign(&self) -> MutexGuard<'_, Vec<(u32, Vec<u8>)>> {
+        self.foreign.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Looks at or changes the slow-moving part.

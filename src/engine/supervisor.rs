@@ -16,13 +16,14 @@ use super::batch::BATCH_BYTES;
 use super::begin::{Destination, where_to_begin};
 use super::data_dir::{DataDir, DataDirError};
 use super::events::EventLog;
+use super::ledger::{self, Ledger};
 use super::net::{Connection, NetError};
 use super::outcome::{
     WriterEnd, data_dir_failed, exit, outcome, replay_outcome, source_outcome, writer_outcome,
 };
 use super::publish::Publisher;
 use super::quarantine::Quarantine;
-use super::replay::{BUILDING_KEY, Replay, ReplayEnd, ReplayError};
+use super::replay::{BUILDING_KEY, Keeper, Replay, ReplayEnd, ReplayError};
 use super::shared::{SourceShared, Wishes, WriterShared};
 use super::source::{Source, SourceError};
 use super::writer::{Writer, WriterError};
@@ -198,6 +199,8 @@ impl Supervisor {
             receiving,
             &self.events,
         )?;
+        let begun = checkpoint.is_some() || self.source.spool.manifest().is_some_and(|it| it.rdb_len.is_some());
+        let ledger = Ledger::open(self.source.spool.dir(), begun).map_err(|error| data_dir_failed(error.into()))?;
         let (batches, queue) = mpsc::channel(2);
         let replay = Replay {
             shared: self.source.clone(),
@@ -217,6 +220,7 @@ impl Supervisor {
                 .map_or(BATCH_BYTES, |half| half.min(BATCH_BYTES)),
             resume: start.resume,
             after_generation: start.after_generation,
+            keeper: Keeper::new(ledger, checkpoint.as_ref(), self.plan.writer.endpoint.clone()),
             began_before: checkpoint.is_some(),
             batches,
         };
@@ -470,7 +474,10 @@ impl Supervisor {
             );
         }
         if let Err(error) =
-            self.source.spool.forget().map_err(DataDirError::from).and_then(|()| self.data_dir.forget())
+            ledger::forget(self.source.spool.dir())
+            .and_then(|()| self.source.spool.forget())
+            .map_err(DataDirError::from)
+            .and_then(|()| self.data_dir.forget())
         {
             return data_dir_failed(error);
         }

@@ -44,15 +44,15 @@ impl Replay {
     ) -> Result<Option<End>, ReplayError> {
         let spool = &self.shared.spool;
         let offset = manifest.rdb_offset;
-        // After a broken full sync, keys that exist may be ours, from the former attempt: only then replace silently.
-        let untouched = !self.began_before && self.shared.entries_applied.load(Relaxed) == 0;
-        let on_existing_key = if untouched { self.on_existing_key } else { OnExistingKey::Rewrite };
+        // After a broken full sync, keys that exist may be ours, from the former attempt: those are replaced silently.
+        let written_before = self.written_before()?;
         let reader = RdbReader::open(spool, manifest.generation, 0)?;
         let mut decoder = Decoder::new(reader, Limits::default());
         let mut version = 0;
         let mut stream_db = 0;
         let mut read = 0u64;
         let mut applied = skip;
+        let mut on_existing_key = self.on_existing_key;
         loop {
             // A former run has applied this item if it had come past its first byte.
             let wanted = self.sync_rdb && decoder.position() >= skip;
@@ -115,6 +115,7 @@ impl Replay {
                 }
                 Item::Entry(entry) if wanted => {
                     read += 1;
+                    on_existing_key = self.on_existing(written_before.as_ref(), entry.db, entry.key)?;
                     if self.entry(batch, &entry, version, on_existing_key)? == Step::ElementByElement {
                         large = Some(LargeKey {
                             db: entry.db,
@@ -123,6 +124,13 @@ impl Replay {
                             type_byte: entry.type_byte,
                             dialect: entry.dialect,
                         });
+                    }
+                }
+                // Applied by a former run; the record must hold it in any case, or it would be taken for a ghost.
+                Item::Entry(entry) if self.sync_rdb && self.keeps(entry.db) => {
+                    self.note(entry.db, entry.key);
+                    if !self.record_some() {
+                        return Ok(Some(End::Stopped));
                     }
                 }
                 Item::End { checksum: Checksum::Disabled } => {
@@ -154,14 +162,18 @@ impl Replay {
         }
         self.shared.entries_read.fetch_add(read, Relaxed);
         spool.rdb_ends_at(manifest.generation, decoder.position());
-        batch.progress.at = Position::Stream { offset, db: stream_db };
+        batch.progress.at = Position::Rdb { offset, bytes: decoder.position(), db: batch.end_db };
         batch.source_bytes = decoder.position() - applied;
+        if let Some(end) = self.sweep(manifest.generation, batch)? {
+            return Ok(Some(end));
+        }
+        batch.progress.at = Position::Stream { offset, db: stream_db };
         batch.ends_rdb = true;
         batch.select(stream_db);
         if !self.send_even_if_void(batch) {
             return Ok(Some(End::Stopped));
         }
-        Ok(None)
+        self.end_sweep(manifest.generation)
     }
 
     /// Appends one key of the RDB, unless it must be read element by element.
@@ -176,6 +188,7 @@ impl Replay {
             self.shared.filtered.fetch_add(1, Relaxed);
             return Ok(Step::Done);
         }
+        self.note(entry.db, entry.key);
         batch.select(entry.db);
         let raw = match entry.value {
             Value::Raw(raw) => raw,
@@ -243,6 +256,9 @@ impl Replay {
         on_existing_key: OnExistingKey,
     ) -> Result<Step, ReplayError> {
         let direct = on_existing_key == OnExistingKey::Rewrite;
+        if !direct {
+            self.note_building(entry.db);
+        }
         let rebuild = Rebuild {
             key: if direct { entry.key } else { BUILDING_KEY },
             target: self.target,
@@ -287,6 +303,7 @@ impl Replay {
         on_existing_key: OnExistingKey,
     ) -> Result<Option<End>, ReplayError> {
         let LargeKey { db, key, expire_at_ms, type_byte, dialect } = large;
+        self.note_building(db);
         // Read ahead with a reader of its own: for the pending entries of a stream, which must be known before the first
         // entry is added, and so that a damaged value is set aside whole.
         let mut pending = PendingIds::default();

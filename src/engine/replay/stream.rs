@@ -43,6 +43,7 @@ impl Replay {
                 if waiting {
                     // Nothing more is there: what has been collected goes out now.
                     self.shared.entries_read.fetch_add(std::mem::take(&mut read), Relaxed);
+                    self.tidy_ledger()?;
                     if in_transaction.is_none() && !batch.is_void() && !self.send(&mut batch) {
                         return Ok(End::Stopped);
                     }
@@ -79,6 +80,7 @@ impl Replay {
                     self.shared.filtered.fetch_add(1, Relaxed);
                 }
                 Verb::Set if arguments.len() == 3 => {
+                    self.note(batch.end_db, argument(1).unwrap_or_default());
                     batch.push_pair(
                         PairVerb::Stream,
                         argument(1).unwrap_or_default(),
@@ -88,6 +90,7 @@ impl Replay {
                     read += 1;
                 }
                 Verb::Set | Verb::Trim | Verb::Other => {
+                    self.note_command(batch.end_db, offset + len as u64, arguments.len(), argument)?;
                     let arguments: Vec<&[u8]> = match verb_kind {
                         Verb::Trim => arguments.iter().filter_map(|range| raw.get(range.clone())).collect(),
                         _ => Vec::new(),
@@ -110,6 +113,7 @@ impl Replay {
             if in_transaction.is_none() {
                 batch.progress.at = Position::Stream { offset, db: batch.end_db };
                 if batch.is_full(self.command_limit, self.byte_limit) {
+                    self.tidy_ledger()?;
                     self.shared.entries_read.fetch_add(std::mem::take(&mut read), Relaxed);
                     if !self.send(&mut batch) {
                         return Ok(End::Stopped);
