@@ -91,7 +91,9 @@ pub fn other_database<'a>(
 ) -> Option<u32> {
     let at = match command.name {
         "MOVE" => 2,
-        "COPY" => 1 + (3..count).find(|at| argument(*at).is_some_and(|word| word.eq_ignore_ascii_case(b"DB")))?,
+        "COPY" => {
+            1 + (3..count).find(|at| argument(*at).is_some_and(|word| word.eq_ignore_ascii_case(b"DB")))?
+        }
         _ => return None,
     };
     number(argument(at)?)
@@ -172,9 +174,8 @@ impl Command {
             Replay::Idempotent => true,
             Replay::ExactlyOnce => false,
             Replay::IdempotentWithout(words) => !(2..count).any(|at| {
-                argument(at).is_some_and(|found| {
-                    words.iter().any(|word| found.eq_ignore_ascii_case(word.as_bytes()))
-                })
+                argument(at)
+                    .is_some_and(|found| words.iter().any(|word| found.eq_ignore_ascii_case(word.as_bytes())))
             }),
         }
     }

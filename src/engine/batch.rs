@@ -151,7 +151,9 @@ impl FromStr for Progress {
         let mut words: Vec<&str> = text.split(' ').collect();
         let generation = match words.first() {
             Some(&"v1") => 0,
-            Some(&"v2") => words.pop().and_then(|word| word.parse().ok()).filter(|it| *it > 0).ok_or_else(bad)?,
+            Some(&"v2") => {
+                words.pop().and_then(|word| word.parse().ok()).filter(|it| *it > 0).ok_or_else(bad)?
+            }
             _ => return Err(bad()),
         };
         let number = |at: usize| words.get(at).and_then(|word| word.parse::<u64>().ok()).ok_or_else(bad);

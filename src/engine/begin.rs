@@ -210,7 +210,11 @@ mod tests {
         assert_eq!(begin(unapplied(), rdb("a", 1_000, 5), false), Ok(rdb("a", 1_000, 5).map(|it| it.at)));
         assert_eq!(begin(unapplied(), rdb("b", 900, 5), false), beginning, "of the full sync before");
         let other = rdb("b", 1_000, 5).map(|it| Progress { generation: 2, ..it });
-        assert_eq!(begin(unapplied(), other, false), beginning, "an idle source, the same offset, another RDB");
+        assert_eq!(
+            begin(unapplied(), other, false),
+            beginning,
+            "an idle source, the same offset, another RDB"
+        );
         assert_eq!(begin(unapplied(), stream("b", 800), false), beginning, "of the full sync before");
         assert_eq!(begin(unapplied(), stream("c", 1_200), false), beginning, "of another history");
         assert_eq!(begin(unapplied(), stream("a", 1_200), false), Ok(stream("a", 1_200).map(|it| it.at)));

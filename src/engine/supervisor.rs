@@ -199,8 +199,10 @@ impl Supervisor {
             receiving,
             &self.events,
         )?;
-        let begun = checkpoint.is_some() || self.source.spool.manifest().is_some_and(|it| it.rdb_len.is_some());
-        let ledger = Ledger::open(self.source.spool.dir(), begun).map_err(|error| data_dir_failed(error.into()))?;
+        let begun =
+            checkpoint.is_some() || self.source.spool.manifest().is_some_and(|it| it.rdb_len.is_some());
+        let ledger =
+            Ledger::open(self.source.spool.dir(), begun).map_err(|error| data_dir_failed(error.into()))?;
         let (batches, queue) = mpsc::channel(2);
         let replay = Replay {
             shared: self.source.clone(),
@@ -473,8 +475,7 @@ impl Supervisor {
                 format!("the checkpoint key '{checkpoint_key}' could not be removed: {error}"),
             );
         }
-        if let Err(error) =
-            ledger::forget(self.source.spool.dir())
+        if let Err(error) = ledger::forget(self.source.spool.dir())
             .and_then(|()| self.source.spool.forget())
             .map_err(DataDirError::from)
             .and_then(|()| self.data_dir.forget())

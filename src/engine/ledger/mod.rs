@@ -194,7 +194,8 @@ impl Ledger {
             let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
             let file = file.map_err(failed("open", &path))?;
             // At a whole record, so that trying again after a full disk cannot shift those that follow.
-            let len = file.metadata().map_err(failed("examine", &path))?.len() / RECORD as u64 * RECORD as u64;
+            let len =
+                file.metadata().map_err(failed("examine", &path))?.len() / RECORD as u64 * RECORD as u64;
             file.set_len(len)
                 .and_then(|()| io::Write::write_all(&mut &file, &self.unwritten_foreign))
                 .and_then(|()| file.sync_data())
@@ -241,14 +242,15 @@ impl Ledger {
             let paths: Vec<PathBuf> = parts.into_iter().map(|(path, ..)| path).collect();
             let Some((last, others)) = paths.split_last() else { return 0 };
             let beside = dir.join("ledger.sorted");
-            let sorted = sort(&dir, &paths).and_then(|hashes| sorted::write(&beside, hashes)).and_then(|bytes| {
-                // From here on the last file holds everything; until the others are gone, some of it twice.
-                fs::rename(&beside, last)?;
-                for path in others {
-                    fs::remove_file(path)?;
-                }
-                Ok(bytes)
-            });
+            let sorted =
+                sort(&dir, &paths).and_then(|hashes| sorted::write(&beside, hashes)).and_then(|bytes| {
+                    // From here on the last file holds everything; until the others are gone, some of it twice.
+                    fs::rename(&beside, last)?;
+                    for path in others {
+                        fs::remove_file(path)?;
+                    }
+                    Ok(bytes)
+                });
             sorted.unwrap_or_else(|error| {
                 tracing::warn!("the ledger could not be sorted, it only stays longer: {error}");
                 let _ = fs::remove_file(&beside);
@@ -264,9 +266,7 @@ impl Ledger {
     }
 
     /// Keys of former full syncs that are not in this one, ascending.
-    pub fn ghosts(
-        &mut self,
-    ) -> Result<impl Iterator<Item = io::Result<KeyHash>> + use<>, SpoolError> {
+    pub fn ghosts(&mut self) -> Result<impl Iterator<Item = io::Result<KeyHash>> + use<>, SpoolError> {
         self.finish_sorting();
         self.flush()?;
         let parts = self.parts()?;
@@ -399,7 +399,9 @@ pub fn forget(dir: &Path) -> Result<(), SpoolError> {
     paths.extend(["ledger.json", "ledger-foreign", "ledger.sorted"].map(|name| dir.join(name)));
     for path in paths {
         match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &path)(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("remove", &path)(error));
+            }
             _ => {}
         }
     }

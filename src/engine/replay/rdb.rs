@@ -382,10 +382,14 @@ impl Replay {
         if let Some(raw) = raw {
             let mut payload = Vec::new();
             dump::append_payload(&mut payload, entry.type_byte, raw, version);
-            append_array_header(&mut command, 4);
+            // To be sent by hand or by `quarantine replay`, at any later time.
+            append_array_header(&mut command, if entry.expire_at_ms.is_some() { 5 } else { 4 });
             let ttl = entry.expire_at_ms.unwrap_or(0).to_string();
             for argument in [&b"RESTORE"[..], entry.key, ttl.as_bytes(), &payload] {
                 append_bulk(&mut command, argument);
+            }
+            if entry.expire_at_ms.is_some() {
+                append_bulk(&mut command, b"ABSTTL");
             }
         }
         self.set_aside(entry.db, entry.key, reason, &command)

@@ -109,9 +109,7 @@ impl Writer {
                 }
                 Refusal::KeyExists => {
                     let key = match kind {
-                        CommandKind::SetIfNone => {
-                            self.existing_key(batch, index, &arguments).await?
-                        }
+                        CommandKind::SetIfNone => self.existing_key(batch, index, &arguments).await?,
                         _ => key,
                     };
                     let error = "BUSYKEY Target key name already exists.".to_owned();
