@@ -282,6 +282,10 @@ fn run_quarantine(verb: cli::Quarantine) -> Result<i32, Outcome> {
         cli::Quarantine::List { dir, .. } => (dir, None),
         cli::Quarantine::Replay { dir, config } => (dir, Some(load(config)?)),
     };
+    if !dir.is_dir() {
+        let message = format!("there is no data directory '{}': name it with --dir", dir.display());
+        return Err(failure(exit::CONFIG, message));
+    }
     if let Some(plan) = replay {
         let runtime = runtime(2)?;
         let mut say = |line: String| complain(&line);

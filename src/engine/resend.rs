@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use super::batch::CommandKind;
 use super::data_dir::{DataDirError, DirLock, read_run};
 use super::net::{Connection, NetError};
 use super::outcome::{data_dir_failed, exit, outcome};
@@ -17,8 +18,6 @@ use super::spool::SpoolError;
 use crate::config::{Endpoint, OnBadValue};
 use crate::resp::{CommandParser, Reply};
 use crate::status::Outcome;
-
-use super::batch::CommandKind;
 
 /// How long one answer may take: an entry may be a large value.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
@@ -34,19 +33,13 @@ pub struct Resent {
 
 /// Sends the entries of the quarantine in `dir` to `destination`. `say` is told each refusal.
 ///
-/// Fails when a migration runs there, when the directory belongs to another destination, when the destination cannot be reached,
+/// The directory must exist. Fails when a migration runs there, when the directory belongs to another destination, when the destination cannot be reached,
 /// or when it is in a state in which it would refuse everything; what was accepted before that is out of the quarantine.
 pub async fn replay_quarantine(
     dir: &Path,
     destination: &Endpoint,
     say: &mut dyn FnMut(String),
 ) -> Result<Resent, Outcome> {
-    if !dir.is_dir() {
-        return Err(outcome(
-            exit::CONFIG,
-            format!("there is no data directory '{}': name it with --dir", dir.display()),
-        ));
-    }
     let _lock = DirLock::take(dir).map_err(data_dir_failed)?;
     if let Some(run) = read_run(dir).map_err(data_dir_failed)?
         && run.destination != destination.address.to_string()
