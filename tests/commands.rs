@@ -6,6 +6,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
+use redis_protocol::resp2::types::Resp2Frame;
 use shakedeck::command::{self, Command};
 use support::{Client, Options, Random, Reply, Server, servers};
 
@@ -37,7 +38,6 @@ const MOVABLE: &[&str] = &[
     "SORT_RO k BY w_* LIMIT 0 5",
     "GEORADIUS k 15 37 200 km",
     "GEORADIUS k 15 37 200 km COUNT 3 ANY STORE d",
-    "GEORADIUS k 15 37 200 km STORE d STOREDIST e",
     "GEORADIUSBYMEMBER k m 200 km",
     "GEORADIUSBYMEMBER k m 200 km DESC STOREDIST d",
     "MIGRATE 127.0.0.1 1 k 0 5000",
@@ -133,7 +133,8 @@ fn the_table_agrees_with_every_server() {
                 said.name,
                 said.writes
             );
-            if said.movable {
+            // A channel is no key to COMMAND GETKEYS, but it has a slot.
+            if said.movable || command.name == "SPUBLISH" {
                 continue;
             }
             let least = usize::try_from(said.arity.unsigned_abs()).unwrap();

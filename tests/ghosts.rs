@@ -75,16 +75,14 @@ fn take_foreign_away(destination: &Server) {
 }
 
 fn end(run: Shakedeck) -> String {
-    run.ctl(&["stop", "--forget", "--wait"]).expect(0, &[]);
-    let data = run.data();
+    let (folder, data) = (run.folder(), run.data());
+    run.ctl(&["stop", "--forget"]).expect(0, &[]);
     let exit = run.wait_exit(MINUTES);
     exit.expect(0, &[]);
-    let left: Vec<_> = std::fs::read_dir(data)
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.is_dir() || path.to_string_lossy().contains("ledger"))
-        .collect();
+    let left: Vec<_> =
+        std::fs::read_dir(data).unwrap().map(|it| it.unwrap().path()).filter(|path| path.is_dir()).collect();
     assert!(left.is_empty(), "left behind: {left:?}");
+    drop(folder);
     exit.output
 }
 
