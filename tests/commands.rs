@@ -125,7 +125,7 @@ fn the_table_agrees_with_every_server() {
                 continue;
             };
             // Scripts have no such flag on the servers, and write all the same; XGROUP has it on its subcommands.
-            let container = ["xgroup", "function"].contains(&verb)
+            let container = ["xgroup", "function", "cluster"].contains(&verb)
                 || ["EVAL", "EVALSHA", "FCALL"].contains(&command.name);
             assert!(
                 command.writes == said.writes || container,

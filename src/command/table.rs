@@ -203,6 +203,8 @@ pub static COMMANDS: &[Command] = &[
     r("SPUBLISH", ONE, ExactlyOnce, Never),
     w("SWAPDB", No, ExactlyOnce, Never),
     w("TRIMSLOTS", No, ExactlyOnce, Never),
+    // FLUSHSLOT of Valkey 9.1 writes; SYNCSLOTS speaks to replicas of a cluster only.
+    w("CLUSTER", No, ExactlyOnce, Never),
     // Of the link, not of the data.
     r("EXEC", No, ExactlyOnce, Never),
     r("MULTI", No, ExactlyOnce, Never),

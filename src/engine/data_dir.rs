@@ -4,8 +4,8 @@
 //!  data/
 //!    lock             held while a process runs here; holds its pid
 //!    run.json         run id, source, destination
-//!    127.0.0.1_6379/  spool of one source
-//!    quarantine.jsonl control.sock shake.log
+//!    127.0.0.1_6379/  spool and ledger of one source
+//!    quarantine.jsonl quarantine.done control.sock shake.log
 //! ```
 
 use std::collections::hash_map::RandomState;

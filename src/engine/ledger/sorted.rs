@@ -177,28 +177,53 @@ pub fn write(path: &Path, hashes: impl Iterator<Item = io::Result<KeyHash>>) -> 
     Ok(bytes)
 }
 
-/// A sorted set on disk that can be asked for single hashes.
+/// Entries of a [`Lookup`]'s index: 2 MiB.
+const INDEX: u64 = 128 * 1024;
+/// Records read at once: 4 KiB.
+const BLOCK: u64 = 256;
+
+/// A sorted set on disk that can be asked for single hashes. Where the set is smaller than 33 million, each question costs
+/// one read.
 pub struct Lookup {
     file: File,
     records: u64,
+    /// Every `stride`th record.
+    index: Vec<KeyHash>,
+    stride: u64,
 }
 
 impl Lookup {
     /// Writes the set; hashes must be ascending.
     pub fn new(dir: &Path, hashes: impl Iterator<Item = io::Result<KeyHash>>) -> io::Result<Lookup> {
         let mut out = BufWriter::new(nameless(dir)?);
-        let mut records = 0;
+        let (mut records, mut stride, mut index) = (0, BLOCK, Vec::new());
         for hash in hashes {
-            out.write_all(&hash?.to_be_bytes())?;
+            let hash = hash?;
+            out.write_all(&hash.to_be_bytes())?;
+            if records % stride == 0 {
+                if index.len() as u64 == INDEX {
+                    index = index.into_iter().step_by(2).collect();
+                    stride *= 2;
+                }
+                // After doubling, this record may lie between two entries.
+                if records % stride == 0 {
+                    index.push(hash);
+                }
+            }
             records += 1;
         }
-        Ok(Lookup { file: out.into_inner().map_err(io::IntoInnerError::into_error)?, records })
+        let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        Ok(Lookup { file, records, index, stride })
     }
 
     /// Whether it holds this one.
     pub fn contains(&self, hash: KeyHash) -> io::Result<bool> {
-        let (mut low, mut high) = (0, self.records);
-        while low < high {
+        let Some(before) = self.index.partition_point(|first| *first <= hash).checked_sub(1) else {
+            return Ok(false);
+        };
+        let mut low = before as u64 * self.stride;
+        let mut high = self.records.min(low + self.stride);
+        while high - low > BLOCK {
             let middle = low + (high - low) / 2;
             let mut record = [0; RECORD];
             self.file.read_exact_at(&mut record, middle * RECORD as u64)?;
@@ -208,7 +233,11 @@ impl Lookup {
                 std::cmp::Ordering::Greater => high = middle,
             }
         }
-        Ok(false)
+        let mut block = [0; BLOCK as usize * RECORD];
+        let Some(block) = block.get_mut(..(high - low) as usize * RECORD) else { return Ok(false) };
+        self.file.read_exact_at(block, low * RECORD as u64)?;
+        let (records, _) = block.as_chunks::<RECORD>();
+        Ok(records.binary_search(&hash.to_be_bytes()).is_ok())
     }
 }
 

@@ -131,8 +131,7 @@ impl Replay {
         self.shared.batches_handed_over.store(0, Relaxed);
         self.shared.batches_confirmed.store(0, Relaxed);
         let end = self.generations();
-        // The writer has ended, or its last words are of batches that are confirmed: nothing more is to be learned.
-        self.record(None);
+        self.close_ledger();
         match self.ledger_failure() {
             Some(failure) => Err(failure),
             None => end,

@@ -150,6 +150,14 @@ impl Replay {
         true
     }
 
+    /// The run ends. What cannot be written now is noted again when its batch is read again.
+    pub(super) fn close_ledger(&self) {
+        self.drain_foreign();
+        if let Err(error) = self.keeper.ledger.borrow_mut().flush() {
+            tracing::warn!("{error}");
+        }
+    }
+
     /// Notes of an RDB's keys that are not sent do not pile up in memory.
     pub(super) fn record_some(&self) -> bool {
         self.keeper.ledger.borrow().unwritten() < 64 * 1024 || self.record(None)
@@ -204,7 +212,7 @@ impl Replay {
         if !self.sync_rdb {
             return Ok(None);
         }
-        if !self.keeper.ledger.borrow().is_complete() && (generation > 1 || self.began_before) {
+        if !self.keeper.ledger.borrow().is_complete() && generation > 1 {
             self.events.warn(
                 &self.node(),
                 "this data directory was begun by a version that kept no record of its keys: of those, keys that the source has deleted meanwhile stay on the destination",
