@@ -223,7 +223,6 @@ impl Supervisor {
             resume: start.resume,
             after_generation: start.after_generation,
             keeper: Keeper::new(ledger, checkpoint.as_ref(), self.plan.writer.endpoint.clone()),
-            began_before: checkpoint.is_some(),
             batches,
         };
         let writer = Writer {

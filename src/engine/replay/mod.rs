@@ -119,8 +119,6 @@ pub struct Replay {
     pub after_generation: u64,
     /// Which keys are ours on the destination.
     pub keeper: Keeper,
-    /// A former run has applied something: keys that exist may be its own.
-    pub began_before: bool,
     /// To the writer.
     pub batches: mpsc::Sender<Batch>,
 }

@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use super::super::batch::{Batch, CommandKind, Position, Progress};
 use super::super::ledger::sorted::{KeyHash, Lookup};
 use super::super::ledger::{Ledger, Place};
-use super::super::net::{Connection, NetError};
+use super::super::net::Connection;
 use super::super::spool::{ReadEnd, SpoolError};
 use super::{BUILDING_KEY, End, Replay, ReplayError};
 use crate::command;
@@ -361,7 +361,7 @@ impl Replay {
                 }
                 *selected = db;
             }
-            Ok::<Reply, NetError>(open.request(command).await?)
+            open.request(command).await
         };
         loop {
             if let Some(end) = self.ended(generation) {
