@@ -46,7 +46,14 @@ impl Replay {
         let offset = manifest.rdb_offset;
         // After a broken full sync, keys that exist may be ours, from the former attempt: those are replaced silently.
         let written_before = self.written_before()?;
-        let reader = RdbReader::open(spool, manifest.generation, 0)?;
+        let reader = match RdbReader::open(spool, manifest.generation, 0) {
+            Ok(reader) => reader,
+            // A newer full sync has removed the file between our looking and opening.
+            Err(error) => match self.ended(manifest.generation) {
+                Some(end) => return Ok(Some(end)),
+                None => return Err(error.into()),
+            },
+        };
         let mut decoder = Decoder::new(reader, Limits::default());
         let mut version = 0;
         let mut stream_db = 0;
@@ -308,7 +315,13 @@ impl Replay {
         // entry is added, and so that a damaged value is set aside whole.
         let mut pending = PendingIds::default();
         let at = decoder.position();
-        let ahead = RdbReader::open(&self.shared.spool, generation, at)?;
+        let ahead = match RdbReader::open(&self.shared.spool, generation, at) {
+            Ok(ahead) => ahead,
+            Err(error) => match self.ended(generation) {
+                Some(end) => return Ok(Some(end)),
+                None => return Err(error.into()),
+            },
+        };
         let visited = visit_from(ahead, at, type_byte, dialect, &mut |element| {
             pending.add(element);
             Ok(())

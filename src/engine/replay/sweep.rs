@@ -398,7 +398,8 @@ impl Replay {
         None
     }
 
-    fn ended(&self, generation: u64) -> Option<End> {
+    /// Why replay of this full sync shall end, if it shall.
+    pub(super) fn ended(&self, generation: u64) -> Option<End> {
         match self.shared.spool.ended(generation) {
             Some(ReadEnd::Superseded) => Some(End::Superseded),
             Some(_) => Some(End::Stopped),
