@@ -252,6 +252,10 @@ impl Publisher {
         let received = spool.received();
         // Read after `received`, so that a lag is never below zero.
         let applied = source.offset_applied.load(Relaxed).min(received);
+        if rates.arrivals.back().is_some_and(|(_, offset)| *offset > received) {
+            // Another history, whose offsets are smaller: those of the old one say nothing any more.
+            rates.arrivals.clear();
+        }
         if rates.arrivals.back().is_none_or(|(_, offset)| *offset < received) {
             rates.arrivals.push_back((now, received));
             if rates.arrivals.len() > 100_000 {
