@@ -194,7 +194,10 @@ impl Source {
             connection = opening => connection?,
             () = stopped(&mut stop) => return Ok(SessionEnd::Stopped),
         };
-        let reply = self.psync(&mut connection).await?;
+        let reply = tokio::select! {
+            reply = self.psync(&mut connection) => reply?,
+            () = stopped(&mut stop) => return Ok(SessionEnd::Stopped),
+        };
         match reply {
             PsyncReply::Continue { replid } => {
                 if let Some(replid) = replid {
@@ -217,7 +220,9 @@ impl Source {
                 self.shared.enter(self.phase_while_streaming(), None);
             }
             PsyncReply::FullResync { replid, offset } => {
-                let end = self.full_sync(&mut connection, writer, &replid, offset, accepted).await?;
+                // This source speaks PSYNC: a link that is lost or silent from here on is worth another try.
+                *accepted = true;
+                let end = self.full_sync(&mut connection, writer, &replid, offset).await?;
                 if let Some(end) = end {
                     return Ok(end);
                 }
@@ -328,7 +333,6 @@ impl Source {
         writer: &mut SpoolWriter,
         replid: &Replid,
         offset: u64,
-        accepted: &mut bool,
     ) -> Result<Option<SessionEnd>, SourceError> {
         let mut stop = self.stop.clone();
         {
@@ -378,7 +382,6 @@ impl Source {
         };
         // Only now: before the `$` line the source may still change its mind and keep the old data valid.
         writer.begin_full_sync(replid, offset)?;
-        *accepted = true;
         {
             let mut details = self.shared.details();
             details.rdb_total = total;
