@@ -31,6 +31,9 @@ pub struct Batch {
     pub commands: Vec<SentCommand>,
     /// What is true once this batch is confirmed.
     pub progress: Progress,
+    /// Counts the batches of a generation in this process: several may end at one place (parts of a large value), and
+    /// after a lost link the checkpoint must tell which of them was applied.
+    pub serial: u64,
     /// Keys of the RDB or commands of the stream in it.
     pub entries: u64,
     /// Bytes of the source (RDB or stream) that it stands for.
@@ -101,6 +104,9 @@ pub enum PairVerb {
 pub struct Progress {
     /// The history.
     pub replid: Replid,
+    /// The full sync that brought us there, counted from 1: an idle source offers the same history and offset again, with
+    /// another RDB. 0 = a version that did not say.
+    pub generation: u64,
     /// Where in it.
     pub at: Position,
 }
@@ -128,10 +134,15 @@ pub enum Position {
 
 impl fmt::Display for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (version, replid) = (if self.generation == 0 { 1 } else { 2 }, &self.replid);
         match self.at {
-            Position::Rdb { offset, bytes, db } => write!(f, "v1 {} rdb {offset} {bytes} {db}", self.replid),
-            Position::Stream { offset, db } => write!(f, "v1 {} stream {offset} {db}", self.replid),
+            Position::Rdb { offset, bytes, db } => {
+                write!(f, "v{version} {replid} rdb {offset} {bytes} {db}")?;
+            }
+            Position::Stream { offset, db } => write!(f, "v{version} {replid} stream {offset} {db}")?,
         }
+        // It must read back as the same text: the writer compares what it finds with what it wrote.
+        if version == 1 { Ok(()) } else { write!(f, " {}", self.generation) }
     }
 }
 
@@ -140,18 +151,25 @@ impl FromStr for Progress {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let bad = || format!("'{}' is not a checkpoint of this version", text.escape_debug());
-        let words: Vec<&str> = text.split(' ').collect();
+        // What follows tells batches of one place from each other, for the process that wrote them.
+        let place = text.split_once(" #").map_or(text, |(place, _)| place);
+        let mut words: Vec<&str> = place.split(' ').collect();
+        let generation = match words.first() {
+            Some(&"v1") => 0,
+            Some(&"v2") => {
+                words.pop().and_then(|word| word.parse().ok()).filter(|it| *it > 0).ok_or_else(bad)?
+            }
+            _ => return Err(bad()),
+        };
         let number = |at: usize| words.get(at).and_then(|word| word.parse::<u64>().ok()).ok_or_else(bad);
         let db = |at: usize| words.get(at).and_then(|word| word.parse::<u32>().ok()).ok_or_else(bad);
         let replid = words.get(1).and_then(|word| Replid::parse(word)).ok_or_else(bad)?;
-        let at = match (words.first(), words.get(2), words.len()) {
-            (Some(&"v1"), Some(&"rdb"), 6) => {
-                Position::Rdb { offset: number(3)?, bytes: number(4)?, db: db(5)? }
-            }
-            (Some(&"v1"), Some(&"stream"), 5) => Position::Stream { offset: number(3)?, db: db(4)? },
+        let at = match (words.get(2), words.len()) {
+            (Some(&"rdb"), 6) => Position::Rdb { offset: number(3)?, bytes: number(4)?, db: db(5)? },
+            (Some(&"stream"), 5) => Position::Stream { offset: number(3)?, db: db(4)? },
             _ => return Err(bad()),
         };
-        Ok(Progress { replid, at })
+        Ok(Progress { replid, generation, at })
     }
 }
 
@@ -165,6 +183,7 @@ impl Batch {
             bytes: Vec::new(),
             commands: Vec::new(),
             progress,
+            serial: 0,
             entries: 0,
             source_bytes: 0,
             ends_rdb: false,
@@ -176,7 +195,13 @@ impl Batch {
 
     /// The batch after this one, from the same place on.
     pub fn successor(&self) -> Self {
-        Batch::new(self.source.clone(), self.progress.clone(), self.end_db)
+        let next = Batch::new(self.source.clone(), self.progress.clone(), self.end_db);
+        Batch { serial: self.serial + 1, ..next }
+    }
+
+    /// The checkpoint that it sets.
+    pub fn checkpoint(&self) -> String {
+        format!("{} #{}", self.progress, self.serial)
     }
 
     /// True when it holds nothing and moves nothing.
@@ -322,7 +347,8 @@ pub(super) mod tests {
     pub(in crate::engine) fn batch(dir: &std::path::Path) -> Batch {
         let source = SourceShared::new("127.0.0.1:1".into(), Spool::open(dir).unwrap());
         let replid = Replid::parse(&"0f".repeat(20)).unwrap();
-        Batch::new(Arc::new(source), Progress { replid, at: Position::Stream { offset: 0, db: 0 } }, 0)
+        let at = Position::Stream { offset: 0, db: 0 };
+        Batch::new(Arc::new(source), Progress { replid, generation: 1, at }, 0)
     }
 
     #[test]
@@ -367,14 +393,25 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn batches_of_one_place_have_different_checkpoints() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = batch(dir.path());
+        let second = first.successor();
+        assert_ne!(first.checkpoint(), second.checkpoint());
+        assert_eq!(first.checkpoint().parse(), Ok(second.progress));
+    }
+
+    #[test]
     fn progress_is_read_back_as_written() {
         let replid = Replid::parse(&"0f".repeat(20)).unwrap();
         for at in [
             Position::Rdb { offset: 5, bytes: u64::MAX, db: 15 },
             Position::Stream { offset: 1 << 40, db: 0 },
         ] {
-            let progress = Progress { replid: replid.clone(), at };
-            assert_eq!(progress.to_string().parse(), Ok(progress));
+            for generation in [0, 7] {
+                let progress = Progress { replid: replid.clone(), generation, at };
+                assert_eq!(progress.to_string().parse(), Ok(progress));
+            }
         }
         for text in ["", "v1", "v2 x", "v1 0f stream 1 2", "garbage that a person typed"] {
             assert!(text.parse::<Progress>().is_err(), "{text}");

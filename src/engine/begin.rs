@@ -109,7 +109,10 @@ pub fn where_to_begin(
         return Ok(Start { resume: None, after_generation: manifest.generation });
     }
     // A checkpoint of a former full sync says nothing about this one: offsets of two histories do not compare.
-    let of_this_sync = checkpoint.clone().filter(|progress| manifest.knows(&progress.replid)).map(|it| it.at);
+    let of_this_sync = checkpoint.clone().filter(|progress| {
+        manifest.knows(&progress.replid) && [0, manifest.generation].contains(&progress.generation)
+    });
+    let of_this_sync = of_this_sync.map(|it| it.at);
     let at = match of_this_sync {
         Some(at @ Position::Rdb { offset, bytes, .. })
             if offset == manifest.rdb_offset && !manifest.rdb_applied =>
@@ -118,7 +121,7 @@ pub fn where_to_begin(
             at
         }
         Some(at @ Position::Stream { offset, .. }) if manifest.rdb_len.is_some() && spool.holds(offset) => {
-            spool.release_rdb().map_err(|error| data_dir_failed(error.into()))?;
+            spool.release_rdb(manifest.generation).map_err(|error| data_dir_failed(error.into()))?;
             events.info("", format!("going on in the stream, after offset {offset}"));
             at
         }
@@ -149,7 +152,7 @@ pub fn where_to_begin(
     source.rdb_applied.store(rdb_applied, Relaxed);
     source.offset_applied.store(offset_applied, Relaxed);
     // A promotion of the source may have renamed the history after the checkpoint was written.
-    let resume = Progress { replid: manifest.replid.clone(), at };
+    let resume = Progress { replid: manifest.replid.clone(), generation: manifest.generation, at };
     Ok(Start { resume: Some(resume), after_generation: manifest.generation - 1 })
 }
 
@@ -166,11 +169,11 @@ mod tests {
     }
 
     fn rdb(replid: &str, offset: u64, bytes: u64) -> Option<Progress> {
-        Some(Progress { replid: id(replid), at: Position::Rdb { offset, bytes, db: 0 } })
+        Some(Progress { replid: id(replid), generation: 1, at: Position::Rdb { offset, bytes, db: 0 } })
     }
 
     fn stream(replid: &str, offset: u64) -> Option<Progress> {
-        Some(Progress { replid: id(replid), at: Position::Stream { offset, db: 3 } })
+        Some(Progress { replid: id(replid), generation: 1, at: Position::Stream { offset, db: 3 } })
     }
 
     /// A spool after a full sync of history `b` (once called `a`) at offset 1,000, with 500 bytes of stream.
@@ -186,7 +189,7 @@ mod tests {
             writer.rename_history(&id("b")).unwrap();
         }
         if rdb_applied {
-            spool.release_rdb().unwrap();
+            spool.release_rdb(1).unwrap();
         }
         (dir, SourceShared::new("127.0.0.1:1".into(), spool))
     }
@@ -206,6 +209,12 @@ mod tests {
         assert_eq!(begin(unapplied(), rdb("b", 1_000, 5), false), Ok(rdb("b", 1_000, 5).map(|it| it.at)));
         assert_eq!(begin(unapplied(), rdb("a", 1_000, 5), false), Ok(rdb("a", 1_000, 5).map(|it| it.at)));
         assert_eq!(begin(unapplied(), rdb("b", 900, 5), false), beginning, "of the full sync before");
+        let other = rdb("b", 1_000, 5).map(|it| Progress { generation: 2, ..it });
+        assert_eq!(
+            begin(unapplied(), other, false),
+            beginning,
+            "an idle source, the same offset, another RDB"
+        );
         assert_eq!(begin(unapplied(), stream("b", 800), false), beginning, "of the full sync before");
         assert_eq!(begin(unapplied(), stream("c", 1_200), false), beginning, "of another history");
         assert_eq!(begin(unapplied(), stream("a", 1_200), false), Ok(stream("a", 1_200).map(|it| it.at)));

@@ -230,11 +230,11 @@ impl Spool {
         self.lock().rdb_end_by_parser
     }
 
-    /// The destination has confirmed the whole RDB: its file goes.
-    pub fn release_rdb(&self) -> Result<(), SpoolError> {
+    /// The destination has confirmed the whole RDB of this generation: its file goes.
+    pub fn release_rdb(&self, generation: u64) -> Result<(), SpoolError> {
         let mut state = self.lock();
         let Some(manifest) = &mut state.manifest else { return Ok(()) };
-        if manifest.rdb_applied {
+        if manifest.rdb_applied || manifest.generation != generation {
             return Ok(());
         }
         manifest.rdb_applied = true;
@@ -243,12 +243,12 @@ impl Spool {
         remove_file(&rdb_path(&self.dir, manifest.generation))
     }
 
-    /// The destination has confirmed the stream up to this offset: segments wholly below it go.
-    pub fn release_stream(&self, applied: u64) -> Result<(), SpoolError> {
+    /// The destination has confirmed the stream of this generation up to this offset: segments wholly below it go.
+    pub fn release_stream(&self, generation: u64, applied: u64) -> Result<(), SpoolError> {
         let mut state = self.lock();
-        let Some(generation) = state.manifest.as_ref().map(|manifest| manifest.generation) else {
+        if state.manifest.as_ref().is_none_or(|manifest| manifest.generation != generation) {
             return Ok(());
-        };
+        }
         // The last segment stays: it is being written, or it is where a restart continues.
         while state.segments.len() > 1 {
             let Some(first) = state.segments.front() else { break };
@@ -462,15 +462,17 @@ mod tests {
         let mut writer = SpoolWriter::new(spool.clone());
         writer.begin_full_sync(&replid(), 0).unwrap();
         writer.finish_rdb(0).unwrap();
-        spool.release_rdb().unwrap();
+        spool.release_rdb(1).unwrap();
         let block = vec![b'x'; SEGMENT_BYTES as usize];
         for _ in 0..3 {
             writer.append_stream(&block).unwrap();
         }
         assert_eq!(spool.usage(), (3 * SEGMENT_BYTES, 3));
-        spool.release_stream(2 * SEGMENT_BYTES - 1).unwrap();
+        spool.release_stream(1, 2 * SEGMENT_BYTES - 1).unwrap();
         assert_eq!(spool.usage().1, 2);
-        spool.release_stream(3 * SEGMENT_BYTES).unwrap();
+        spool.release_stream(2, 3 * SEGMENT_BYTES).unwrap();
+        assert_eq!(spool.usage().1, 2, "another generation's offsets say nothing");
+        spool.release_stream(1, 3 * SEGMENT_BYTES).unwrap();
         assert_eq!(spool.usage(), (SEGMENT_BYTES, 1));
         let mut buffer = Vec::new();
         let mut reader = StreamReader::new(&spool, 1, 3);
