@@ -40,17 +40,32 @@ impl Writer {
             self.shared.enter(WriterState::Ok, None);
             return Ok((connection, None));
         }
-        let mut connection = self.connect().await?;
-        let found = read_checkpoint(&mut connection, &self.checkpoint_key, self.source.as_bytes()).await?;
+        let (connection, found) = self.connect_and_ask().await?;
         if found.as_ref().and_then(|text| text.parse().ok()) != self.checkpoint {
             return Err(self.checkpoint_moved(found, self.checkpoint.as_ref().map(Progress::to_string)));
         }
         Ok((connection, found))
     }
 
+    /// A new connection, and the checkpoint as it is there.
+    pub(super) async fn connect_and_ask(&self) -> Result<(Connection, Option<String>), WriterError> {
+        loop {
+            let mut connection = self.connect().await?;
+            let field = self.source.as_bytes();
+            match read_checkpoint(&mut connection, &self.checkpoint_key, field).await {
+                Ok(found) => return Ok((connection, found)),
+                Err(error) if error.is_transient() && !self.wishes.borrow().stop => {
+                    self.shared.enter(WriterState::Reconnecting, Some(error.to_string()));
+                    sleep(Duration::from_millis(500)).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     /// Opens a connection and fences off the ones before it. Tries until it works, or until an error that waiting will not
     /// cure.
-    pub(super) async fn connect(&self) -> Result<Connection, WriterError> {
+    async fn connect(&self) -> Result<Connection, WriterError> {
         let mut attempt = 0;
         loop {
             let error = match self.open_fenced().await {

@@ -478,17 +478,8 @@ impl Writer {
         pending: &mut VecDeque<Batch>,
         last_confirmed: &mut Option<String>,
     ) -> Result<(), WriterError> {
-        let found = loop {
-            *connection = self.connect().await?;
-            match read_checkpoint(connection, &self.checkpoint_key, self.source.as_bytes()).await {
-                Ok(found) => break found,
-                Err(error) if error.is_transient() && !self.wishes.borrow().stop => {
-                    self.shared.enter(WriterState::Reconnecting, Some(error.to_string()));
-                    sleep(Duration::from_millis(500)).await;
-                }
-                Err(error) => return Err(error.into()),
-            }
-        };
+        let (fresh, found) = self.connect_and_ask().await?;
+        *connection = fresh;
         let written = flights.iter().find(|flight| !flight.batch.commands.is_empty());
         let ours = written.map(|flight| flight.batch.checkpoint());
         if found.is_some() && found == ours {
