@@ -95,3 +95,24 @@ fn two_large_values_are_built_at_the_same_time() {
     let left = destination.client().list(&["KEYS", "shakedeck:*"]);
     assert!(left.is_empty(), "something stayed behind");
 }
+
+/// A second process in one data directory is refused and told of the first, which goes on; so is another migration.
+#[test]
+fn a_data_directory_has_one_process_and_one_migration() {
+    let binary = require_server!();
+    let mut field = Field::new(binary);
+    field.load(500);
+    let run = field.setup().start();
+    streaming(&run);
+    let second = field.setup().start_in(run.folder()).wait_exit(MINUTES);
+    second.expect(8, &["is in use by the process with pid", &run.pid().to_string(), "attach --dir"]);
+    field.writes(200);
+    let folder = run.folder();
+    run.kill();
+    let other = Setup::bare(&field.source.address().to_string(), &field.to.address());
+    let refused = other.start_in(folder.clone()).wait_exit(MINUTES);
+    refused.expect(8, &["belongs to the migration", &field.from.address(), "Two ways on"]);
+    let run = field.setup().start_in(folder);
+    field.assert_equal(run);
+    assert_eq!(field.full_syncs(), 1, "only one full sync");
+}
