@@ -31,6 +31,9 @@ pub struct Batch {
     pub commands: Vec<SentCommand>,
     /// What is true once this batch is confirmed.
     pub progress: Progress,
+    /// Counts the batches of a generation in this process: several may end at one place (parts of a large value), and
+    /// after a lost link the checkpoint must tell which of them was applied.
+    pub serial: u64,
     /// Keys of the RDB or commands of the stream in it.
     pub entries: u64,
     /// Bytes of the source (RDB or stream) that it stands for.
@@ -150,7 +153,9 @@ impl FromStr for Progress {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let bad = || format!("'{}' is not a checkpoint of this version", text.escape_debug());
-        let mut words: Vec<&str> = text.split(' ').collect();
+        // What follows tells batches of one place from each other, for the process that wrote them.
+        let place = text.split_once(" #").map_or(text, |(place, _)| place);
+        let mut words: Vec<&str> = place.split(' ').collect();
         let generation = match words.first() {
             Some(&"v1") => 0,
             Some(&"v2") => {
@@ -180,6 +185,7 @@ impl Batch {
             bytes: Vec::new(),
             commands: Vec::new(),
             progress,
+            serial: 0,
             entries: 0,
             source_bytes: 0,
             ends_rdb: false,
@@ -191,7 +197,13 @@ impl Batch {
 
     /// The batch after this one, from the same place on.
     pub fn successor(&self) -> Self {
-        Batch::new(self.source.clone(), self.progress.clone(), self.end_db)
+        let next = Batch::new(self.source.clone(), self.progress.clone(), self.end_db);
+        Batch { serial: self.serial + 1, ..next }
+    }
+
+    /// The checkpoint that it sets.
+    pub fn checkpoint(&self) -> String {
+        format!("{} #{}", self.progress, self.serial)
     }
 
     /// True when it holds nothing and moves nothing.
@@ -380,6 +392,15 @@ pub(super) mod tests {
         batch.close_pairs();
         assert_eq!(batch.arguments(0).join(&b' '), b"SET a 1");
         assert_eq!((batch.commands.len(), batch.end_db, batch.entries, batch.source_bytes), (1, 0, 0, 10));
+    }
+
+    #[test]
+    fn batches_of_one_place_have_different_checkpoints() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = batch(dir.path());
+        let second = first.successor();
+        assert_ne!(first.checkpoint(), second.checkpoint());
+        assert_eq!(first.checkpoint().parse(), Ok(second.progress));
     }
 
     #[test]

@@ -121,7 +121,7 @@ pub fn where_to_begin(
             at
         }
         Some(at @ Position::Stream { offset, .. }) if manifest.rdb_len.is_some() && spool.holds(offset) => {
-            spool.release_rdb().map_err(|error| data_dir_failed(error.into()))?;
+            spool.release_rdb(manifest.generation).map_err(|error| data_dir_failed(error.into()))?;
             events.info("", format!("going on in the stream, after offset {offset}"));
             at
         }
@@ -130,7 +130,7 @@ pub fn where_to_begin(
             if manifest.rdb_len.is_some() && !receiving && offset > spool.received() =>
         {
             spool
-                .release_rdb()
+                .release_rdb(manifest.generation)
                 .and_then(|()| spool.skip_to(offset))
                 .map_err(|error| data_dir_failed(error.into()))?;
             events.info(
@@ -203,7 +203,7 @@ mod tests {
             writer.rename_history(&id("b")).unwrap();
         }
         if rdb_applied {
-            spool.release_rdb().unwrap();
+            spool.release_rdb(1).unwrap();
         }
         (dir, SourceShared::new("127.0.0.1:1".into(), spool))
     }

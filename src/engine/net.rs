@@ -306,6 +306,13 @@ async fn tls_connect(
         } else {
             text
         };
+        if matches!(
+            error.kind(),
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+        ) {
+            // Cut in the middle of it, which says nothing about certificates.
+            return NetError::Lost { address: address.clone(), what: "the TLS handshake".into(), cause: error };
+        }
         failed(
             reason,
             "Three ways on: set 'ca_cert' to the file of the right authority, set 'server_name' to a name of the \

@@ -28,6 +28,11 @@ const PASSING: &[(&str, &str)] = &[
     ("CLUSTERDOWN", "the destination cluster has slots without a master"),
 ];
 
+/// The error behind a refused EXEC: servers from 6.2 on refuse it, too, in states that pass, and wrap the reason.
+pub fn cause_of_abort(error: &str) -> &str {
+    error.strip_prefix("EXECABORT Transaction discarded because of: ").unwrap_or(error)
+}
+
 /// The rule for one error answer, with the cure in words where there is one.
 pub fn rule(error: &str, kind: CommandKind, on_bad_value: OnBadValue) -> (Rule, &'static str) {
     if let Some((_, cure)) = PASSING.iter().find(|(code, _)| error.starts_with(code)) {
@@ -92,5 +97,7 @@ mod tests {
             assert_eq!(rule(error, kind, quarantine).0, expected, "{error}");
         }
         assert_eq!(rule("ERR Bad data format", Restore, OnBadValue::Stop).0, Rule::Stop);
+        let refused = "EXECABORT Transaction discarded because of: BUSY Redis is busy running a script.";
+        assert_eq!(rule(cause_of_abort(refused), CommandKind::Select, quarantine).0, Rule::Wait);
     }
 }

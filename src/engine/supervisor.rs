@@ -24,7 +24,7 @@ use super::outcome::{
 };
 use super::publish::Publisher;
 use super::quarantine::Quarantine;
-use super::replay::{BUILDING_KEY, Keeper, Replay, ReplayEnd, ReplayError};
+use super::replay::{Keeper, Replay, ReplayEnd, ReplayError, building_key};
 use super::shared::{SourceShared, Wishes, WriterShared};
 use super::source::{Source, SourceError};
 use super::writer::{Writer, WriterError};
@@ -215,6 +215,7 @@ impl Supervisor {
             on_existing_key: self.plan.advanced.on_existing_key,
             on_bad_value: self.plan.policy.on_bad_value,
             empty_destination: self.plan.advanced.empty_db_before_sync,
+            building_key: building_key(self.data_dir.run_id()),
             target: destination.target,
             max_bulk_len: self.plan.advanced.max_bulk_len,
             // Two batches may be unanswered at a time.
@@ -229,7 +230,9 @@ impl Supervisor {
         let writer = Writer {
             endpoint: self.plan.writer.endpoint.clone(),
             checkpoint_key: checkpoint_key.to_owned(),
+            source: self.source.address.clone(),
             checkpoint,
+            began_before: receiving || self.source.spool.manifest().is_some(),
             shared: self.writer.clone(),
             events: self.events.clone(),
             quarantine: self.quarantine.clone(),
@@ -467,7 +470,7 @@ impl Supervisor {
                 ) {
                     break;
                 }
-                connection.request(&[b"DEL", BUILDING_KEY]).await?;
+                connection.request(&[b"DEL", &building_key(self.data_dir.run_id())]).await?;
             }
             Ok::<_, NetError>(())
         };

@@ -6,6 +6,7 @@
 //!  client   blocking RESP2 connection            tls      certificates for a server
 //!  dataset  keys of every core type              load     a writer that keeps changing them
 //!  compare  are two servers equal?               shakedeck  the real binary with a generated shake.toml
+//!  proxy    a link that breaks as told           fake_source  a source that sends what a test wants
 //! ```
 //!
 //! Rules: nothing is read before a condition was awaited with a deadline ([`wait_until`]), nothing sleeps for luck,
@@ -20,6 +21,7 @@ pub mod compare;
 pub mod dataset;
 pub mod fake_source;
 pub mod load;
+pub mod proxy;
 pub mod random;
 pub mod server;
 pub mod servers;

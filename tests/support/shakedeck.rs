@@ -246,6 +246,11 @@ impl Shakedeck {
 
     /// Ends it like a crash.
     pub fn kill(mut self) {
+        self.kill_and_keep();
+    }
+
+    /// The same; what it has printed can still be read.
+    pub fn kill_and_keep(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

@@ -82,8 +82,11 @@ enum End {
     AllHandedOver,
 }
 
-/// Where a value is built that cannot be written in one piece. One at a time and source, in the key's own database.
-pub const BUILDING_KEY: &[u8] = b"shakedeck:building";
+/// Where a value is built that cannot be written in one piece: one at a time, in the key's own database. Named after the
+/// run, because another migration may build one of its own in the same destination.
+pub fn building_key(run_id: &str) -> Vec<u8> {
+    format!("shakedeck:building:{run_id}").into_bytes()
+}
 
 /// The thread of one source.
 pub struct Replay {
@@ -105,6 +108,8 @@ pub struct Replay {
     pub on_bad_value: OnBadValue,
     /// `empty_db_before_sync`
     pub empty_destination: bool,
+    /// Where large values are built ([`building_key`]).
+    pub building_key: Vec<u8>,
     /// What the destination is.
     pub target: Target,
     /// `target_redis_proto_max_bulk_len`
@@ -157,10 +162,11 @@ impl Replay {
 
     fn generation(&self, manifest: &Manifest, resume: Option<Progress>) -> Result<End, ReplayError> {
         self.begin_ledger(manifest.generation)?;
-        let (replid, generation) = (manifest.replid.clone(), manifest.generation);
+        let replid = manifest.replid.clone();
         let start =
             resume.map_or(Position::Rdb { offset: manifest.rdb_offset, bytes: 0, db: 0 }, |resume| resume.at);
-        let mut batch = Batch::new(self.shared.clone(), Progress { replid, generation, at: start }, 0);
+        let progress = Progress { replid, generation: manifest.generation, at: start };
+        let mut batch = Batch::new(self.shared.clone(), progress, 0);
         if let Position::Rdb { bytes, .. } = start
             && let Some(end) = self.rdb(manifest, &mut batch, bytes)?
         {

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::super::batch::{Batch, CommandKind, PairVerb, Position};
 use super::super::spool::{Manifest, RdbReader, ReadEnd, SpoolError};
-use super::{BUILDING_KEY, End, Replay, ReplayError};
+use super::{End, Replay, ReplayError};
 use crate::config::{OnBadValue, OnExistingKey};
 use crate::format::escape;
 use crate::rdb::commands::{CommandBuilder, Loss, PendingIds, Rebuild, append_resp, value_to_commands};
@@ -272,7 +272,7 @@ impl Replay {
             self.note_building(entry.db);
         }
         let rebuild = Rebuild {
-            key: if direct { entry.key } else { BUILDING_KEY },
+            key: if direct { entry.key } else { &self.building_key },
             target: self.target,
             replace: true,
             expire_at_ms: entry.expire_at_ms,
@@ -293,7 +293,7 @@ impl Replay {
                     batch.push_raw(CommandKind::Rebuild, command);
                 }
                 if !direct {
-                    finish_building(batch, entry.key, on_existing_key);
+                    finish_building(batch, &self.building_key, entry.key, on_existing_key);
                 }
                 batch.entries += 1;
                 self.report_loss(entry.key, loss);
@@ -340,7 +340,7 @@ impl Replay {
             }
         }
         let mut builder = CommandBuilder::new(Rebuild {
-            key: BUILDING_KEY,
+            key: &self.building_key,
             target: self.target,
             replace: true,
             expire_at_ms,
@@ -361,7 +361,7 @@ impl Replay {
             Ok(loss) => self.report_loss(&key, loss),
             Err(error) => return self.rdb_end(error).map(Some),
         }
-        finish_building(batch, &key, on_existing_key);
+        finish_building(batch, &self.building_key, &key, on_existing_key);
         batch.entries += 1;
         Ok(None)
     }
@@ -440,13 +440,13 @@ impl Replay {
 }
 
 /// Gives a value that was built under the temporary key its name.
-fn finish_building(batch: &mut Batch, key: &[u8], on_existing_key: OnExistingKey) {
+fn finish_building(batch: &mut Batch, built: &[u8], key: &[u8], on_existing_key: OnExistingKey) {
     match on_existing_key {
-        OnExistingKey::Rewrite => batch.push(CommandKind::Rebuild, &[b"RENAME", BUILDING_KEY, key]),
-        OnExistingKey::Panic => batch.push(CommandKind::RenameIfNone, &[b"RENAMENX", BUILDING_KEY, key]),
+        OnExistingKey::Rewrite => batch.push(CommandKind::Rebuild, &[b"RENAME", built, key]),
+        OnExistingKey::Panic => batch.push(CommandKind::RenameIfNone, &[b"RENAMENX", built, key]),
         OnExistingKey::Skip => {
-            batch.push(CommandKind::RenameIfMissing, &[b"RENAMENX", BUILDING_KEY, key]);
-            batch.push(CommandKind::Rebuild, &[b"UNLINK", BUILDING_KEY]);
+            batch.push(CommandKind::RenameIfMissing, &[b"RENAMENX", built, key]);
+            batch.push(CommandKind::Rebuild, &[b"UNLINK", built]);
         }
     }
 }

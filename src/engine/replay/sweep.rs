@@ -16,7 +16,7 @@ use super::super::ledger::sorted::{KeyHash, Lookup};
 use super::super::ledger::{Ledger, Place};
 use super::super::net::Connection;
 use super::super::spool::{ReadEnd, SpoolError};
-use super::{BUILDING_KEY, End, Replay, ReplayError};
+use super::{End, Replay, ReplayError};
 use crate::command;
 use crate::config::{Endpoint, OnExistingKey};
 use crate::format;
@@ -409,7 +409,7 @@ impl Replay {
 
     /// A key that is built aside may be left behind by a crash.
     pub(super) fn note_building(&self, db: u32) {
-        self.note(db, BUILDING_KEY);
+        self.note(db, &self.building_key);
     }
 }
 

@@ -209,7 +209,10 @@ impl Source {
             connection = opening => connection?,
             () = stopped(&mut stop) => return Ok(SessionEnd::Stopped),
         };
-        let reply = self.psync(&mut connection).await?;
+        let reply = tokio::select! {
+            reply = self.psync(&mut connection) => reply?,
+            () = stopped(&mut stop) => return Ok(SessionEnd::Stopped),
+        };
         match reply {
             PsyncReply::Continue { replid } => {
                 if let Some(replid) = replid {
@@ -236,7 +239,9 @@ impl Source {
                 self.shared.enter(self.phase_while_streaming(), None);
             }
             PsyncReply::FullResync { replid, offset } => {
-                let end = self.full_sync(&mut connection, writer, &replid, offset, accepted).await?;
+                // This source speaks PSYNC: a link that is lost or silent from here on is worth another try.
+                *accepted = true;
+                let end = self.full_sync(&mut connection, writer, &replid, offset).await?;
                 if let Some(end) = end {
                     return Ok(end);
                 }
@@ -256,7 +261,6 @@ impl Source {
         writer: &mut SpoolWriter,
         replid: &Replid,
         offset: u64,
-        accepted: &mut bool,
     ) -> Result<Option<SessionEnd>, SourceError> {
         let mut stop = self.stop.clone();
         {
@@ -320,7 +324,6 @@ impl Source {
         if let Some(end) = self.when_room(connection, writer, Alive::Newline, begin).await? {
             return Ok(Some(end));
         }
-        *accepted = true;
         {
             let mut details = self.shared.details();
             details.rdb_total = total;

@@ -315,11 +315,11 @@ impl Spool {
         Ok(())
     }
 
-    /// The destination has confirmed the whole RDB: its file goes.
-    pub fn release_rdb(&self) -> Result<(), SpoolError> {
+    /// The destination has confirmed the whole RDB of this generation: its file goes.
+    pub fn release_rdb(&self, generation: u64) -> Result<(), SpoolError> {
         let mut state = self.lock();
         let Some(manifest) = &mut state.manifest else { return Ok(()) };
-        if manifest.rdb_applied {
+        if manifest.rdb_applied || manifest.generation != generation {
             return Ok(());
         }
         manifest.rdb_applied = true;
@@ -333,9 +333,12 @@ impl Spool {
         }
     }
 
-    /// The destination has confirmed the stream up to this offset: segments wholly below it go.
-    pub fn release_stream(&self, applied: u64) -> Result<(), SpoolError> {
+    /// The destination has confirmed the stream of this generation up to this offset: segments wholly below it go.
+    pub fn release_stream(&self, generation: u64, applied: u64) -> Result<(), SpoolError> {
         let mut state = self.lock();
+        if state.manifest.as_ref().is_none_or(|manifest| manifest.generation != generation) {
+            return Ok(());
+        }
         state.applied = applied;
         self.release_applied(&mut state)
     }

@@ -68,15 +68,17 @@ fn confirmed_segments_are_freed_and_the_last_one_stays_until_it_is_closed() {
     let mut writer = SpoolWriter::new(spool.clone(), 16 * SEGMENT);
     writer.begin_full_sync(&replid(), 0).unwrap();
     writer.finish_rdb(0).unwrap();
-    spool.release_rdb().unwrap();
+    spool.release_rdb(1).unwrap();
     let on_disk = SEGMENT + 2 * marks::MARK_LEN;
     for _ in 0..3 {
         writer.append_stream(&vec![b'x'; SEGMENT as usize], 1).unwrap();
     }
     assert_eq!(spool.usage(), (3 * on_disk, 3));
-    spool.release_stream(2 * SEGMENT - 1).unwrap();
+    spool.release_stream(1, 2 * SEGMENT - 1).unwrap();
     assert_eq!(spool.usage().1, 2);
-    spool.release_stream(3 * SEGMENT).unwrap();
+    spool.release_stream(2, 3 * SEGMENT).unwrap();
+    assert_eq!(spool.usage().1, 2, "another generation's offsets say nothing");
+    spool.release_stream(1, 3 * SEGMENT).unwrap();
     assert_eq!(spool.usage(), (on_disk, 1));
     let mut buffer = Vec::new();
     let mut reader = StreamReader::new(&spool, 1, 3);

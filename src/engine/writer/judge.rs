@@ -1,19 +1,20 @@
 //! What answers mean: which batch was applied, and what becomes of commands that were refused.
 
 use std::collections::VecDeque;
+use std::io;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::timeout;
 
-use super::super::batch::{Batch, CommandKind, Position, Progress};
+use super::super::batch::{Batch, CommandKind, Position};
 use super::super::net::{Connection, NetError};
-use super::super::rules::{Rule, rule};
+use super::super::rules::{Rule, cause_of_abort, rule};
+use super::link::STALL_LIMIT;
 use super::{Flight, PROLOGUE, Writer, WriterError};
 use crate::config::OnBadValue;
 use crate::format::escape;
 use crate::resp::Reply;
-use crate::status::{EventLevel, WriterState};
+use crate::status::EventLevel;
 
 /// What became of a batch.
 pub(super) enum Verdict {
@@ -21,6 +22,8 @@ pub(super) enum Verdict {
     Applied(Vec<(usize, Refusal)>),
     /// Nothing of it was applied.
     Aborted(Vec<(usize, String)>, String),
+    /// Nothing of it was applied: the checkpoint had been changed by another connection.
+    Overtaken,
 }
 
 /// An answer that means "not done".
@@ -66,7 +69,10 @@ impl Writer {
                 }
                 Verdict::Applied(refusals)
             }
-            Reply::Error(error) => Verdict::Aborted(std::mem::take(&mut flight.refused), error),
+            Reply::Null => Verdict::Overtaken,
+            Reply::Error(error) => {
+                Verdict::Aborted(std::mem::take(&mut flight.refused), cause_of_abort(&error).to_owned())
+            }
             other => Verdict::Aborted(
                 std::mem::take(&mut flight.refused),
                 format!("unexpected answer to EXEC: {other:?}"),
@@ -79,8 +85,20 @@ impl Writer {
         &self,
         batch: &Batch,
         refusals: Vec<(usize, Refusal)>,
-        last_confirmed: &Option<Progress>,
+        last_confirmed: &Option<String>,
     ) -> Result<(), WriterError> {
+        // What follows the batch's own commands is the checkpoint: if that failed, nobody knows where a restart begins.
+        if let Some((_, Refusal::Error(error))) =
+            refusals.iter().find(|(index, _)| *index >= batch.commands.len())
+        {
+            return Err(WriterError::Refused {
+                address: self.shared.address.clone(),
+                command: "HSET".into(),
+                key: self.checkpoint_key.clone(),
+                error: error.clone(),
+                cure: self.name_user(rule(error, CommandKind::Stream, OnBadValue::Stop).1),
+            });
+        }
         for (index, refusal) in refusals {
             let kind = batch.commands.get(index).map_or(CommandKind::Select, |command| command.kind);
             let arguments = batch.arguments(index);
@@ -122,7 +140,7 @@ impl Writer {
                         _ => key,
                     };
                     let error = "BUSYKEY Target key name already exists.".to_owned();
-                    return self.stop(batch, last_confirmed, verb, key, error).await;
+                    return self.stop(batch, index, last_confirmed, verb, key, error).await;
                 }
                 Refusal::KeyMissing => {
                     let text = format!(
@@ -140,7 +158,7 @@ impl Writer {
                 Refusal::Error(error) => match rule(&error, kind, self.on_bad_value).0 {
                     // At run time a state that passes cannot be waited for any more: the rest is applied already.
                     Rule::Wait | Rule::Quarantine => self.set_aside(batch, index, &error)?,
-                    Rule::Stop => return self.stop(batch, last_confirmed, verb, key, error).await,
+                    Rule::Stop => return self.stop(batch, index, last_confirmed, verb, key, error).await,
                 },
             }
         }
@@ -153,6 +171,7 @@ impl Writer {
         connection: &mut Connection,
         flights: &mut VecDeque<Flight>,
         pending: &mut VecDeque<Batch>,
+        last_confirmed: &mut Option<String>,
         refused: Vec<(usize, String)>,
         abort: String,
     ) -> Result<Result<(), NetError>, WriterError> {
@@ -170,13 +189,18 @@ impl Writer {
         let Some(batch) = pending.front_mut() else { return Ok(Ok(())) };
         let mut never = Vec::new();
         let mut wait = None;
+        let mut elsewhere = false;
         for (wire_index, error) in errors {
             let index = wire_index.checked_sub(PROLOGUE);
             let command = index.and_then(|index| batch.commands.get(index));
             let kind = command.map_or(CommandKind::Select, |command| command.kind);
             let (rule, cure) = rule(&error, kind, self.on_bad_value);
+            if let Some(reason) = self.passing(&error, kind) {
+                elsewhere |= error.starts_with("READONLY") || error.starts_with("MASTERDOWN");
+                wait = Some(reason);
+                continue;
+            }
             match (rule, index) {
-                (Rule::Wait, _) => wait = Some(format!("{error}: {cure}")),
                 // An error about MULTI, the checkpoint or EXEC itself is not about an entry: setting one aside is no cure.
                 (Rule::Quarantine, Some(index)) if index < batch.commands.len() => never.push((index, error)),
                 _ => {
@@ -193,15 +217,11 @@ impl Writer {
             }
         }
         if let Some(reason) = wait {
-            if self.shared.details().reason.as_ref() != Some(&reason) {
-                self.events.warn(&self.node(), format!("waiting, nothing is lost: {reason}"));
-            }
-            self.shared.enter(WriterState::Waiting, Some(reason));
             self.shared.retries.fetch_add(1, Relaxed);
-            let mut wishes = self.wishes.clone();
-            tokio::select! {
-                () = sleep(Duration::from_millis(500)) => {}
-                _ = wishes.wait_for(|wishes| wishes.stop) => {}
+            self.wait(reason).await;
+            if elsewhere && !self.wishes.borrow().stop {
+                // Another server may be the master behind this address by now, and it may have less than we think.
+                self.resume(connection, flights, pending, last_confirmed).await?;
             }
             return Ok(Ok(()));
         }
@@ -225,10 +245,14 @@ impl Writer {
             return Ok(());
         }
         while second.queue_replies_missing > 0 {
-            connection.read_reply("the pipeline").await?;
+            if timeout(STALL_LIMIT, connection.read_reply("the pipeline")).await.is_err() {
+                return Err(connection.lost("the pipeline", io::ErrorKind::TimedOut.into()));
+            }
             second.queue_replies_missing -= 1;
         }
-        connection.request(&[b"DISCARD"]).await.map(|_| ())
+        connection.request(&[b"DISCARD"]).await?;
+        // DISCARD has ended the WATCH too.
+        self.watch(connection).await
     }
 
     /// Which of the keys of a refused MSETNX exists, escaped. Asked on another connection: on ours the next batch is open.
@@ -254,11 +278,13 @@ impl Writer {
     }
 
     /// Ends the run because of one entry. The batch has run and moved the checkpoint past the entry; inside an RDB, whose
-    /// entries can be sent twice, it is moved back so that a later start brings the entry again.
+    /// entries can be sent twice, it is moved back so that a later start brings the entry again. An entry of the stream is
+    /// set aside: those behind it are applied already.
     async fn stop(
         &self,
         batch: &Batch,
-        last_confirmed: &Option<Progress>,
+        index: usize,
+        last_confirmed: &Option<String>,
         command: String,
         key: String,
         error: String,
@@ -268,11 +294,11 @@ impl Writer {
             let field = batch.source.address.as_bytes();
             let checkpoint = self.checkpoint_key.as_bytes();
             match last_confirmed {
-                Some(progress) => {
-                    other.request(&[b"HSET", checkpoint, field, progress.to_string().as_bytes()]).await?
-                }
+                Some(before) => other.request(&[b"HSET", checkpoint, field, before.as_bytes()]).await?,
                 None => other.request(&[b"HDEL", checkpoint, field]).await?,
             };
+        } else {
+            self.set_aside(batch, index, &error)?;
         }
         let (_, cure) = rule(&error, CommandKind::Restore, OnBadValue::Stop);
         Err(WriterError::Refused {
@@ -302,7 +328,7 @@ impl Writer {
     }
 
     /// The cures of the rule table speak of `<user>`.
-    fn name_user(&self, cure: &str) -> String {
+    pub(super) fn name_user(&self, cure: &str) -> String {
         cure.replace("<user>", self.endpoint.username.as_deref().unwrap_or("default"))
     }
 }

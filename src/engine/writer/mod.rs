@@ -1,15 +1,19 @@
 //! One task per destination node: sends batches, matches replies, applies the error rules, confirms.
 //!
 //! ```text
-//!  batch 1  MULTI SELECT … HSET checkpoint EXEC ───────────────► confirmed
-//!  batch 2        MULTI SELECT … HSET checkpoint ── waits ── EXEC ─────► confirmed
+//!  batch 1  MULTI SELECT … HSET checkpoint EXEC WATCH ────────────► confirmed
+//!  batch 2        MULTI SELECT … HSET checkpoint ── waits ── EXEC WATCH ─────► confirmed
 //! ```
 //!
 //! The next batch is sent while the first one runs, but its EXEC is withheld until the first is confirmed. So the
 //! destination always has work, and still no batch is ever applied after one that failed: the checkpoint that each EXEC
 //! sets is the exact place up to which everything is applied, and nothing beyond it.
+//!
+//! A link that is lost may still deliver what was sent on it, later than what its successor asks (`link.rs`). Therefore every
+//! transaction runs under WATCH of the checkpoint, and a new link changes the checkpoint before it reads it.
 
 mod judge;
+mod link;
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,11 +22,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use bytes::Buf;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, sleep_until};
 
 use self::judge::Verdict;
+use self::link::STALL_LIMIT;
 use super::batch::{Batch, Position, Progress};
 use super::events::EventLog;
 use super::import_mode::ImportMode;
@@ -82,8 +87,12 @@ pub struct Writer {
     pub endpoint: Endpoint,
     /// Hash key of the checkpoints, in database 0.
     pub checkpoint_key: String,
+    /// Field of the checkpoint: the source's address.
+    pub source: String,
     /// The checkpoint as the destination had it when applying began.
     pub checkpoint: Option<Progress>,
+    /// Something may have been sent before that has not arrived yet.
+    pub began_before: bool,
     /// What it tells.
     pub shared: Arc<WriterShared>,
     /// Sentences for the operator.
@@ -108,6 +117,8 @@ struct Flight {
     /// Replies to MULTI and the queued commands still to come.
     queue_replies_missing: usize,
     queue_replies_seen: usize,
+    /// The reply to EXEC, until the one to WATCH is there too.
+    executed: Option<Reply>,
     /// Commands refused while queueing: index on the wire (0 = MULTI) and the error.
     refused: Vec<(usize, String)>,
 }
@@ -131,13 +142,14 @@ impl Writer {
     }
 
     async fn serve(&mut self) -> Result<(), WriterError> {
-        let mut connection = self.connect(true).await?;
-        let mut last_confirmed = self.checkpoint.take();
+        let (mut connection, mut last_confirmed) = self.first_connection().await?;
         let mut pending: VecDeque<Batch> = VecDeque::new();
         let mut flights: VecDeque<Flight> = VecDeque::new();
         let mut not_before = Instant::now();
         let mut stop_deadline: Option<Instant> = None;
         let mut queue_open = true;
+        let mut heard = Instant::now();
+        let mut probe = None;
         loop {
             let wishes = *self.wishes.borrow_and_update();
             if wishes.stop && stop_deadline.is_none() {
@@ -149,6 +161,9 @@ impl Writer {
                 && flights.len() < 2
                 && let Some(batch) = pending.pop_front()
             {
+                if flights.is_empty() {
+                    heard = Instant::now();
+                }
                 let mut outcome = self.send(&mut connection, &mut flights, batch).await;
                 if outcome.is_ok() {
                     // A batch without commands has no answer to wait for.
@@ -157,7 +172,8 @@ impl Writer {
                         .await?;
                 }
                 if let Err(error) = outcome {
-                    self.recover(&mut connection, &mut flights, &mut pending, &last_confirmed, error).await?;
+                    self.recover(&mut connection, &mut flights, &mut pending, &mut last_confirmed, error)
+                        .await?;
                 }
                 not_before = self.next_slot(not_before, wishes.throttle, &flights);
                 continue;
@@ -172,8 +188,19 @@ impl Writer {
                         Err(cause) => Err(connection.lost("the pipeline", cause)),
                         Ok(_) => self.answers(&mut connection, &mut flights, &mut pending, &mut last_confirmed).await?,
                     };
+                    (heard, probe) = (Instant::now(), None);
                     if let Err(error) = outcome {
-                        self.recover(&mut connection, &mut flights, &mut pending, &last_confirmed, error).await?;
+                        self.recover(&mut connection, &mut flights, &mut pending, &mut last_confirmed, error).await?;
+                    }
+                }
+                () = sleep_until((heard + STALL_LIMIT).into()), if probe.is_none() && !flights.is_empty() => {
+                    probe = Some(self.probe());
+                }
+                answered = async { match &mut probe { Some(task) => task.await, None => std::future::pending().await } } => {
+                    (heard, probe) = (Instant::now(), None);
+                    if answered {
+                        let error = self.dead_link(&connection);
+                        self.recover(&mut connection, &mut flights, &mut pending, &mut last_confirmed, error).await?;
                     }
                 }
                 batch = self.batches.recv(), if may_send && queue_open && pending.is_empty() && flights.len() < 2 => {
@@ -195,38 +222,6 @@ impl Writer {
         }
     }
 
-    /// Opens the connection; the first time an error is final, later it is tried again until it works.
-    async fn connect(&self, first: bool) -> Result<Connection, WriterError> {
-        let mut attempt = 0;
-        loop {
-            let opening = async {
-                let mut connection = Connection::open(&self.endpoint).await?;
-                let _ = connection.request(&[b"CLIENT", b"SETNAME", b"shakedeck"]).await;
-                // A server that was restarted has forgotten its import mode.
-                self.import_mode.declare(&mut connection, &self.events, first).await?;
-                Ok::<_, NetError>(connection)
-            };
-            match opening.await {
-                Ok(connection) => {
-                    self.shared.enter(WriterState::Ok, None);
-                    return Ok(connection);
-                }
-                Err(error) if first || !error.is_transient() => return Err(error.into()),
-                Err(error) => {
-                    attempt += 1;
-                    let delay = Duration::from_millis(250 << attempt.min(6)).min(Duration::from_secs(10));
-                    let reason = format!("{error} (try {attempt}, next in {:.1} s)", delay.as_secs_f64());
-                    self.shared.enter(WriterState::Reconnecting, Some(reason));
-                    let mut wishes = self.wishes.clone();
-                    tokio::select! {
-                        () = sleep(delay) => {}
-                        _ = wishes.wait_for(|wishes| wishes.stop) => return Err(error.into()),
-                    }
-                }
-            }
-        }
-    }
-
     /// Sends one batch: whole when nothing is in flight, without its EXEC behind another one.
     async fn send(
         &self,
@@ -241,6 +236,7 @@ impl Writer {
             exec_sent,
             queue_replies_missing: 0,
             queue_replies_seen: 0,
+            executed: None,
             refused: Vec::new(),
             batch,
         };
@@ -255,14 +251,15 @@ impl Writer {
                 append_command(&mut epilogue, &[b"SELECT", b"0"]);
                 flight.queue_replies_missing += 1;
             }
-            let progress = batch.progress.to_string();
+            let checkpoint = batch.checkpoint();
             let field = batch.source.address.as_bytes();
             append_command(
                 &mut epilogue,
-                &[b"HSET", self.checkpoint_key.as_bytes(), field, progress.as_bytes()],
+                &[b"HSET", self.checkpoint_key.as_bytes(), field, checkpoint.as_bytes()],
             );
             if exec_sent {
                 append_command(&mut epilogue, &[b"EXEC"]);
+                append_command(&mut epilogue, &[b"WATCH", self.checkpoint_key.as_bytes()]);
             }
         }
         self.shared.in_flight.fetch_add(flight.batch.commands.len() as u64, Relaxed);
@@ -273,10 +270,9 @@ impl Writer {
         flights.push_back(flight);
         let Some(flight) = flights.back() else { return Ok(()) };
         for part in [&prologue, &flight.batch.bytes, &epilogue] {
-            // No deadline: a destination may stand still for minutes, and that is shown as SLOW, not punished.
-            connection.io.write_all(part).await.map_err(|cause| connection.lost("the pipeline", cause))?;
+            self.write(connection, part).await?;
         }
-        connection.io.flush().await.map_err(|cause| connection.lost("the pipeline", cause))
+        Ok(())
     }
 
     /// Uses up the replies that have arrived.
@@ -285,7 +281,7 @@ impl Writer {
         connection: &mut Connection,
         flights: &mut VecDeque<Flight>,
         pending: &mut VecDeque<Batch>,
-        last_confirmed: &mut Option<Progress>,
+        last_confirmed: &mut Option<String>,
     ) -> Result<Result<(), NetError>, WriterError> {
         loop {
             // A batch without commands (PINGs only) is true as soon as the one before it is.
@@ -319,7 +315,15 @@ impl Writer {
                 flight.queue_replies_seen += 1;
                 continue;
             }
-            match self.verdict(flight, reply) {
+            // The next transaction may only run under a new WATCH.
+            let Some(executed) = flight.executed.take() else {
+                flight.executed = Some(reply);
+                continue;
+            };
+            if let Reply::Error(error) = reply {
+                return Ok(Err(connection.lost("WATCH", io::Error::other(error))));
+            }
+            match self.verdict(flight, executed) {
                 Verdict::Applied(refusals) => {
                     if let Some(first) = flights.front() {
                         self.judge_applied(&first.batch, refusals, last_confirmed).await?;
@@ -330,12 +334,18 @@ impl Writer {
                     }
                 }
                 Verdict::Aborted(refused, abort) => {
-                    if let Err(error) =
-                        self.judge_aborted(connection, flights, pending, refused, abort).await?
+                    if let Err(error) = self
+                        .judge_aborted(connection, flights, pending, last_confirmed, refused, abort)
+                        .await?
                     {
                         return Ok(Err(error));
                     }
                     return Ok(Ok(()));
+                }
+                // The checkpoint was changed by somebody else: a link of ours that was thought dead, or a FLUSHALL.
+                Verdict::Overtaken => {
+                    let cause = io::Error::other("somebody else has changed the checkpoint");
+                    return Ok(Err(connection.lost("a transaction", cause)));
                 }
             }
         }
@@ -345,7 +355,7 @@ impl Writer {
     fn complete(
         &self,
         flights: &mut VecDeque<Flight>,
-        last_confirmed: &mut Option<Progress>,
+        last_confirmed: &mut Option<String>,
     ) -> Result<(), WriterError> {
         let Some(flight) = flights.pop_front() else { return Ok(()) };
         let batch = flight.batch;
@@ -368,10 +378,16 @@ impl Writer {
                 }
             }
             details.oldest = flights.front().map(|flight| flight.sent);
-            if matches!(details.state, WriterState::Waiting | WriterState::Reconnecting) {
-                details.state = WriterState::Ok;
-                details.reason = None;
+            details.state = WriterState::Ok;
+            details.reason = None;
+        }
+        let generation = batch.progress.generation;
+        if source.spool.manifest().is_none_or(|manifest| manifest.generation != generation) {
+            // A new full sync has begun meanwhile: what this batch says about positions is void, and so is its spool.
+            if !batch.commands.is_empty() {
+                *last_confirmed = Some(batch.checkpoint());
             }
+            return Ok(());
         }
         if batch.ends_rdb || matches!(batch.progress.at, Position::Rdb { .. }) {
             source.keys_applied.fetch_add(batch.entries, Relaxed);
@@ -385,11 +401,11 @@ impl Writer {
                 if batch.ends_rdb || phase == Phase::RdbApply {
                     self.rdb_applied(&batch)?;
                 }
-                source.spool.release_stream(offset)?;
+                source.spool.release_stream(generation, offset)?;
             }
         }
         if !batch.commands.is_empty() {
-            *last_confirmed = Some(batch.progress);
+            *last_confirmed = Some(batch.checkpoint());
         }
         Ok(())
     }
@@ -400,7 +416,7 @@ impl Writer {
         let details = source.details().clone();
         let received = source.spool.rdb_received();
         source.rdb_applied.store(details.rdb_total.unwrap_or(received), Relaxed);
-        source.spool.release_rdb()?;
+        source.spool.release_rdb(batch.progress.generation)?;
         if matches!(details.phase, Phase::RdbReceive | Phase::RdbApply) {
             source.enter(Phase::Stream, None);
         }
@@ -430,7 +446,10 @@ impl Writer {
             return Ok(());
         }
         flight.exec_sent = true;
-        connection.send(b"*1\r\n$4\r\nEXEC\r\n", "EXEC").await
+        let mut exec = Vec::new();
+        append_command(&mut exec, &[b"EXEC"]);
+        append_command(&mut exec, &[b"WATCH", self.checkpoint_key.as_bytes()]);
+        self.write(connection, &exec).await
     }
 
     /// The connection broke: opens a new one and asks the destination what it has.
@@ -439,7 +458,7 @@ impl Writer {
         connection: &mut Connection,
         flights: &mut VecDeque<Flight>,
         pending: &mut VecDeque<Batch>,
-        last_confirmed: &Option<Progress>,
+        last_confirmed: &mut Option<String>,
         error: NetError,
     ) -> Result<(), WriterError> {
         self.events.warn(&self.node(), format!("{error}; connecting again"));
@@ -447,40 +466,37 @@ impl Writer {
         self.shared.reconnects.fetch_add(1, Relaxed);
         self.shared.enter(WriterState::Reconnecting, Some(error.to_string()));
         sleep(Duration::from_millis(100)).await;
-        *connection = self.connect(false).await?;
-        let mut confirmed = last_confirmed.clone();
-        if let Some(first) = flights.front() {
-            let found = loop {
-                let field = first.batch.source.address.as_bytes();
-                match read_checkpoint(connection, &self.checkpoint_key, field).await {
-                    Ok(found) => break found,
-                    Err(error) if error.is_transient() && !self.wishes.borrow().stop => {
-                        self.shared.enter(WriterState::Reconnecting, Some(error.to_string()));
-                        sleep(Duration::from_millis(500)).await;
-                        *connection = self.connect(false).await?;
-                    }
-                    Err(error) => return Err(error.into()),
+        self.resume(connection, flights, pending, last_confirmed).await?;
+        self.events.info(
+            &self.node(),
+            "connected again; the checkpoint shows that nothing was lost or applied twice",
+        );
+        Ok(())
+    }
+
+    /// Opens a new connection, asks the destination what it has, and takes back what it has not.
+    async fn resume(
+        &self,
+        connection: &mut Connection,
+        flights: &mut VecDeque<Flight>,
+        pending: &mut VecDeque<Batch>,
+        last_confirmed: &mut Option<String>,
+    ) -> Result<(), WriterError> {
+        let (fresh, found) = self.connect_and_ask().await?;
+        *connection = fresh;
+        let written = flights.iter().find(|flight| !flight.batch.commands.is_empty());
+        let ours = written.map(|flight| flight.batch.checkpoint());
+        if found.is_some() && found == ours {
+            // It ran; only the answer was lost.
+            while let Some(flight) = flights.front() {
+                let last = flight.exec_sent && !flight.batch.commands.is_empty();
+                self.complete(flights, last_confirmed)?;
+                if last {
+                    break;
                 }
-            };
-            let written = flights.iter().find(|flight| !flight.batch.commands.is_empty());
-            let ours = written.map(|flight| flight.batch.progress.to_string());
-            let expected = last_confirmed.as_ref().map(Progress::to_string);
-            if found.is_some() && found == ours {
-                // It ran; only the answer was lost.
-                while let Some(flight) = flights.front() {
-                    let last = flight.exec_sent && !flight.batch.commands.is_empty();
-                    self.complete(flights, &mut confirmed)?;
-                    if last {
-                        break;
-                    }
-                }
-            } else if found != expected {
-                return Err(WriterError::CheckpointMoved {
-                    address: self.shared.address.clone(),
-                    found: found.unwrap_or_else(|| "missing".into()),
-                    expected: expected.unwrap_or_else(|| "missing".into()),
-                });
             }
+        } else if found != *last_confirmed {
+            return Err(self.checkpoint_moved(found, last_confirmed.clone()));
         }
         self.shared.retries.fetch_add(flights.len() as u64, Relaxed);
         for flight in flights.drain(..).rev() {
@@ -488,11 +504,15 @@ impl Writer {
         }
         self.shared.in_flight.store(0, Relaxed);
         self.shared.details().oldest = None;
-        self.events.info(
-            &self.node(),
-            "connected again; the checkpoint shows that nothing was lost or applied twice",
-        );
         Ok(())
+    }
+
+    fn checkpoint_moved(&self, found: Option<String>, expected: Option<String>) -> WriterError {
+        WriterError::CheckpointMoved {
+            address: self.shared.address.clone(),
+            found: found.unwrap_or_else(|| "missing".into()),
+            expected: expected.unwrap_or_else(|| "missing".into()),
+        }
     }
 
     /// When the next batch may be sent under the operator's limit.
