@@ -31,6 +31,8 @@ pub struct Batch {
     pub commands: Vec<SentCommand>,
     /// What is true once this batch is confirmed.
     pub progress: Progress,
+    /// What was true before it.
+    begins: Position,
     /// Keys of the RDB or commands of the stream in it.
     pub entries: u64,
     /// Bytes of the source (RDB or stream) that it stands for.
@@ -73,6 +75,13 @@ pub enum CommandKind {
     Rebuild,
     /// A command of the stream (or several SETs of it as one MSET).
     Stream,
+}
+
+impl CommandKind {
+    /// Whether it is a RESTORE of a key of the RDB.
+    pub fn restores(self) -> bool {
+        matches!(self, CommandKind::Restore | CommandKind::RestoreIfMissing)
+    }
 }
 
 /// How plain strings are written together.
@@ -135,7 +144,8 @@ impl FromStr for Progress {
         let db = |at: usize| words.get(at).and_then(|word| word.parse::<u32>().ok()).ok_or_else(bad);
         let replid = words.get(1).and_then(|word| Replid::parse(word)).ok_or_else(bad)?;
         let at = match (words.first(), words.get(2), words.len()) {
-            (Some(&"v1"), Some(&"rdb"), 6) => {
+            // A seventh word is the serial number of a batch.
+            (Some(&"v1"), Some(&"rdb"), 6 | 7) => {
                 Position::Rdb { offset: number(3)?, bytes: number(4)?, db: db(5)? }
             }
             (Some(&"v1"), Some(&"stream"), 5) => Position::Stream { offset: number(3)?, db: db(4)? },
@@ -154,6 +164,7 @@ impl Batch {
             end_db: db,
             bytes: Vec::new(),
             commands: Vec::new(),
+            begins: progress.at,
             progress,
             entries: 0,
             source_bytes: 0,
@@ -167,6 +178,19 @@ impl Batch {
     /// The batch after this one, from the same place on.
     pub fn successor(&self) -> Self {
         Batch::new(self.source.clone(), self.progress.clone(), self.end_db)
+    }
+
+    /// The checkpoint that the destination sets with this batch: where to go on after a crash. In the stream that is behind
+    /// the batch. In the RDB it is before it: commands may be refused when they run, only the answers tell which, and a crash
+    /// may come before the answers; entries of an RDB can be brought twice. `serial` makes the text of each batch another
+    /// one, so that it also tells whether a batch whose answer was lost has run.
+    pub fn checkpoint(&self, serial: u64) -> String {
+        match (self.begins, self.progress.at) {
+            (at @ Position::Rdb { .. }, Position::Rdb { .. }) => {
+                format!("{} {serial}", Progress { replid: self.progress.replid.clone(), at })
+            }
+            _ => self.progress.to_string(),
+        }
     }
 
     /// True when it holds nothing and moves nothing.
@@ -328,6 +352,8 @@ pub(super) mod tests {
             let progress = Progress { replid: replid.clone(), at };
             assert_eq!(progress.to_string().parse(), Ok(progress));
         }
+        let text = format!("v1 {replid} rdb 5 6 7 1700000000000");
+        assert_eq!(text.parse(), Ok(Progress { replid, at: Position::Rdb { offset: 5, bytes: 6, db: 7 } }));
         for text in ["", "v1", "v2 x", "v1 0f stream 1 2", "garbage that a person typed"] {
             assert!(text.parse::<Progress>().is_err(), "{text}");
         }

@@ -7,12 +7,14 @@
 //!  supervisor: Command --> wishes (watch) --> tasks;   meters --> Status --> watch --> fronts
 //! ```
 
+mod acceptance;
 mod batch;
 mod data_dir;
 mod events;
 mod net;
 mod publish;
 mod quarantine;
+mod rdb_file;
 mod replay;
 mod room;
 mod rules;
@@ -30,21 +32,22 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
+use self::acceptance::Acceptance;
 use self::batch::{BATCH_BYTES, Position, Progress};
 use self::data_dir::{DataDir, DataDirError};
 use self::events::EventLog;
 use self::net::{Connection, NetError};
 use self::publish::{Identity, Publisher};
 use self::quarantine::Quarantine;
+use self::rdb_file::RdbFile;
 use self::replay::{BUILDING_KEY, Replay, ReplayEnd, ReplayError};
 use self::shared::{SourceShared, Wishes, WriterShared};
 use self::source::{Source, SourceError};
 use self::spool::{Manifest, Spool, SpoolError};
-use self::writer::{Writer, WriterError, read_checkpoint};
-use crate::config::{Plan, Reader, SyncReader};
+use self::writer::{REBUILDING_KEY, Writer, WriterError, read_checkpoint};
+use crate::config::{Plan, Reader};
 use crate::control::{Command, EngineEnd, Handle, channel};
 use crate::format;
-use crate::rdb::dump::Target;
 use crate::resp::Reply;
 use crate::status::{Outcome, Phase, State};
 
@@ -87,10 +90,13 @@ pub struct Engine {
 ///
 /// Fails at once when the data directory cannot be used; everything later is told by the status.
 pub fn start(plan: Plan, log_file: Option<PathBuf>) -> Result<Engine, Outcome> {
-    let Reader::Sync(reader) = plan.reader.clone() else {
-        return Err(outcome(exit::CONFIG, "[rdb_reader] is not supported yet: use [sync_reader]".into()));
+    let (source_address, source_endpoint, file) = match &plan.reader {
+        Reader::Sync(reader) => (reader.endpoint.address.to_string(), Some(&reader.endpoint), None),
+        Reader::Rdb { filepath } => {
+            let file = RdbFile::open(filepath).map_err(|error| outcome(exit::SOURCE, error.to_string()))?;
+            (file.name(), None, Some(file))
+        }
     };
-    let source_address = reader.endpoint.address.to_string();
     let destination_address = plan.writer.endpoint.address.to_string();
     let data_dir =
         DataDir::take(&plan.advanced.dir, &source_address, &destination_address).map_err(data_dir_failed)?;
@@ -104,9 +110,14 @@ pub fn start(plan: Plan, log_file: Option<PathBuf>) -> Result<Engine, Outcome> {
     let quarantine = Arc::new(Quarantine::new(data_dir.path()));
     let source = Arc::new(SourceShared::new(source_address, spool));
     let writer = Arc::new(WriterShared::new(destination_address));
+    if let Some(file) = file {
+        file.offer(&source, &events).map_err(|error| outcome(exit::SOURCE, error.to_string()))?;
+    }
     let mut warnings = Vec::new();
-    for (side, endpoint) in [("source", &reader.endpoint), ("destination", &plan.writer.endpoint)] {
-        if endpoint.tls.as_ref().is_some_and(|tls| tls.insecure) {
+    for (side, endpoint) in [("source", source_endpoint), ("destination", Some(&plan.writer.endpoint))] {
+        if let Some(endpoint) = endpoint
+            && endpoint.tls.as_ref().is_some_and(|tls| tls.insecure)
+        {
             warnings.push(format!("TLS NOT VERIFIED: {side}"));
         }
     }
@@ -127,7 +138,6 @@ pub fn start(plan: Plan, log_file: Option<PathBuf>) -> Result<Engine, Outcome> {
     let (handle, end) = channel(publisher.snapshot(Wishes::default(), None, None));
     let supervisor = Supervisor {
         plan,
-        reader,
         data_dir,
         events,
         quarantine,
@@ -144,7 +154,6 @@ pub fn start(plan: Plan, log_file: Option<PathBuf>) -> Result<Engine, Outcome> {
 /// Owns every task of a run.
 struct Supervisor {
     plan: Plan,
-    reader: SyncReader,
     data_dir: DataDir,
     events: Arc<EventLog>,
     quarantine: Arc<Quarantine>,
@@ -197,7 +206,7 @@ impl Supervisor {
 
     /// Looks at the destination, decides where to begin, starts the tasks. `None` when stopped meanwhile.
     async fn begin(&mut self, checkpoint_key: &str) -> Result<Option<Tasks>, Outcome> {
-        let (target, run_id, checkpoint) = {
+        let (acceptance, run_id, checkpoint) = {
             let looking = look_at_destination(&self.plan, checkpoint_key, &self.source.address);
             tokio::pin!(looking);
             let mut tick = interval(SNAPSHOT_INTERVAL);
@@ -206,7 +215,10 @@ impl Supervisor {
                     looked = &mut looking => {
                         let found = looked.map_err(|error| outcome(exit::DESTINATION, error.to_string()))?;
                         self.publisher.destination_server = found.server;
-                        break (found.target, found.run_id, found.checkpoint);
+                        if let Some(text) = found.tried {
+                            self.events.warn(&format!("writer {}", self.writer.address), text);
+                        }
+                        break (Arc::new(found.acceptance), found.run_id, found.checkpoint);
                     }
                     _ = tick.tick() => {
                         let status = self.publisher.snapshot(*self.wishes.borrow(), None, None);
@@ -221,18 +233,23 @@ impl Supervisor {
         };
         let began_before = checkpoint.is_some();
         let (resume, after_generation) = self.where_to_begin(checkpoint)?;
+        let (sync_rdb, sync_aof) = match &self.plan.reader {
+            Reader::Sync(reader) => (reader.sync_rdb, reader.sync_aof),
+            Reader::Rdb { .. } => (true, false),
+        };
         let (batches, queue) = mpsc::channel(2);
         let replay = Replay {
             shared: self.source.clone(),
             events: self.events.clone(),
             quarantine: self.quarantine.clone(),
             filter: self.plan.filter.clone(),
-            sync_rdb: self.reader.sync_rdb,
-            sync_aof: self.reader.sync_aof,
+            sync_rdb,
+            sync_aof,
             on_existing_key: self.plan.advanced.on_existing_key,
             on_bad_value: self.plan.policy.on_bad_value,
             empty_destination: self.plan.advanced.empty_db_before_sync,
-            target,
+            target: acceptance.target(),
+            acceptance: acceptance.clone(),
             max_bulk_len: self.plan.advanced.max_bulk_len,
             // Two batches may be unanswered at a time.
             command_limit: (self.plan.advanced.pipeline_count_limit / 2).max(1),
@@ -247,20 +264,31 @@ impl Supervisor {
             endpoint: self.plan.writer.endpoint.clone(),
             checkpoint_key: checkpoint_key.to_owned(),
             shared: self.writer.clone(),
+            acceptance,
             events: self.events.clone(),
             quarantine: self.quarantine.clone(),
             on_bad_value: self.plan.policy.on_bad_value,
             wishes: self.wishes.subscribe(),
             batches: queue,
         };
-        let source = Source {
-            reader: self.reader.clone(),
-            limits: self.plan.spool,
-            policy: self.plan.policy,
-            destination_run_id: run_id,
-            shared: self.source.clone(),
-            events: self.events.clone(),
-            stop: self.stop_source.subscribe(),
+        let stop = self.stop_source.subscribe();
+        let source = match &self.plan.reader {
+            Reader::Sync(reader) => {
+                let source = Source {
+                    reader: reader.clone(),
+                    limits: self.plan.spool,
+                    policy: self.plan.policy,
+                    destination_run_id: run_id,
+                    shared: self.source.clone(),
+                    events: self.events.clone(),
+                    stop,
+                };
+                tokio::spawn(source.run())
+            }
+            Reader::Rdb { .. } => tokio::spawn(async move {
+                rdb_file::wait(stop).await;
+                Ok(())
+            }),
         };
         let (replay_sender, replay_receiver) = oneshot::channel();
         let thread = std::thread::Builder::new().name("replay".into()).spawn(move || {
@@ -268,11 +296,7 @@ impl Supervisor {
             let _ = replay_sender.send(replay.run());
         });
         thread.map_err(|error| outcome(exit::SPOOL, format!("cannot start the replay thread: {error}")))?;
-        Ok(Some(Tasks {
-            source: tokio::spawn(source.run()),
-            replay: replay_receiver,
-            writer: tokio::spawn(writer.run()),
-        }))
+        Ok(Some(Tasks { source, replay: replay_receiver, writer: tokio::spawn(writer.run()) }))
     }
 
     /// Compares what the spool and the destination say about a former run.
@@ -303,7 +327,9 @@ impl Supervisor {
             if manifest.rdb_applied {
                 return Err(lost("missing".into()));
             }
-            self.events.info("", "going on with the RDB that a former run left on disk");
+            if !manifest.rdb_lent {
+                self.events.info("", "going on with the RDB that a former run left on disk");
+            }
             return Ok((Some(rdb_start(&manifest)), manifest.generation - 1));
         };
         match progress.at {
@@ -500,7 +526,7 @@ impl Supervisor {
                 ) {
                     break;
                 }
-                connection.request(&[b"DEL", BUILDING_KEY]).await?;
+                connection.request(&[b"DEL", BUILDING_KEY, REBUILDING_KEY]).await?;
             }
             Ok::<_, NetError>(())
         };
@@ -534,7 +560,9 @@ impl Supervisor {
 
 /// What the destination says before anything is sent to it.
 struct Destination {
-    target: Target,
+    acceptance: Acceptance,
+    /// How its acceptance was found out, if it was in doubt.
+    tried: Option<String>,
     server: Option<String>,
     run_id: Option<String>,
     checkpoint: Option<Progress>,
@@ -553,23 +581,19 @@ async fn look_at_destination(
         cure: cure.into(),
     };
     let info = match connection.request(&[b"INFO"]).await? {
-        Reply::Bulk(info) => String::from_utf8_lossy(&info).into_owned(),
+        Reply::Bulk(info) => Some(String::from_utf8_lossy(&info).into_owned()),
         Reply::Error(reply) if reply.starts_with("NOAUTH") => {
             return Err(refused(
                 reply,
                 "The destination wants a password: set 'password' (and 'username') in [redis_writer].",
             ));
         }
-        Reply::Error(reply) if reply.starts_with("NOPERM") => {
-            return Err(refused(
-                reply,
-                "The destination's user needs +info: its version decides how values are sent.",
-            ));
-        }
+        Reply::Error(reply) if reply.starts_with("NOPERM") => None,
         Reply::Error(reply) => return Err(refused(reply, "Look at the destination's log.")),
         other => return Err(refused(format!("{other:?}"), "Is this a Redis or Valkey server?")),
     };
-    if net::info_field(&info, "cluster_enabled") == Some("1") {
+    let told = info.as_deref().unwrap_or_default();
+    if net::info_field(told, "cluster_enabled") == Some("1") {
         return Err(refused("cluster_enabled:1".into(), "The destination is a cluster: not supported yet."));
     }
     let checkpoint =
@@ -579,10 +603,13 @@ async fn look_at_destination(
             })?),
             None => None,
         };
+    let (acceptance, tried) =
+        Acceptance::examine(&mut connection, info.as_deref(), replay::target_of(told)).await?;
     Ok(Destination {
-        target: replay::target_of(&info),
-        server: source::server_name(&info),
-        run_id: net::info_field(&info, "run_id").map(str::to_owned),
+        acceptance,
+        tried,
+        server: source::server_name(told),
+        run_id: net::info_field(told, "run_id").map(str::to_owned),
         checkpoint,
     })
 }

@@ -21,6 +21,7 @@ pub mod dataset;
 pub mod fake_source;
 pub mod load;
 pub mod random;
+pub mod relay;
 pub mod server;
 pub mod servers;
 pub mod shakedeck;

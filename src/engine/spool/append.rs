@@ -38,6 +38,7 @@ impl SpoolWriter {
             rdb_offset: offset,
             rdb_len: None,
             rdb_applied: false,
+            rdb_lent: false,
         };
         spool.write_manifest(&manifest)?;
         self.rdb = Some(rdb);
@@ -56,6 +57,23 @@ impl SpoolWriter {
         }
         spool.grown.notify_all();
         spool.remove_leftovers()
+    }
+
+    /// A file of the operator is the RDB, whole as it is: offset 0 of a history that has no stream.
+    pub fn begin_lent_rdb(&self, identity: &Replid, file: File, len: u64) -> Result<(), SpoolError> {
+        let manifest = Manifest {
+            version: 1,
+            generation: 1,
+            replid: identity.clone(),
+            rdb_offset: 0,
+            rdb_len: Some(len),
+            rdb_applied: false,
+            rdb_lent: true,
+        };
+        self.spool.write_manifest(&manifest)?;
+        self.spool.lock().manifest = Some(manifest);
+        self.spool.lend_rdb(file, len);
+        Ok(())
     }
 
     /// Appends bytes of the RDB.

@@ -74,6 +74,9 @@ pub struct Manifest {
     pub rdb_len: Option<u64>,
     /// True when the destination has confirmed the whole RDB and its file is gone.
     pub rdb_applied: bool,
+    /// True when the RDB is a file of the operator, which is read where it lies and never removed.
+    #[serde(default)]
+    pub rdb_lent: bool,
 }
 
 /// The spool of one source. Shared by the source task (which appends), the replay thread (which reads) and the writer
@@ -87,6 +90,8 @@ pub struct Spool {
 #[derive(Default)]
 struct State {
     manifest: Option<Manifest>,
+    /// The operator's RDB file, if the manifest says that there is one.
+    lent: Option<File>,
     rdb_received: u64,
     segments: VecDeque<Segment>,
     /// Offset of the last stream byte appended.
@@ -153,11 +158,18 @@ impl Spool {
     pub fn usage(&self) -> (u64, u64) {
         let state = self.lock();
         let rdb = match &state.manifest {
-            Some(manifest) if !manifest.rdb_applied => Some(state.rdb_received),
+            Some(manifest) if !manifest.rdb_applied && !manifest.rdb_lent => Some(state.rdb_received),
             _ => None,
         };
         let stream: u64 = state.segments.iter().map(|segment| segment.len).sum();
         (stream + rdb.unwrap_or(0), state.segments.len() as u64 + u64::from(rdb.is_some()))
+    }
+
+    /// The operator's RDB file, of this many bytes, opened again by a later run.
+    pub fn lend_rdb(&self, file: File, len: u64) {
+        let mut state = self.lock();
+        state.lent = Some(file);
+        state.rdb_received = len;
     }
 
     /// Waits until a full sync has begun; returns its manifest. `None` when the run stops first.
@@ -203,6 +215,9 @@ impl Spool {
         manifest.rdb_applied = true;
         let manifest = manifest.clone();
         self.write_manifest(&manifest)?;
+        if manifest.rdb_lent {
+            return Ok(());
+        }
         remove_file(&rdb_path(&self.dir, manifest.generation))
     }
 
@@ -275,7 +290,7 @@ impl State {
     fn recover(&mut self, dir: &Path, manifest: Manifest) -> Result<(), SpoolError> {
         let generation = manifest.generation;
         self.received = manifest.rdb_offset;
-        if !manifest.rdb_applied {
+        if !manifest.rdb_applied && !manifest.rdb_lent {
             let path = rdb_path(dir, generation);
             match fs::metadata(&path) {
                 Ok(metadata) => self.rdb_received = metadata.len(),

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::super::batch::{Batch, CommandKind, Position, Progress};
+use super::super::batch::{Batch, CommandKind};
 use super::super::net::{Connection, NetError};
-use super::super::rules::{Rule, rule};
+use super::super::rules::{Rule, refuses_payload, rule};
 use super::{Flight, PROLOGUE, Writer, WriterError};
 use crate::config::OnBadValue;
 use crate::format::escape;
@@ -70,13 +70,14 @@ impl Writer {
         }
     }
 
-    /// The first batch is applied and its checkpoint set, but some of its commands failed when they ran.
+    /// The first batch is applied, but some of its commands failed when they ran.
     pub(super) async fn judge_applied(
         &self,
         batch: &Batch,
         refusals: Vec<(usize, Refusal)>,
-        last_confirmed: &Option<Progress>,
     ) -> Result<(), WriterError> {
+        // On ours the next batch is open.
+        let mut other = None;
         for (index, refusal) in refusals {
             let kind = batch.commands.get(index).map_or(CommandKind::Select, |command| command.kind);
             let arguments = batch.arguments(index);
@@ -110,14 +111,23 @@ impl Writer {
                         }
                         _ => key,
                     };
-                    let error = "BUSYKEY Target key name already exists.".to_owned();
-                    return self.stop(batch, last_confirmed, verb, key, error).await;
+                    return Err(self.refused(verb, key, "BUSYKEY Target key name already exists.".into()));
                 }
-                Refusal::Error(error) => match rule(&error, kind, self.on_bad_value).0 {
-                    // At run time a state that passes cannot be waited for any more: the rest is applied already.
-                    Rule::Wait | Rule::Quarantine => self.set_aside(batch, index, &error)?,
-                    Rule::Stop => return self.stop(batch, last_confirmed, verb, key, error).await,
-                },
+                Refusal::Error(error) => {
+                    let error = if kind.restores() && refuses_payload(&error) {
+                        match self.rebuild(&mut other, batch, index, &error).await? {
+                            Ok(()) => continue,
+                            Err(second) => format!("{error}; and by commands: {second}"),
+                        }
+                    } else {
+                        error
+                    };
+                    match rule(&error, kind, self.on_bad_value).0 {
+                        // At run time a state that passes cannot be waited for any more: the rest is applied already.
+                        Rule::Wait | Rule::Quarantine => self.set_aside(batch, index, &error)?,
+                        Rule::Stop => return Err(self.refused(verb, key, error)),
+                    }
+                }
             }
         }
         Ok(())
@@ -221,35 +231,16 @@ impl Writer {
         Ok("(one of several)".into())
     }
 
-    /// Ends the run because of one entry. The batch has run and moved the checkpoint past the entry; inside an RDB, whose
-    /// entries can be sent twice, it is moved back so that a later start brings the entry again.
-    async fn stop(
-        &self,
-        batch: &Batch,
-        last_confirmed: &Option<Progress>,
-        command: String,
-        key: String,
-        error: String,
-    ) -> Result<(), WriterError> {
-        if matches!(batch.progress.at, Position::Rdb { .. }) {
-            let mut other = Connection::open(&self.endpoint).await?;
-            let field = batch.source.address.as_bytes();
-            let checkpoint = self.checkpoint_key.as_bytes();
-            match last_confirmed {
-                Some(progress) => {
-                    other.request(&[b"HSET", checkpoint, field, progress.to_string().as_bytes()]).await?
-                }
-                None => other.request(&[b"HDEL", checkpoint, field]).await?,
-            };
-        }
+    /// Ends the run because of one entry. The checkpoint still stands before its batch, so that a later start brings it again.
+    pub(super) fn refused(&self, command: String, key: String, error: String) -> WriterError {
         let (_, cure) = rule(&error, CommandKind::Restore, OnBadValue::Stop);
-        Err(WriterError::Refused {
+        WriterError::Refused {
             address: self.shared.address.clone(),
             command,
             key,
             error,
             cure: self.name_user(cure),
-        })
+        }
     }
 
     fn set_aside(&self, batch: &Batch, index: usize, error: &str) -> Result<(), WriterError> {

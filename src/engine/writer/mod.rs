@@ -10,6 +10,7 @@
 //! sets is the exact place up to which everything is applied, and nothing beyond it.
 
 mod judge;
+mod rebuild;
 
 use std::collections::VecDeque;
 use std::io;
@@ -23,8 +24,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, sleep_until};
 
 use self::judge::Verdict;
-use super::batch::{Batch, Position, Progress};
-use super::events::EventLog;
+pub use self::rebuild::REBUILDING_KEY;
+use super::acceptance::Acceptance;
+use super::batch::{Batch, Position};
+use super::events::{EventLog, unix_ms};
 use super::net::{Connection, NetError};
 use super::quarantine::Quarantine;
 use super::shared::{Wishes, WriterShared};
@@ -82,6 +85,8 @@ pub struct Writer {
     pub checkpoint_key: String,
     /// What it tells.
     pub shared: Arc<WriterShared>,
+    /// Which values it takes by RESTORE.
+    pub acceptance: Arc<Acceptance>,
     /// Sentences for the operator.
     pub events: Arc<EventLog>,
     /// Entries set aside.
@@ -97,6 +102,8 @@ pub struct Writer {
 /// A batch that has been sent.
 struct Flight {
     batch: Batch,
+    /// The checkpoint that it sets.
+    checkpoint: String,
     sent: Instant,
     exec_sent: bool,
     /// Replies to MULTI and the queued commands still to come.
@@ -122,7 +129,9 @@ impl Writer {
 
     async fn serve(&mut self) -> Result<(), WriterError> {
         let mut connection = self.connect(true).await?;
-        let mut last_confirmed: Option<Progress> = None;
+        let mut last_confirmed: Option<String> = None;
+        // Greater than any number of a former run, which counted from its own start, a batch taking far more than a microsecond.
+        let mut serial = unix_ms() * 1000;
         let mut pending: VecDeque<Batch> = VecDeque::new();
         let mut flights: VecDeque<Flight> = VecDeque::new();
         let mut not_before = Instant::now();
@@ -139,7 +148,8 @@ impl Writer {
                 && flights.len() < 2
                 && let Some(batch) = pending.pop_front()
             {
-                let mut outcome = self.send(&mut connection, &mut flights, batch).await;
+                serial += 1;
+                let mut outcome = self.send(&mut connection, &mut flights, batch, serial).await;
                 if outcome.is_ok() {
                     // A batch without commands has no answer to wait for.
                     outcome = self
@@ -147,7 +157,8 @@ impl Writer {
                         .await?;
                 }
                 if let Err(error) = outcome {
-                    self.recover(&mut connection, &mut flights, &mut pending, &last_confirmed, error).await?;
+                    self.recover(&mut connection, &mut flights, &mut pending, &mut last_confirmed, error)
+                        .await?;
                 }
                 not_before = self.next_slot(not_before, wishes.throttle, &flights);
                 continue;
@@ -163,7 +174,7 @@ impl Writer {
                         Ok(_) => self.answers(&mut connection, &mut flights, &mut pending, &mut last_confirmed).await?,
                     };
                     if let Err(error) = outcome {
-                        self.recover(&mut connection, &mut flights, &mut pending, &last_confirmed, error).await?;
+                        self.recover(&mut connection, &mut flights, &mut pending, &mut last_confirmed, error).await?;
                     }
                 }
                 batch = self.batches.recv(), if may_send && queue_open && pending.is_empty() && flights.len() < 2 => {
@@ -217,6 +228,7 @@ impl Writer {
         connection: &mut Connection,
         flights: &mut VecDeque<Flight>,
         mut batch: Batch,
+        serial: u64,
     ) -> Result<(), NetError> {
         batch.close_pairs();
         let exec_sent = flights.is_empty();
@@ -226,6 +238,7 @@ impl Writer {
             queue_replies_missing: 0,
             queue_replies_seen: 0,
             refused: Vec::new(),
+            checkpoint: batch.checkpoint(serial),
             batch,
         };
         let mut prologue = Vec::new();
@@ -239,11 +252,10 @@ impl Writer {
                 append_command(&mut epilogue, &[b"SELECT", b"0"]);
                 flight.queue_replies_missing += 1;
             }
-            let progress = batch.progress.to_string();
             let field = batch.source.address.as_bytes();
             append_command(
                 &mut epilogue,
-                &[b"HSET", self.checkpoint_key.as_bytes(), field, progress.as_bytes()],
+                &[b"HSET", self.checkpoint_key.as_bytes(), field, flight.checkpoint.as_bytes()],
             );
             if exec_sent {
                 append_command(&mut epilogue, &[b"EXEC"]);
@@ -269,7 +281,7 @@ impl Writer {
         connection: &mut Connection,
         flights: &mut VecDeque<Flight>,
         pending: &mut VecDeque<Batch>,
-        last_confirmed: &mut Option<Progress>,
+        last_confirmed: &mut Option<String>,
     ) -> Result<Result<(), NetError>, WriterError> {
         loop {
             // A batch without commands (PINGs only) is true as soon as the one before it is.
@@ -306,7 +318,7 @@ impl Writer {
             match self.verdict(flight, reply) {
                 Verdict::Applied(refusals) => {
                     if let Some(first) = flights.front() {
-                        self.judge_applied(&first.batch, refusals, last_confirmed).await?;
+                        self.judge_applied(&first.batch, refusals).await?;
                     }
                     self.complete(flights, last_confirmed)?;
                     if let Err(error) = self.release_next(connection, flights).await {
@@ -329,7 +341,7 @@ impl Writer {
     fn complete(
         &self,
         flights: &mut VecDeque<Flight>,
-        last_confirmed: &mut Option<Progress>,
+        last_confirmed: &mut Option<String>,
     ) -> Result<(), WriterError> {
         let Some(flight) = flights.pop_front() else { return Ok(()) };
         let batch = flight.batch;
@@ -372,7 +384,7 @@ impl Writer {
             }
         }
         if !batch.commands.is_empty() {
-            *last_confirmed = Some(batch.progress);
+            *last_confirmed = Some(flight.checkpoint);
         }
         Ok(())
     }
@@ -422,7 +434,7 @@ impl Writer {
         connection: &mut Connection,
         flights: &mut VecDeque<Flight>,
         pending: &mut VecDeque<Batch>,
-        last_confirmed: &Option<Progress>,
+        last_confirmed: &mut Option<String>,
         error: NetError,
     ) -> Result<(), WriterError> {
         self.events.warn(&self.node(), format!("{error}; connecting again"));
@@ -431,7 +443,6 @@ impl Writer {
         self.shared.enter(WriterState::Reconnecting, Some(error.to_string()));
         sleep(Duration::from_millis(100)).await;
         *connection = self.connect(false).await?;
-        let mut confirmed = last_confirmed.clone();
         if let Some(first) = flights.front() {
             let found = loop {
                 let field = first.batch.source.address.as_bytes();
@@ -446,13 +457,16 @@ impl Writer {
                 }
             };
             let written = flights.iter().find(|flight| !flight.batch.commands.is_empty());
-            let ours = written.map(|flight| flight.batch.progress.to_string());
-            let expected = last_confirmed.as_ref().map(Progress::to_string);
+            let ours = written.map(|flight| flight.checkpoint.clone());
+            let expected = last_confirmed.clone();
             if found.is_some() && found == ours {
                 // It ran; only the answer was lost.
                 while let Some(flight) = flights.front() {
                     let last = flight.exec_sent && !flight.batch.commands.is_empty();
-                    self.complete(flights, &mut confirmed)?;
+                    if last {
+                        self.judge_unanswered(&flight.batch).await?;
+                    }
+                    self.complete(flights, last_confirmed)?;
                     if last {
                         break;
                     }
