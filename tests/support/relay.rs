@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// What happens when the server says the word.
@@ -26,8 +26,9 @@ struct Shared {
     lie: Mutex<Option<(Vec<u8>, Vec<u8>)>>,
     /// Once.
     trap: Mutex<Option<(Vec<u8>, At)>>,
+    /// Bytes of the clients that still get through before the relay holds; `None` = all.
+    budget: Mutex<Option<usize>>,
     sprung: AtomicBool,
-    connections: AtomicUsize,
 }
 
 impl Relay {
@@ -40,10 +41,10 @@ impl Relay {
             for client in listener.incoming().flatten() {
                 let Ok(server) = TcpStream::connect(server) else { continue };
                 let _ = (client.set_nodelay(true), server.set_nodelay(true));
-                all.connections.fetch_add(1, Ordering::Relaxed);
                 let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                let shared = all.clone();
                 std::thread::spawn(move || {
-                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = questions(&mut from, &mut to, &shared);
                     let _ = to.shutdown(Shutdown::Both);
                 });
                 let shared = all.clone();
@@ -73,10 +74,37 @@ impl Relay {
         *self.shared.trap.lock().unwrap() = Some((word.into(), at));
     }
 
-    /// Whether the word was said.
+    /// After so many bytes of its clients nothing more gets through to the server, until told otherwise.
+    pub fn hold_after(&self, bytes: Option<usize>) {
+        self.shared.sprung.store(false, Ordering::Release);
+        *self.shared.budget.lock().unwrap() = bytes;
+    }
+
+    /// Whether the word was said, or the bytes were sent.
     pub fn sprung(&self) -> bool {
         self.shared.sprung.load(Ordering::Acquire)
     }
+}
+
+fn questions(client: &mut TcpStream, server: &mut TcpStream, shared: &Shared) -> std::io::Result<()> {
+    let mut buffer = vec![0; 1 << 14];
+    while let count @ 1.. = client.read(&mut buffer)? {
+        let mut budget = shared.budget.lock().unwrap();
+        match &mut *budget {
+            Some(left) if *left < count => {
+                drop(budget);
+                shared.sprung.store(true, Ordering::Release);
+                // Until the client goes away.
+                std::io::copy(client, &mut std::io::sink())?;
+                return Ok(());
+            }
+            Some(left) => *left -= count,
+            None => {}
+        }
+        drop(budget);
+        server.write_all(&buffer[..count])?;
+    }
+    Ok(())
 }
 
 fn answers(mut server: TcpStream, mut client: TcpStream, shared: &Shared) {

@@ -87,6 +87,9 @@ impl Replay {
                     stream_db =
                         std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
                 }
+                Item::Aux { key, value } if wanted && !harmless(key) && key != b"lua" => {
+                    self.unknown_aux(key, value);
+                }
                 Item::Aux { key: b"lua", value } if wanted => {
                     batch.push(CommandKind::Rebuild, &[b"SCRIPT", b"LOAD", value]);
                 }
@@ -354,6 +357,29 @@ impl Replay {
         Ok(None)
     }
 
+    /// A field of the file that no other server understands.
+    fn unknown_aux(&self, key: &[u8], value: &[u8]) {
+        let (name, shown) = (escape(key, 60), escape(value, 60));
+        let (kind, text) = match key {
+            b"keydb-subexpire-key" => (
+                "SUBEXPIRE",
+                format!(
+                    "member '{shown}' of the key before it has an expiry of its own (KeyDB), which no other server knows; it will not expire"
+                ),
+            ),
+            // Comes with the one above, and says when.
+            b"keydb-subexpire-when" => return,
+            _ => (
+                "AUX",
+                format!(
+                    "the RDB holds the field '{name}' = '{shown}', which is not known here and not copied"
+                ),
+            ),
+        };
+        let example = if kind == "AUX" { name } else { shown };
+        self.events.reject(&self.node(), EventLevel::Warn, kind, "not copied", &example, &text);
+    }
+
     fn report_loss(&self, key: &[u8], loss: Loss) {
         if let Some(words) = loss.describe() {
             let key = escape(key, 60);
@@ -413,6 +439,27 @@ impl Replay {
         self.events.reject(&self.node(), EventLevel::Error, "BAD VALUE", "quarantine", &shown, &text);
         Ok(())
     }
+}
+
+/// Whether a field of the file tells about the server and the file only, as all servers write them (RDB opcode AUX).
+fn harmless(aux: &[u8]) -> bool {
+    const KNOWN: [&[u8]; 12] = [
+        b"redis-ver",
+        b"valkey-ver",
+        b"redis-bits",
+        b"ctime",
+        b"used-mem",
+        b"aof-preamble",
+        b"aof-base",
+        b"repl-stream-db",
+        b"repl-id",
+        b"repl-offset",
+        b"slot-info",
+        // KeyDB: a version of each key, for its own replication.
+        b"mvcc-tstamp",
+    ];
+    // Redis only logs those that begin with %.
+    KNOWN.contains(&aux) || aux.starts_with(b"%")
 }
 
 /// Gives a value that was built under the temporary key its name.
