@@ -54,5 +54,9 @@ fn the_raw_path_allocates_nothing_per_key() {
     let (keys, blocks) = walk(&few, &mut payload);
     assert_eq!(keys, 1_000);
     assert!(blocks > 0, "nothing is counted");
-    assert_eq!(walk(&many, &mut payload), (100_000, blocks), "100 times as many keys, the same number of blocks");
+    assert_eq!(
+        walk(&many, &mut payload),
+        (100_000, blocks),
+        "100 times as many keys, the same number of blocks"
+    );
 }

@@ -120,7 +120,7 @@ fn saved(keys: u64) -> Option<(Server, PathBuf)> {
 
 #[test]
 fn a_killed_run_goes_on_where_it_was() {
-    let Some((server, file)) = saved(40_000) else { return };
+    let Some((server, file)) = saved(15_000) else { return };
     let before = std::fs::read(&file).unwrap();
     let destination = Server::start(server.binary(), Options::new());
     let relay = Relay::start(destination.address());
@@ -162,7 +162,7 @@ fn a_killed_run_goes_on_where_it_was() {
 
 #[test]
 fn another_file_under_the_same_name_is_refused() {
-    let Some((server, file)) = saved(20_000) else { return };
+    let Some((server, file)) = saved(8_000) else { return };
     let destination = Server::start(server.binary(), Options::new());
     let relay = Relay::start(destination.address());
     let setup = setup(&file, &relay.address().to_string());

@@ -45,7 +45,7 @@ fn setup(source: &Server, relay: &Relay) -> Setup {
 }
 
 /// The size of the source: enough for several batches.
-const KEYS: u64 = 20_000;
+const KEYS: u64 = 6_000;
 
 #[test]
 fn every_refused_value_is_rebuilt_and_the_rest_goes_by_commands() {

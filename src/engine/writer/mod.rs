@@ -6,8 +6,9 @@
 //! ```
 //!
 //! The next batch is sent while the first one runs, but its EXEC is withheld until the first is confirmed. So the
-//! destination always has work, and still no batch is ever applied after one that failed: the checkpoint that each EXEC
-//! sets is the exact place up to which everything is applied, and nothing beyond it.
+//! destination always has work, and still no batch is ever applied after one that failed. The checkpoint that each EXEC sets
+//! is the exact place up to which everything is applied; in the RDB, whose entries may be refused when they run and may be
+//! brought twice, it is where the batch begins ([`Batch::checkpoint`]).
 
 mod judge;
 mod rebuild;
