@@ -35,7 +35,7 @@ const PURE: &[&str] = &[
 ];
 const LAYER_0: &[&str] = &[
     "config", "status", "control", "cutover", "format", "resp", "command", "psync", "entry", "filter",
-    "function", "rdb",
+    "function", "rdb", "expiry",
 ];
 
 const RULES: &[Rule] = &[
@@ -65,6 +65,7 @@ const RULES: &[Rule] = &[
     pure("filter"),
     pure("function"),
     pure("rdb"),
+    pure("expiry"),
     Rule { module: "engine", may_use: LAYER_0, forbidden: &["ratatui", "crossterm", "clap", "tui_logger"] },
     Rule {
         module: "ui",
@@ -86,7 +87,7 @@ const RULES: &[Rule] = &[
 
 const EVERYTHING: &[&str] = &[
     "config", "status", "control", "cutover", "format", "resp", "command", "psync", "entry", "filter",
-    "function", "rdb", "engine", "ui", "headless", "demo", "cli", "app",
+    "function", "rdb", "expiry", "engine", "ui", "headless", "demo", "cli", "app",
 ];
 
 const fn pure(module: &'static str) -> Rule {

@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::events::{EventLog, unix_ms};
 use super::shared::SourceShared;
-use super::spool::{SpoolError, SpoolWriter};
+use super::spool::SpoolError;
 use crate::format;
 use crate::psync::Replid;
 use crate::status::Phase;
@@ -119,7 +119,7 @@ impl RdbFile {
                 return Err(RdbFileError::Changed { path: self.path, spool: spool.dir().to_owned() });
             }
             Some(_) => spool.lend_rdb(self.file, len),
-            None => SpoolWriter::new(spool.clone()).begin_lent_rdb(&self.identity, self.file, len)?,
+            None => spool.begin_lent_rdb(&self.identity, self.file, len)?,
         }
         for phase in [Phase::Handshake, Phase::WaitingBgsave, Phase::RdbReceive] {
             source.enter(phase, None);

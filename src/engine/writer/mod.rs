@@ -29,6 +29,7 @@ pub use self::rebuild::REBUILDING_KEY;
 use super::acceptance::Acceptance;
 use super::batch::{Batch, Position};
 use super::events::{EventLog, unix_ms};
+use super::import_mode::ImportMode;
 use super::net::{Connection, NetError};
 use super::quarantine::Quarantine;
 use super::shared::{Wishes, WriterShared};
@@ -97,6 +98,8 @@ pub struct Writer {
     pub quarantine: Arc<Quarantine>,
     /// `[policy] on_bad_value`.
     pub on_bad_value: OnBadValue,
+    /// The destination's import mode.
+    pub import_mode: ImportMode,
     /// The operator's wishes.
     pub wishes: watch::Receiver<Wishes>,
     /// What to send.
@@ -208,9 +211,15 @@ impl Writer {
     async fn connect(&self, first: bool) -> Result<Connection, WriterError> {
         let mut attempt = 0;
         loop {
-            match Connection::open(&self.endpoint).await {
-                Ok(mut connection) => {
-                    let _ = connection.request(&[b"CLIENT", b"SETNAME", b"shakedeck"]).await;
+            let opening = async {
+                let mut connection = Connection::open(&self.endpoint).await?;
+                let _ = connection.request(&[b"CLIENT", b"SETNAME", b"shakedeck"]).await;
+                // A server that was restarted has forgotten its import mode.
+                self.import_mode.declare(&mut connection, &self.events, first).await?;
+                Ok::<_, NetError>(connection)
+            };
+            match opening.await {
+                Ok(connection) => {
                     self.shared.enter(WriterState::Ok, None);
                     return Ok(connection);
                 }
