@@ -20,6 +20,7 @@ use crate::config::{self, LogLevel, Plan};
 use crate::control::{self, EngineEnd, Handle};
 use crate::demo::{Comparison, Demo, DemoOptions};
 use crate::engine::{self, Engine, exit};
+use crate::format;
 use crate::headless::{self, HeadlessOptions};
 use crate::rdb::dump::Target;
 use crate::rdb::export::{self, RespOptions, Statistics, Summary};
@@ -41,6 +42,7 @@ pub fn run(command: Command) -> ExitCode {
         Command::Attach(attach) => run_attach(attach),
         Command::Ctl(ctl) => run_ctl(ctl),
         Command::Rdb(rdb) => run_rdb(&rdb),
+        Command::Quarantine(verb) => run_quarantine(verb),
         Command::Completions(shell) => {
             cli::write_completions(shell, &mut std::io::stdout());
             Ok(exit::DONE)
@@ -277,6 +279,76 @@ fn run_rdb(rdb: &cli::Rdb) -> Result<i32, Outcome> {
     }
     complain(&format!("{} keys could not be written", summary.bad_keys));
     Ok(exit::QUARANTINE)
+}
+
+/// Lists what is in quarantine, or sends it again.
+fn run_quarantine(verb: cli::Quarantine) -> Result<i32, Outcome> {
+    let (dir, replay) = match &verb {
+        cli::Quarantine::List { dir, .. } => (dir, None),
+        cli::Quarantine::Replay { dir, config } => (dir, Some(load(config)?)),
+    };
+    if !dir.is_dir() {
+        let message = format!("there is no data directory '{}': name it with --dir", dir.display());
+        return Err(failure(exit::CONFIG, message));
+    }
+    if let Some(plan) = replay {
+        let runtime = runtime(2)?;
+        let mut say = |line: String| complain(&line);
+        let resent = runtime.block_on(engine::replay_quarantine(dir, &plan.writer.endpoint, &mut say))?;
+        println!("{} entries accepted, {} refused again", resent.accepted, resent.refused);
+        return Ok(if resent.refused == 0 { exit::DONE } else { exit::QUARANTINE });
+    }
+    let json = matches!(verb, cli::Quarantine::List { json: true, .. });
+    let unreadable = |error: engine::SpoolError| failure(exit::SPOOL, error.to_string());
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let mut count = 0u64;
+    let printed = (|| {
+        for entry in engine::quarantined(dir).map_err(unreadable)? {
+            let entry = entry.map_err(unreadable)?;
+            let line = if json {
+                serde_json::to_string(&entry).unwrap_or_default()
+            } else {
+                quarantine_line(&entry, count == 0)
+            };
+            count += 1;
+            if writeln!(out, "{line}").is_err() {
+                // `| head` has seen enough.
+                return Ok(());
+            }
+        }
+        if count == 0 && !json {
+            let _ = writeln!(out, "nothing is in quarantine in '{}'", dir.display());
+        }
+        let _ = out.flush();
+        Ok(())
+    })();
+    printed.map(|()| if count == 0 { exit::DONE } else { exit::QUARANTINE })
+}
+
+/// One line of the table; the first with its head.
+fn quarantine_line(entry: &engine::QuarantinedEntry, first: bool) -> String {
+    let command = entry.command().unwrap_or_default();
+    // `*3\r\n$3\r\nSET\r\n…`: the third line is the verb.
+    let verb = command.split(|byte| *byte == b'\n').nth(2).unwrap_or_default();
+    let verb = format::escape(verb.strip_suffix(b"\r").unwrap_or(verb), 20);
+    let line = format!(
+        "{:<19}  {:<21}  {:>2}  {:<24}  {:<12}  {:>9}  {}",
+        format::date_time_utc(entry.unix_ms),
+        entry.source,
+        entry.db,
+        entry.key,
+        if verb.is_empty() { "-" } else { &verb },
+        format::size(command.len() as u64),
+        format::escape(entry.reason.as_bytes(), 200)
+    );
+    if !first {
+        return line;
+    }
+    let head = format!(
+        "{:<19}  {:<21}  {:>2}  {:<24}  {:<12}  {:>9}  {}",
+        "TIME (UTC)", "SOURCE", "DB", "KEY", "COMMAND", "SIZE", "REASON"
+    );
+    format!("{head}\n{line}")
 }
 
 fn run_demo(options: cli::Demo) -> Result<i32, Outcome> {

@@ -9,7 +9,7 @@
 //!  2  ui   headless   demo                            fronts: same input, never see each other
 //!  1  engine                                          all sockets, files, tasks, clocks
 //!  0  config  status  control  format                 words that everybody shares
-//!     resp  psync  rdb  expiry                        pure: bytes in, values out. No tokio, no files, no clock
+//!     command  resp  psync  rdb  expiry               pure: bytes in, values out. No tokio, no files, no clock
 //! ```
 //!
 //! # The walk of one key
@@ -33,6 +33,8 @@
 //!    A RESTORE that is refused is rebuilt by commands at this point. Inside the RDB the checkpoint stands before its batch: which
 //!    entries were refused is only known from the answers, and a crash may come before those.
 //! 5. Confirmed progress frees spool segments and moves `offset_applied`.
+//! 6. Before a batch is handed over, `engine::ledger` has its keys on record ([`command`] knows where they are). After another full sync
+//!    `engine::replay` removes exactly those keys of the record that the new RDB has not.
 //!
 //! Rejected: pipelining whole transactions. When one is refused (say `-OOM` at its first command) and the next one is not, the order of
 //! writes is lost, and no checkpoint can tell. Withholding one EXEC costs no throughput that could be measured, because the destination
@@ -45,6 +47,7 @@
 
 pub mod app;
 pub mod cli;
+pub mod command;
 pub mod config;
 pub mod control;
 pub mod demo;

@@ -112,6 +112,9 @@ pub enum PairVerb {
 pub struct Progress {
     /// The history.
     pub replid: Replid,
+    /// The full sync that brought us there, counted from 1: an idle source offers the same history and offset again, with
+    /// another RDB. 0 = a version that did not say.
+    pub generation: u64,
     /// Where in it.
     pub at: Position,
 }
@@ -139,10 +142,15 @@ pub enum Position {
 
 impl fmt::Display for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (version, replid) = (if self.generation == 0 { 1 } else { 2 }, &self.replid);
         match self.at {
-            Position::Rdb { offset, bytes, db } => write!(f, "v1 {} rdb {offset} {bytes} {db}", self.replid),
-            Position::Stream { offset, db } => write!(f, "v1 {} stream {offset} {db}", self.replid),
+            Position::Rdb { offset, bytes, db } => {
+                write!(f, "v{version} {replid} rdb {offset} {bytes} {db}")?;
+            }
+            Position::Stream { offset, db } => write!(f, "v{version} {replid} stream {offset} {db}")?,
         }
+        // It must read back as the same text: the writer compares what it finds with what it wrote.
+        if version == 1 { Ok(()) } else { write!(f, " {}", self.generation) }
     }
 }
 
@@ -151,19 +159,25 @@ impl FromStr for Progress {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let bad = || format!("'{}' is not a checkpoint of this version", text.escape_debug());
-        let words: Vec<&str> = text.split(' ').collect();
+        // A serial number of a batch ([`Batch::checkpoint`]) is not a part of the place.
+        let place = text.split_once(" #").map_or(text, |(place, _)| place);
+        let mut words: Vec<&str> = place.split(' ').collect();
+        let generation = match words.first() {
+            Some(&"v1") => 0,
+            Some(&"v2") => {
+                words.pop().and_then(|word| word.parse().ok()).filter(|it| *it > 0).ok_or_else(bad)?
+            }
+            _ => return Err(bad()),
+        };
         let number = |at: usize| words.get(at).and_then(|word| word.parse::<u64>().ok()).ok_or_else(bad);
         let db = |at: usize| words.get(at).and_then(|word| word.parse::<u32>().ok()).ok_or_else(bad);
         let replid = words.get(1).and_then(|word| Replid::parse(word)).ok_or_else(bad)?;
-        let at = match (words.first(), words.get(2), words.len()) {
-            // A seventh word is the serial number of a batch.
-            (Some(&"v1"), Some(&"rdb"), 6 | 7) => {
-                Position::Rdb { offset: number(3)?, bytes: number(4)?, db: db(5)? }
-            }
-            (Some(&"v1"), Some(&"stream"), 5) => Position::Stream { offset: number(3)?, db: db(4)? },
+        let at = match (words.get(2), words.len()) {
+            (Some(&"rdb"), 6) => Position::Rdb { offset: number(3)?, bytes: number(4)?, db: db(5)? },
+            (Some(&"stream"), 5) => Position::Stream { offset: number(3)?, db: db(4)? },
             _ => return Err(bad()),
         };
-        Ok(Progress { replid, at })
+        Ok(Progress { replid, generation, at })
     }
 }
 
@@ -199,7 +213,7 @@ impl Batch {
     pub fn checkpoint(&self, serial: u64) -> String {
         match (self.begins, self.progress.at) {
             (at @ Position::Rdb { .. }, Position::Rdb { .. }) => {
-                format!("{} {serial}", Progress { replid: self.progress.replid.clone(), at })
+                format!("{} #{serial}", Progress { at, ..self.progress.clone() })
             }
             _ => self.progress.to_string(),
         }
@@ -348,7 +362,8 @@ pub(super) mod tests {
     pub(in crate::engine) fn batch(dir: &std::path::Path) -> Batch {
         let source = SourceShared::new("127.0.0.1:1".into(), Spool::open(dir).unwrap());
         let replid = Replid::parse(&"0f".repeat(20)).unwrap();
-        Batch::new(Arc::new(source), Progress { replid, at: Position::Stream { offset: 0, db: 0 } }, 0)
+        let at = Position::Stream { offset: 0, db: 0 };
+        Batch::new(Arc::new(source), Progress { replid, generation: 1, at }, 0)
     }
 
     #[test]
@@ -399,11 +414,14 @@ pub(super) mod tests {
             Position::Rdb { offset: 5, bytes: u64::MAX, db: 15 },
             Position::Stream { offset: 1 << 40, db: 0 },
         ] {
-            let progress = Progress { replid: replid.clone(), at };
-            assert_eq!(progress.to_string().parse(), Ok(progress));
+            for generation in [0, 7] {
+                let progress = Progress { replid: replid.clone(), generation, at };
+                assert_eq!(progress.to_string().parse(), Ok(progress));
+            }
         }
-        let text = format!("v1 {replid} rdb 5 6 7 1700000000000");
-        assert_eq!(text.parse(), Ok(Progress { replid, at: Position::Rdb { offset: 5, bytes: 6, db: 7 } }));
+        let text = format!("v2 {replid} rdb 5 6 7 3 #1700000000000");
+        let at = Position::Rdb { offset: 5, bytes: 6, db: 7 };
+        assert_eq!(text.parse(), Ok(Progress { replid, generation: 3, at }));
         for text in ["", "v1", "v2 x", "v1 0f stream 1 2", "garbage that a person typed"] {
             assert!(text.parse::<Progress>().is_err(), "{text}");
         }

@@ -114,7 +114,10 @@ pub fn where_to_begin(
         return Ok(Start { resume: None, after_generation: manifest.generation });
     }
     // A checkpoint of a former full sync says nothing about this one: offsets of two histories do not compare.
-    let of_this_sync = checkpoint.clone().filter(|progress| manifest.knows(&progress.replid)).map(|it| it.at);
+    let of_this_sync = checkpoint.clone().filter(|progress| {
+        manifest.knows(&progress.replid) && [0, manifest.generation].contains(&progress.generation)
+    });
+    let of_this_sync = of_this_sync.map(|it| it.at);
     let at = match of_this_sync {
         Some(at @ Position::Rdb { offset, bytes, .. })
             if offset == manifest.rdb_offset && !manifest.rdb_applied =>
@@ -170,7 +173,7 @@ pub fn where_to_begin(
     source.rdb_applied.store(rdb_applied, Relaxed);
     source.offset_applied.store(offset_applied, Relaxed);
     // A promotion of the source may have renamed the history after the checkpoint was written.
-    let resume = Progress { replid: manifest.replid.clone(), at };
+    let resume = Progress { replid: manifest.replid.clone(), generation: manifest.generation, at };
     Ok(Start { resume: Some(resume), after_generation: manifest.generation - 1 })
 }
 
@@ -187,11 +190,11 @@ mod tests {
     }
 
     fn rdb(replid: &str, offset: u64, bytes: u64) -> Option<Progress> {
-        Some(Progress { replid: id(replid), at: Position::Rdb { offset, bytes, db: 0 } })
+        Some(Progress { replid: id(replid), generation: 1, at: Position::Rdb { offset, bytes, db: 0 } })
     }
 
     fn stream(replid: &str, offset: u64) -> Option<Progress> {
-        Some(Progress { replid: id(replid), at: Position::Stream { offset, db: 3 } })
+        Some(Progress { replid: id(replid), generation: 1, at: Position::Stream { offset, db: 3 } })
     }
 
     /// A spool after a full sync of history `b` (once called `a`) at offset 1,000, with 500 bytes of stream.
@@ -227,6 +230,12 @@ mod tests {
         assert_eq!(begin(unapplied(), rdb("b", 1_000, 5), false), Ok(rdb("b", 1_000, 5).map(|it| it.at)));
         assert_eq!(begin(unapplied(), rdb("a", 1_000, 5), false), Ok(rdb("a", 1_000, 5).map(|it| it.at)));
         assert_eq!(begin(unapplied(), rdb("b", 900, 5), false), beginning, "of the full sync before");
+        let other = rdb("b", 1_000, 5).map(|it| Progress { generation: 2, ..it });
+        assert_eq!(
+            begin(unapplied(), other, false),
+            beginning,
+            "an idle source, the same offset, another RDB"
+        );
         assert_eq!(begin(unapplied(), stream("b", 800), false), beginning, "of the full sync before");
         assert_eq!(begin(unapplied(), stream("c", 1_200), false), beginning, "of another history");
         assert_eq!(begin(unapplied(), stream("a", 1_200), false), Ok(stream("a", 1_200).map(|it| it.at)));

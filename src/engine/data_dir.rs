@@ -4,8 +4,8 @@
 //!  data/
 //!    lock             held while a process runs here; holds its pid
 //!    run.json         run id, source, destination
-//!    127.0.0.1_6379/  spool of one source
-//!    quarantine.jsonl control.sock shake.log
+//!    127.0.0.1_6379/  spool and ledger of one source
+//!    quarantine.jsonl quarantine.done control.sock shake.log
 //! ```
 
 use std::collections::hash_map::RandomState;
@@ -72,18 +72,17 @@ pub struct RunFile {
 pub struct DataDir {
     path: PathBuf,
     run: RunFile,
-    _lock: File,
+    _lock: DirLock,
 }
 
-impl DataDir {
-    /// Takes the directory, creating it if need be.
-    pub fn take(path: &Path, source: &str, destination: &str) -> Result<DataDir, DataDirError> {
-        let io = |action, path: &Path| {
-            let path = path.to_owned();
-            move |cause| DataDirError::Io { action, path, cause }
-        };
-        // Only for the owner: the spool holds the operator's data.
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("create", path))?;
+/// Keeps other processes out of a data directory for as long as it lives.
+pub struct DirLock {
+    _file: File,
+}
+
+impl DirLock {
+    /// Takes the lock of a directory that exists; fails with the pid of who has it.
+    pub fn take(path: &Path) -> Result<DirLock, DataDirError> {
         let lock_path = path.join("lock");
         let mut lock = OpenOptions::new()
             .read(true)
@@ -102,15 +101,36 @@ impl DataDir {
         lock.write_all_at(pid.as_bytes(), 0)
             .and_then(|()| lock.set_len(pid.len() as u64))
             .map_err(io("write", &lock_path))?;
+        Ok(DirLock { _file: lock })
+    }
+}
+
+/// Whose directory this is; `None` when no migration is under way there.
+pub fn read_run(path: &Path) -> Result<Option<RunFile>, DataDirError> {
+    let run_path = path.join("run.json");
+    match fs::read(&run_path) {
+        Ok(text) => Ok(Some(
+            serde_json::from_slice::<RunFile>(&text)
+                .map_err(|error| io("read", &run_path)(io::Error::other(error)))?,
+        )),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(io("read", &run_path)(error)),
+    }
+}
+
+fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataDirError + use<> {
+    let path = path.to_owned();
+    move |cause| DataDirError::Io { action, path, cause }
+}
+
+impl DataDir {
+    /// Takes the directory, creating it if need be.
+    pub fn take(path: &Path, source: &str, destination: &str) -> Result<DataDir, DataDirError> {
+        // Only for the owner: the spool holds the operator's data.
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("create", path))?;
+        let lock = DirLock::take(path)?;
         let run_path = path.join("run.json");
-        let former = match fs::read(&run_path) {
-            Ok(text) => Some(
-                serde_json::from_slice::<RunFile>(&text)
-                    .map_err(|error| io("read", &run_path)(io::Error::other(error)))?,
-            ),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(io("read", &run_path)(error)),
-        };
+        let former = read_run(path)?;
         let is_this = |run: &RunFile| run.source == source && run.destination == destination;
         let run = match former {
             // A run that never got so far as to copy anything (a wrong address, say) leaves nothing worth keeping.

@@ -13,6 +13,7 @@ mod begin;
 mod data_dir;
 mod events;
 mod import_mode;
+mod ledger;
 mod net;
 mod outcome;
 mod pressure;
@@ -20,6 +21,7 @@ mod publish;
 mod quarantine;
 mod rdb_file;
 mod replay;
+mod resend;
 mod room;
 mod rules;
 mod shared;
@@ -40,9 +42,12 @@ pub use self::outcome::exit;
 use self::outcome::{data_dir_failed, outcome};
 use self::publish::{Identity, Publisher};
 use self::quarantine::Quarantine;
+pub use self::quarantine::{QuarantinedEntry, waiting as quarantined};
 use self::rdb_file::RdbFile;
+pub use self::resend::{Resent, replay_quarantine};
 use self::shared::{SourceShared, Wishes, WriterShared};
 use self::spool::Spool;
+pub use self::spool::SpoolError;
 use self::supervisor::Supervisor;
 use crate::config::{Plan, Reader};
 use crate::control::{Handle, channel};
@@ -77,7 +82,8 @@ pub fn start(plan: Plan, log_file: Option<PathBuf>) -> Result<Engine, Outcome> {
     for notice in &plan.notices {
         events.info("configuration", notice.clone());
     }
-    let quarantine = Arc::new(Quarantine::new(data_dir.path()));
+    let quarantine = Quarantine::open(data_dir.path()).map_err(|error| data_dir_failed(error.into()))?;
+    let quarantine = Arc::new(quarantine);
     let source = Arc::new(SourceShared::new(source_address, spool));
     let writer = Arc::new(WriterShared::new(destination_address));
     if let Some(file) = file {

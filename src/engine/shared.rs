@@ -41,6 +41,12 @@ pub struct SourceShared {
     pub errors: AtomicU64,
     /// How far the source's clock is ahead of ours (ms), as far as measured.
     pub clock_skew_ms: AtomicI64,
+    /// Batches handed to writers since applying began.
+    pub batches_handed_over: AtomicU64,
+    /// Those of them that are confirmed.
+    pub batches_confirmed: AtomicU64,
+    /// Keys (database, key) that existed on the destination and were left alone; taken by replay.
+    foreign: Mutex<Vec<(u32, Vec<u8>)>>,
     /// Drops the link and opens it again.
     pub restart: Notify,
     /// Asks for an ACK now.
@@ -110,6 +116,9 @@ impl SourceShared {
             filtered: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             clock_skew_ms: AtomicI64::new(0),
+            batches_handed_over: AtomicU64::new(0),
+            batches_confirmed: AtomicU64::new(0),
+            foreign: Mutex::default(),
             restart: Notify::new(),
             acknowledge: Notify::new(),
             held_back_by: AtomicUsize::new(0),
@@ -137,9 +146,28 @@ impl SourceShared {
         }
     }
 
+    /// Changes only the reason.
+    pub fn set_reason(&self, reason: Option<String>) {
+        self.details().reason = reason;
+    }
+
     /// Now by the source's clock (Unix ms).
     pub fn now_ms(&self) -> u64 {
         unix_ms().saturating_add_signed(self.clock_skew_ms.load(Relaxed))
+    }
+
+    /// This key existed on the destination and was left alone.
+    pub fn found_foreign(&self, db: u32, key: &[u8]) {
+        self.foreign().push((db, key.to_owned()));
+    }
+
+    /// The keys found since the last call.
+    pub fn take_foreign(&self) -> Vec<(u32, Vec<u8>)> {
+        std::mem::take(&mut *self.foreign())
+    }
+
+    fn foreign(&self) -> MutexGuard<'_, Vec<(u32, Vec<u8>)>> {
+        self.foreign.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Looks at or changes the slow-moving part.

@@ -17,6 +17,7 @@ use super::begin::{Destination, where_to_begin};
 use super::data_dir::{DataDir, DataDirError};
 use super::events::EventLog;
 use super::import_mode::ImportMode;
+use super::ledger::{self, Ledger};
 use super::net::{Connection, NetError};
 use super::outcome::{
     WriterEnd, data_dir_failed, exit, outcome, replay_outcome, source_outcome, writer_outcome,
@@ -24,7 +25,7 @@ use super::outcome::{
 use super::publish::Publisher;
 use super::quarantine::Quarantine;
 use super::rdb_file;
-use super::replay::{BUILDING_KEY, Replay, ReplayEnd, ReplayError};
+use super::replay::{BUILDING_KEY, Keeper, Replay, ReplayEnd, ReplayError};
 use super::shared::{SourceShared, Wishes, WriterShared};
 use super::source::{Source, SourceError};
 use super::writer::{REBUILDING_KEY, Writer, WriterError};
@@ -206,6 +207,10 @@ impl Supervisor {
             Reader::Rdb { .. } => (true, false),
         };
         let acceptance = Arc::new(destination.acceptance);
+        let begun =
+            checkpoint.is_some() || self.source.spool.manifest().is_some_and(|it| it.rdb_len.is_some());
+        let ledger =
+            Ledger::open(self.source.spool.dir(), begun).map_err(|error| data_dir_failed(error.into()))?;
         let (batches, queue) = mpsc::channel(2);
         let replay = Replay {
             shared: self.source.clone(),
@@ -226,7 +231,7 @@ impl Supervisor {
                 .map_or(BATCH_BYTES, |half| half.min(BATCH_BYTES)),
             resume: start.resume,
             after_generation: start.after_generation,
-            began_before: checkpoint.is_some(),
+            keeper: Keeper::new(ledger, checkpoint.as_ref(), self.plan.writer.endpoint.clone()),
             batches,
         };
         let writer = Writer {
@@ -491,8 +496,10 @@ impl Supervisor {
                 format!("the checkpoint key '{checkpoint_key}' could not be removed: {error}"),
             );
         }
-        if let Err(error) =
-            self.source.spool.forget().map_err(DataDirError::from).and_then(|()| self.data_dir.forget())
+        if let Err(error) = ledger::forget(self.source.spool.dir())
+            .and_then(|()| self.source.spool.forget())
+            .map_err(DataDirError::from)
+            .and_then(|()| self.data_dir.forget())
         {
             return data_dir_failed(error);
         }

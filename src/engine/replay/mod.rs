@@ -6,6 +6,9 @@
 
 mod rdb;
 mod stream;
+mod sweep;
+
+pub use sweep::Keeper;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -117,8 +120,8 @@ pub struct Replay {
     pub resume: Option<Progress>,
     /// Full syncs up to this one are void; the first to read is the next.
     pub after_generation: u64,
-    /// A former run has applied something: keys that exist may be its own.
-    pub began_before: bool,
+    /// Which keys are ours on the destination.
+    pub keeper: Keeper,
     /// To the writer.
     pub batches: mpsc::Sender<Batch>,
 }
@@ -126,6 +129,17 @@ pub struct Replay {
 impl Replay {
     /// Runs until stopped, until all is handed over that is wanted or will ever come, or until an error.
     pub fn run(self) -> Result<ReplayEnd, ReplayError> {
+        self.shared.batches_handed_over.store(0, Relaxed);
+        self.shared.batches_confirmed.store(0, Relaxed);
+        let end = self.generations();
+        self.close_ledger();
+        match self.ledger_failure() {
+            Some(failure) => Err(failure),
+            None => end,
+        }
+    }
+
+    fn generations(&self) -> Result<ReplayEnd, ReplayError> {
         let mut generation = self.after_generation;
         let mut resume = self.resume.clone();
         loop {
@@ -145,10 +159,11 @@ impl Replay {
     }
 
     fn generation(&self, manifest: &Manifest, resume: Option<Progress>) -> Result<End, ReplayError> {
-        let replid = manifest.replid.clone();
+        self.begin_ledger(manifest.generation)?;
+        let (replid, generation) = (manifest.replid.clone(), manifest.generation);
         let start =
             resume.map_or(Position::Rdb { offset: manifest.rdb_offset, bytes: 0, db: 0 }, |resume| resume.at);
-        let mut batch = Batch::new(self.shared.clone(), Progress { replid, at: start }, 0);
+        let mut batch = Batch::new(self.shared.clone(), Progress { replid, generation, at: start }, 0);
         if let Position::Rdb { bytes, .. } = start
             && let Some(end) = self.rdb(manifest, &mut batch, bytes)?
         {
@@ -164,9 +179,13 @@ impl Replay {
         batch.is_void() || self.send_even_if_void(batch)
     }
 
-    /// Hands the batch over and begins the next one. `false` when the writer is gone.
+    /// Hands the batch over and begins the next one. `false` when the writer is gone or the ledger cannot be written.
     fn send_even_if_void(&self, batch: &mut Batch) -> bool {
         batch.close_pairs();
+        // In this order: no key may reach the destination that is not on record.
+        if !self.record(Some(&batch.progress)) {
+            return false;
+        }
         let next = batch.successor();
         let full = std::mem::replace(batch, next);
         batch.bytes.reserve(BATCH_BYTES / 4);

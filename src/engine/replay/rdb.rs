@@ -45,15 +45,22 @@ impl Replay {
     ) -> Result<Option<End>, ReplayError> {
         let spool = &self.shared.spool;
         let offset = manifest.rdb_offset;
-        // After a broken full sync, keys that exist may be ours, from the former attempt: only then replace silently.
-        let untouched = !self.began_before && self.shared.entries_applied.load(Relaxed) == 0;
-        let on_existing_key = if untouched { self.on_existing_key } else { OnExistingKey::Rewrite };
-        let reader = RdbReader::open(spool, manifest.generation, 0)?;
+        // After a broken full sync, keys that exist may be ours, from the former attempt: those are replaced silently.
+        let written_before = self.written_before()?;
+        let reader = match RdbReader::open(spool, manifest.generation, 0) {
+            Ok(reader) => reader,
+            // A newer full sync has removed the file between our looking and opening.
+            Err(error) => match self.ended(manifest.generation) {
+                Some(end) => return Ok(Some(end)),
+                None => return Err(error.into()),
+            },
+        };
         let mut decoder = Decoder::new(reader, Limits::default());
         let mut version = 0;
         let mut stream_db = 0;
         let mut read = 0u64;
         let mut applied = skip;
+        let mut on_existing_key = self.on_existing_key;
         loop {
             // A former run has applied this item if it had come past its first byte.
             let wanted = self.sync_rdb && decoder.position() >= skip;
@@ -119,6 +126,7 @@ impl Replay {
                 }
                 Item::Entry(entry) if wanted => {
                     read += 1;
+                    on_existing_key = self.on_existing(written_before.as_ref(), entry.db, entry.key)?;
                     if self.entry(batch, &entry, version, on_existing_key)? == Step::ElementByElement {
                         large = Some(LargeKey {
                             db: entry.db,
@@ -127,6 +135,13 @@ impl Replay {
                             type_byte: entry.type_byte,
                             dialect: entry.dialect,
                         });
+                    }
+                }
+                // Applied by a former run; the record must hold it in any case, or it would be taken for a ghost.
+                Item::Entry(entry) if self.sync_rdb && self.keeps(entry.db) => {
+                    self.note(entry.db, entry.key);
+                    if !self.record_some() {
+                        return Ok(Some(End::Stopped));
                     }
                 }
                 Item::End { checksum: Checksum::Disabled } => {
@@ -167,6 +182,9 @@ impl Replay {
         spool.rdb_ends_at(manifest.generation, decoder.position());
         batch.progress.at = Position::Rdb { offset, bytes: decoder.position(), db: batch.end_db };
         batch.source_bytes = decoder.position() - applied;
+        if let Some(end) = self.sweep(manifest.generation, batch)? {
+            return Ok(Some(end));
+        }
         if !self.send(batch) {
             return Ok(Some(End::Stopped));
         }
@@ -179,7 +197,7 @@ impl Replay {
         if !self.send_even_if_void(batch) {
             return Ok(Some(End::Stopped));
         }
-        Ok(None)
+        self.end_sweep(manifest.generation)
     }
 
     /// Appends one key of the RDB, unless it must be read element by element.
@@ -194,6 +212,7 @@ impl Replay {
             self.shared.filtered.fetch_add(1, Relaxed);
             return Ok(Step::Done);
         }
+        self.note(entry.db, entry.key);
         batch.select(entry.db);
         let raw = match entry.value {
             Value::Raw(raw) => raw,
@@ -269,6 +288,9 @@ impl Replay {
         on_existing_key: OnExistingKey,
     ) -> Result<Step, ReplayError> {
         let direct = on_existing_key == OnExistingKey::Rewrite;
+        if !direct {
+            self.note_building(entry.db);
+        }
         let rebuild = Rebuild {
             key: if direct { entry.key } else { BUILDING_KEY },
             target: self.target,
@@ -313,11 +335,18 @@ impl Replay {
         on_existing_key: OnExistingKey,
     ) -> Result<Option<End>, ReplayError> {
         let LargeKey { db, key, expire_at_ms, type_byte, dialect } = large;
+        self.note_building(db);
         // Read ahead with a reader of its own: for the pending entries of a stream, which must be known before the first
         // entry is added, and so that a damaged value is set aside whole.
         let mut pending = PendingIds::default();
         let at = decoder.position();
-        let ahead = RdbReader::open(&self.shared.spool, generation, at)?;
+        let ahead = match RdbReader::open(&self.shared.spool, generation, at) {
+            Ok(ahead) => ahead,
+            Err(error) => match self.ended(generation) {
+                Some(end) => return Ok(Some(end)),
+                None => return Err(error.into()),
+            },
+        };
         let visited = visit_from(ahead, at, type_byte, dialect, &mut |element| {
             pending.add(element);
             Ok(())
@@ -420,10 +449,14 @@ impl Replay {
         if let Some(raw) = raw {
             let mut payload = Vec::new();
             dump::append_payload(&mut payload, entry.type_byte, raw, version);
-            append_array_header(&mut command, 4);
+            // To be sent by hand or by `quarantine replay`, at any later time.
+            append_array_header(&mut command, if entry.expire_at_ms.is_some() { 5 } else { 4 });
             let ttl = entry.expire_at_ms.unwrap_or(0).to_string();
             for argument in [&b"RESTORE"[..], entry.key, ttl.as_bytes(), &payload] {
                 append_bulk(&mut command, argument);
+            }
+            if entry.expire_at_ms.is_some() {
+                append_bulk(&mut command, b"ABSTTL");
             }
         }
         self.set_aside(entry.db, entry.key, reason, &command)

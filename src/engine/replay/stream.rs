@@ -45,6 +45,7 @@ impl Replay {
                 if waiting {
                     // Nothing more is there: what has been collected goes out now.
                     self.shared.entries_read.fetch_add(std::mem::take(&mut read), Relaxed);
+                    self.tidy_ledger()?;
                     if in_transaction.is_none() && !batch.is_void() && !self.send(&mut batch) {
                         return Ok(End::Stopped);
                     }
@@ -83,6 +84,7 @@ impl Replay {
                     self.shared.filtered.fetch_add(1, Relaxed);
                 }
                 Verb::Set if arguments.len() == 3 => {
+                    self.note(batch.end_db, argument(1).unwrap_or_default());
                     batch.push_pair(
                         PairVerb::Stream,
                         argument(1).unwrap_or_default(),
@@ -91,17 +93,20 @@ impl Replay {
                     batch.entries += 1;
                     read += 1;
                 }
+                // Not noted for the ledger: it puts no key there.
                 Verb::Renew => {
                     batch.push_raw(CommandKind::Renew, raw);
                     batch.entries += 1;
                     read += 1;
                 }
                 Verb::Other => {
+                    self.note_command(batch.end_db, offset + len as u64, arguments.len(), argument)?;
                     batch.push_raw(CommandKind::Stream, raw);
                     batch.entries += 1;
                     read += 1;
                 }
                 Verb::Set | Verb::Trim | Verb::Expiry => {
+                    self.note_command(batch.end_db, offset + len as u64, arguments.len(), argument)?;
                     let arguments: Vec<&[u8]> =
                         arguments.iter().filter_map(|range| raw.get(range.clone())).collect();
                     match verb_kind {
@@ -119,6 +124,7 @@ impl Replay {
             if in_transaction.is_none() {
                 batch.progress.at = Position::Stream { offset, db: batch.end_db };
                 if batch.is_full(self.command_limit, self.byte_limit) {
+                    self.tidy_ledger()?;
                     self.shared.entries_read.fetch_add(std::mem::take(&mut read), Relaxed);
                     if !self.send(&mut batch) {
                         return Ok(End::Stopped);

@@ -126,7 +126,7 @@ impl Source {
                     cause,
                 });
             }
-            self.events.warn(&self.node(), format!("full sync again, because {cause}; a larger 'repl-backlog-size' on the source would have helped. Keys that the source has deleted meanwhile may stay on the destination: set empty_db_before_sync = true if it holds nothing else"));
+            self.events.warn(&self.node(), format!("full sync again, because {cause}; a larger 'repl-backlog-size' on the source would have helped. Keys that the source has deleted meanwhile are removed from the destination at the end of it"));
         }
         Ok(reply)
     }

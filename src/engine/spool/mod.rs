@@ -266,6 +266,16 @@ impl Spool {
         (first..=state.received).contains(&offset)
     }
 
+    /// Why readers of this full sync shall end, if they shall.
+    pub fn ended(&self, generation: u64) -> Option<ReadEnd> {
+        let state = self.lock();
+        match &state.manifest {
+            _ if state.stopped => Some(ReadEnd::Stopped),
+            Some(manifest) if manifest.generation == generation => None,
+            _ => Some(ReadEnd::Superseded),
+        }
+    }
+
     /// Tells every waiting reader to end.
     pub fn stop(&self) {
         self.lock().stopped = true;

@@ -106,6 +106,10 @@ impl Writer {
                 kind,
                 CommandKind::SetIfMissing | CommandKind::RestoreIfMissing | CommandKind::RenameIfMissing
             );
+            if exists && kind != CommandKind::SetIfNone && kind != CommandKind::Stream {
+                let key = arguments.get(named).copied().unwrap_or_default();
+                batch.source.found_foreign(batch.database_of(index), key);
+            }
             match refusal {
                 _ if exists && keeps => {
                     let text = format!(
@@ -115,9 +119,7 @@ impl Writer {
                 }
                 Refusal::KeyExists => {
                     let key = match kind {
-                        CommandKind::SetIfNone => {
-                            self.existing_key(batch.database_of(index), &arguments).await?
-                        }
+                        CommandKind::SetIfNone => self.existing_key(batch, index, &arguments).await?,
                         _ => key,
                     };
                     return Err(self.refused(verb, key, "BUSYKEY Target key name already exists.".into()));
@@ -240,17 +242,25 @@ impl Writer {
     }
 
     /// Which of the keys of a refused MSETNX exists, escaped. Asked on another connection: on ours the next batch is open.
-    async fn existing_key(&self, db: u32, arguments: &[&[u8]]) -> Result<String, WriterError> {
+    async fn existing_key(
+        &self,
+        batch: &Batch,
+        index: usize,
+        arguments: &[&[u8]],
+    ) -> Result<String, WriterError> {
+        let db = batch.database_of(index);
+        let mut first = None;
         let mut asking = Connection::open(&self.endpoint).await?;
         asking.request(&[b"SELECT", db.to_string().as_bytes()]).await?;
         for pair in arguments.get(1..).unwrap_or_default().chunks(2) {
             if let Some(key) = pair.first()
                 && asking.request(&[b"EXISTS", key]).await? == Reply::Integer(1)
             {
-                return Ok(escape(key, 60));
+                batch.source.found_foreign(db, key);
+                first.get_or_insert_with(|| escape(key, 60));
             }
         }
-        Ok("(one of several)".into())
+        Ok(first.unwrap_or_else(|| "(one of several)".into()))
     }
 
     /// Ends the run because of one entry. The checkpoint still stands before its batch, so that a later start brings it again.

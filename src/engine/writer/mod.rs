@@ -364,6 +364,7 @@ impl Writer {
         let batch = flight.batch;
         let source = &batch.source;
         self.shared.in_flight.fetch_sub(batch.commands.len() as u64, Relaxed);
+        source.batches_confirmed.fetch_add(1, Relaxed);
         self.shared.entries.fetch_add(batch.entries, Relaxed);
         self.shared.bytes.fetch_add(batch.source_bytes, Relaxed);
         source.entries_applied.fetch_add(batch.entries, Relaxed);

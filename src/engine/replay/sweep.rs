@@ -1,0 +1,421 @@
+//! What is recorded in the ledger, and what becomes of it at the end of another full sync: keys that earlier ones put into
+//! the destination and that the source no longer has are removed.
+//!
+//! They are looked for with SCAN on a connection of its own and removed by UNLINK in ordinary batches, so that they are
+//! throttled, paused and confirmed like everything else. Until the end of the RDB is confirmed the checkpoint stands inside it,
+//! so a crash in the middle only means that it is done again.
+
+use std::cell::{Cell, RefCell};
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+
+use super::super::batch::{Batch, CommandKind, Position, Progress};
+use super::super::ledger::sorted::{KeyHash, Lookup};
+use super::super::ledger::{Ledger, Place};
+use super::super::net::Connection;
+use super::super::spool::{ReadEnd, SpoolError};
+use super::{BUILDING_KEY, End, Replay, ReplayError};
+use crate::command;
+use crate::config::{Endpoint, OnExistingKey};
+use crate::format;
+use crate::resp::Reply;
+
+/// Ghosts looked for in one walk through the destination: 16 MB.
+const GHOSTS_AT_A_TIME: usize = 1_000_000;
+/// Keys asked for with one SCAN.
+const SCAN_COUNT: &[u8] = b"1000";
+/// Time between two looks at something that is waited for.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Time between two tries of something that failed.
+const TRY_AGAIN: Duration = Duration::from_millis(500);
+
+/// The ledger of a run, and what belongs to it.
+pub struct Keeper {
+    ledger: RefCell<Ledger>,
+    /// What the destination has, or will have once the batches that were handed over are confirmed.
+    handed_over: Cell<Option<Place>>,
+    /// Why the ledger could not be written.
+    failure: RefCell<Option<SpoolError>>,
+    /// Where SCAN is sent.
+    destination: Endpoint,
+    runtime: Handle,
+}
+
+/// Walking through the destination ended without a result.
+enum Unswept {
+    End(End),
+    Refused(String),
+}
+
+impl Keeper {
+    /// `checkpoint` is what the destination has confirmed. Must be called inside a tokio runtime.
+    pub fn new(ledger: Ledger, checkpoint: Option<&Progress>, destination: Endpoint) -> Self {
+        Keeper {
+            ledger: RefCell::new(ledger),
+            handed_over: Cell::new(checkpoint.map(place)),
+            failure: RefCell::new(None),
+            destination,
+            runtime: Handle::current(),
+        }
+    }
+}
+
+fn place(progress: &Progress) -> Place {
+    match progress.at {
+        Position::Rdb { .. } => (progress.generation, 0),
+        Position::Stream { offset, .. } => (progress.generation, offset),
+    }
+}
+
+impl Replay {
+    /// A full sync, or the rest of it, begins.
+    pub(super) fn begin_ledger(&self, generation: u64) -> Result<(), ReplayError> {
+        self.drain_foreign();
+        Ok(self.keeper.ledger.borrow_mut().begin(generation, self.keeper.handed_over.get())?)
+    }
+
+    /// Why a hand-over failed that was not a stop.
+    pub(super) fn ledger_failure(&self) -> Option<ReplayError> {
+        self.keeper.failure.borrow_mut().take().map(ReplayError::from)
+    }
+
+    /// A key of the batch that is being filled.
+    pub(super) fn note(&self, db: u32, key: &[u8]) {
+        self.keeper.ledger.borrow_mut().note(db, key);
+    }
+
+    /// The keys that a command of the stream may write; it ends at `offset`.
+    pub(super) fn note_command<'a>(
+        &self,
+        db: u32,
+        offset: u64,
+        count: usize,
+        argument: impl Fn(usize) -> Option<&'a [u8]>,
+    ) -> Result<(), SpoolError> {
+        let mut ledger = self.keeper.ledger.borrow_mut();
+        let key = |at: usize| argument(at).unwrap_or_default();
+        let Some(command) = command::find(key(0)) else {
+            if count > 1 {
+                ledger.note(db, key(1));
+            }
+            return Ok(());
+        };
+        if !command.writes {
+            return Ok(());
+        }
+        match (command.name, command::other_database(command, count, &argument)) {
+            // A key too many on record does no harm.
+            ("DEL" | "UNLINK", _) => {}
+            ("SWAPDB", _) => {
+                let number = |at: usize| std::str::from_utf8(key(at)).ok()?.parse().ok();
+                if let (Some(a), Some(b)) = (number(1), number(2)) {
+                    ledger.swap(offset, a, b)?;
+                }
+            }
+            ("MOVE", Some(other)) => ledger.note(other, key(1)),
+            ("COPY", Some(other)) => ledger.note(other, key(2)),
+            _ => command.keys(count, &argument).for_each(|at| ledger.note(db, key(at))),
+        }
+        Ok(())
+    }
+
+    /// Puts what was noted on disk, before the batch with these keys leaves. Waits for room. `false` = the run ends.
+    pub(super) fn record(&self, handed_over: Option<&Progress>) -> bool {
+        self.drain_foreign();
+        let mut said = false;
+        loop {
+            let error = match self.keeper.ledger.borrow_mut().flush() {
+                Ok(()) => break,
+                Err(error) => error,
+            };
+            if !error.is_full() {
+                *self.keeper.failure.borrow_mut() = Some(error);
+                return false;
+            }
+            if self.batches.is_closed() {
+                return false;
+            }
+            if !said {
+                said = true;
+                self.events.error(&self.node(), format!("applying waits until space is freed: {error}"));
+            }
+            std::thread::sleep(TRY_AGAIN);
+        }
+        if let Some(progress) = handed_over {
+            self.keeper.handed_over.set(Some(place(progress)));
+            self.shared.batches_handed_over.fetch_add(1, Relaxed);
+        }
+        true
+    }
+
+    /// The run ends. What cannot be written now is noted again when its batch is read again.
+    pub(super) fn close_ledger(&self) {
+        self.drain_foreign();
+        if let Err(error) = self.keeper.ledger.borrow_mut().flush() {
+            tracing::warn!("{error}");
+        }
+    }
+
+    /// Notes of an RDB's keys that are not sent do not pile up in memory.
+    pub(super) fn record_some(&self) -> bool {
+        self.keeper.ledger.borrow().unwritten() < 64 * 1024 || self.record(None)
+    }
+
+    /// Sorts the record when it has grown; for the stream phase.
+    pub(super) fn tidy_ledger(&self) -> Result<(), SpoolError> {
+        self.keeper.ledger.borrow_mut().tidy()
+    }
+
+    /// Keys that a former attempt wrote, where that makes a difference: they are replaced whatever is said about existing keys.
+    pub(super) fn written_before(&self) -> Result<Option<Lookup>, ReplayError> {
+        let mut ledger = self.keeper.ledger.borrow_mut();
+        Ok(match self.on_existing_key {
+            OnExistingKey::Rewrite => None,
+            _ => Some(ledger.ours()?),
+        })
+    }
+
+    /// What to do when this key of the RDB exists on the destination.
+    pub(super) fn on_existing(
+        &self,
+        before: Option<&Lookup>,
+        db: u32,
+        key: &[u8],
+    ) -> Result<OnExistingKey, ReplayError> {
+        let Some(before) = before else { return Ok(OnExistingKey::Rewrite) };
+        let mut ledger = self.keeper.ledger.borrow_mut();
+        // Without a whole record a key that exists may be ours.
+        let ours = !ledger.is_complete() || {
+            let hash = ledger.hash(db, key);
+            before.contains(hash).map_err(|cause| SpoolError {
+                action: "read the ledger in",
+                path: self.shared.spool.dir().to_owned(),
+                cause,
+            })?
+        };
+        Ok(if ours { OnExistingKey::Rewrite } else { self.on_existing_key })
+    }
+
+    /// What the writer found to be somebody else's.
+    fn drain_foreign(&self) {
+        for (db, key) in self.shared.take_foreign() {
+            self.keeper.ledger.borrow_mut().note_foreign(db, &key);
+        }
+    }
+
+    /// The RDB is handed over: removes what earlier full syncs put there and this one has not. `batch` stands at the end of
+    /// the RDB. `Some` when the generation ends.
+    pub(super) fn sweep(&self, generation: u64, batch: &mut Batch) -> Result<Option<End>, ReplayError> {
+        // Without its RDB a full sync does not tell what the source has.
+        if !self.sync_rdb {
+            return Ok(None);
+        }
+        if !self.keeper.ledger.borrow().is_complete() && generation > 1 {
+            self.events.warn(
+                &self.node(),
+                "this data directory was begun by a version that kept no record of its keys: of those, keys that the source has deleted meanwhile stay on the destination",
+            );
+        }
+        if !self.keeper.ledger.borrow().has_former()? {
+            return Ok(None);
+        }
+        // What is still on its way could bring a ghost behind the back of SCAN.
+        if !self.send(batch) {
+            return Ok(Some(End::Stopped));
+        }
+        if let Some(end) = self.wait_confirmed(generation) {
+            return Ok(Some(end));
+        }
+        if !self.record(None) {
+            return Ok(Some(End::Stopped));
+        }
+        let mut ghosts = loop {
+            match self.keeper.ledger.borrow_mut().ghosts() {
+                Ok(ghosts) => break ghosts,
+                Err(error) if error.is_full() && !self.batches.is_closed() => {
+                    self.shared.set_reason(Some(format!("waiting for space: {error}")));
+                }
+                Err(error) => return Err(error.into()),
+            }
+            std::thread::sleep(TRY_AGAIN);
+        };
+        let mut removed = 0u64;
+        loop {
+            let some: Result<Vec<KeyHash>, std::io::Error> = ghosts.by_ref().take(GHOSTS_AT_A_TIME).collect();
+            let some = some.map_err(|cause| SpoolError {
+                action: "read the ledger in",
+                path: self.shared.spool.dir().to_owned(),
+                cause,
+            })?;
+            if some.is_empty() {
+                break;
+            }
+            match self.remove(generation, batch, &some) {
+                Ok(count) => removed += count,
+                Err(Unswept::End(end)) => return Ok(Some(end)),
+                Err(Unswept::Refused(reason)) => {
+                    self.events.warn(
+                        &self.node(),
+                        format!("keys that the source no longer has stay on the destination: {reason}"),
+                    );
+                    break;
+                }
+            }
+        }
+        self.shared.set_reason(None);
+        let keys = if removed == 1 { "key" } else { "keys" };
+        self.events.info(
+            &self.node(),
+            format!("{} {keys} removed that the source no longer has", format::number(removed)),
+        );
+        Ok(None)
+    }
+
+    /// The end of the RDB is handed over: once it is confirmed, nothing of earlier full syncs counts any more.
+    pub(super) fn end_sweep(&self, generation: u64) -> Result<Option<End>, ReplayError> {
+        if !self.sync_rdb || !self.keeper.ledger.borrow().has_former()? {
+            return Ok(None);
+        }
+        if let Some(end) = self.wait_confirmed(generation) {
+            return Ok(Some(end));
+        }
+        self.keeper.ledger.borrow_mut().drop_former()?;
+        Ok(None)
+    }
+
+    /// Walks through the destination and hands over an UNLINK for every key that is one of `ghosts` (ascending).
+    fn remove(&self, generation: u64, batch: &mut Batch, ghosts: &[KeyHash]) -> Result<u64, Unswept> {
+        let unlink: &[u8] = if self.target.has_redis(4, 0) { b"UNLINK" } else { b"DEL" };
+        let mut connection = None;
+        let keyspace = self.ask(generation, &mut connection, 0, &[b"INFO", b"keyspace"])?;
+        let keyspace = keyspace.text().map(str::to_owned).unwrap_or_default();
+        let databases: Vec<(u32, u64)> = keyspace.lines().filter_map(database).collect();
+        let total: u64 = databases.iter().map(|(_, keys)| keys).sum();
+        let (mut scanned, mut removed) = (0u64, 0u64);
+        let mut shown: Option<Instant> = None;
+        for (db, _) in databases {
+            let mut cursor = b"0".to_vec();
+            loop {
+                let scan: [&[u8]; 4] = [b"SCAN", &cursor, b"COUNT", SCAN_COUNT];
+                let (next, keys) = match self.ask(generation, &mut connection, db, &scan)? {
+                    Reply::Array(parts) => match <[Reply; 2]>::try_from(parts) {
+                        Ok([Reply::Bulk(next), Reply::Array(keys)]) => (next, keys),
+                        _ => return Err(Unswept::Refused("the answer to SCAN is not understood".into())),
+                    },
+                    _ => return Err(Unswept::Refused("the answer to SCAN is not understood".into())),
+                };
+                scanned += keys.len() as u64;
+                let mut command = vec![unlink];
+                for key in &keys {
+                    if let Reply::Bulk(key) = key
+                        && ghosts.binary_search(&self.keeper.ledger.borrow_mut().hash(db, key)).is_ok()
+                    {
+                        command.push(key);
+                    }
+                }
+                if command.len() > 1 {
+                    removed += command.len() as u64 - 1;
+                    batch.select(db);
+                    batch.push(CommandKind::Rebuild, &command);
+                    if batch.is_full(self.command_limit, self.byte_limit) && !self.send(batch) {
+                        return Err(Unswept::End(End::Stopped));
+                    }
+                }
+                if shown.is_none_or(|shown| shown.elapsed() >= TRY_AGAIN) {
+                    shown = Some(Instant::now());
+                    let percent = (100 * scanned).checked_div(total).unwrap_or(100).min(100);
+                    self.shared.set_reason(Some(format!(
+                        "removing keys that the source no longer has: {percent} % of {} keys looked at, {} found",
+                        format::number(total),
+                        format::number(removed)
+                    )));
+                }
+                if next == b"0" {
+                    break;
+                }
+                cursor = next;
+            }
+        }
+        Ok(removed)
+    }
+
+    /// Asks the destination, in database `db`, for as long as it takes.
+    fn ask(
+        &self,
+        generation: u64,
+        connection: &mut Option<(Connection, u32)>,
+        db: u32,
+        command: &[&[u8]],
+    ) -> Result<Reply, Unswept> {
+        let asking = async |connection: &mut Option<(Connection, u32)>| {
+            let (open, selected) = match connection {
+                Some(open) => open,
+                None => connection.insert((Connection::open(&self.keeper.destination).await?, 0)),
+            };
+            if *selected != db {
+                let reply = open.request(&[b"SELECT", db.to_string().as_bytes()]).await?;
+                if matches!(reply, Reply::Error(_)) {
+                    return Ok(reply);
+                }
+                *selected = db;
+            }
+            open.request(command).await
+        };
+        loop {
+            if let Some(end) = self.ended(generation) {
+                return Err(Unswept::End(end));
+            }
+            let reason = match self.keeper.runtime.block_on(asking(connection)) {
+                Ok(Reply::Error(reply)) if reply.starts_with("NOPERM") => {
+                    let user = self.keeper.destination.username.as_deref().unwrap_or("default");
+                    return Err(Unswept::Refused(format!(
+                        "'{reply}'. On the destination: ACL SETUSER {user} +scan +select +info +unlink +del"
+                    )));
+                }
+                Ok(Reply::Error(reply)) if reply.starts_with("LOADING") || reply.starts_with("BUSY") => reply,
+                Ok(Reply::Error(reply)) => return Err(Unswept::Refused(format!("'{reply}'"))),
+                Ok(reply) => return Ok(reply),
+                Err(error) if error.is_transient() => error.to_string(),
+                Err(error) => return Err(Unswept::Refused(error.to_string())),
+            };
+            *connection = None;
+            self.shared.set_reason(Some(format!("removing keys that the source no longer has: {reason}")));
+            std::thread::sleep(TRY_AGAIN);
+        }
+    }
+
+    /// Waits until everything that was handed over is confirmed. `Some` when the generation ends first.
+    fn wait_confirmed(&self, generation: u64) -> Option<End> {
+        let shared = &self.shared;
+        while shared.batches_confirmed.load(Relaxed) < shared.batches_handed_over.load(Relaxed) {
+            if let Some(end) = self.ended(generation) {
+                return Some(end);
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        None
+    }
+
+    /// Why replay of this full sync shall end, if it shall.
+    pub(super) fn ended(&self, generation: u64) -> Option<End> {
+        match self.shared.spool.ended(generation) {
+            Some(ReadEnd::Superseded) => Some(End::Superseded),
+            Some(_) => Some(End::Stopped),
+            None => self.batches.is_closed().then_some(End::Stopped),
+        }
+    }
+
+    /// A key that is built aside may be left behind by a crash.
+    pub(super) fn note_building(&self, db: u32) {
+        self.note(db, BUILDING_KEY);
+    }
+}
+
+/// `db3:keys=17,expires=0,…`
+fn database(line: &str) -> Option<(u32, u64)> {
+    let (db, fields) = line.trim().strip_prefix("db")?.split_once(':')?;
+    let keys = fields.split(',').find_map(|field| field.strip_prefix("keys="))?;
+    Some((db.parse().ok()?, keys.parse().ok()?))
+}
