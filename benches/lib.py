@@ -113,7 +113,7 @@ class Process:
 class Server(Process):
     """No persistence, diskless replication without delay."""
 
-    def __init__(self, program):
+    def __init__(self, program, more=()):
         self.port = free_port()
         settings = {
             "port": self.port,
@@ -122,6 +122,7 @@ class Server(Process):
             "appendonly": "no",
             "repl-diskless-sync": "yes",
             "repl-diskless-sync-delay": 0,
+            **dict(more),
         }
         words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
         super().__init__([program, *words], tempfile.mkdtemp(prefix="shakedeck-bench-"))
@@ -200,14 +201,15 @@ def wait_streaming(mover, source, destination):
     )
 
 
-def arguments(description, **numbers):
+def arguments(description, pairs=True, **numbers):
     """The command line: programs, number of pairs, and the numbers of the measurement with their defaults."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     server = shutil.which("redis-server") or shutil.which("valkey-server")
     parser.add_argument("--source-server", default=server, help="program")
     parser.add_argument("--destination-server", default=server, help="program")
     parser.add_argument("--binary", default=os.path.join(ROOT, "target/release/shakedeck"), help="the tool")
-    parser.add_argument("--pairs", type=int, default=5, help="runs of each of the two")
+    if pairs:
+        parser.add_argument("--pairs", type=int, default=5, help="runs of each of the two")
     for name, (default, text) in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=text)
     options = parser.parse_args()

@@ -3,7 +3,7 @@
 //! The only module that knows both the engine and the fronts.
 
 use std::fs::DirBuilder;
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Seek, SeekFrom, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -253,7 +253,12 @@ fn run_rdb(rdb: &cli::Rdb) -> Result<i32, Outcome> {
         cli::RdbFormat::Resp => {
             // Nobody says which server will load it: commands that every Redis since 7.0 and every Valkey knows.
             let options = RespOptions { target: Target::redis(7, 0), commands_only: true, replace: true };
-            export::write_resp(&mut decoder, options, &mut out)
+            let ahead = |offset| {
+                let mut file = std::fs::File::open(&rdb.file)?;
+                file.seek(SeekFrom::Start(offset))?;
+                Ok(file)
+            };
+            export::write_resp(&mut decoder, options, ahead, &mut out)
         }
         cli::RdbFormat::Stats => Statistics::collect(&mut decoder).and_then(|statistics| {
             writeln!(out, "{statistics}")?;

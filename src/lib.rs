@@ -21,7 +21,8 @@
 //! ```
 //!
 //! 1. `engine::source` shakes hands and asks `PSYNC`; RDB and stream are copied, undecoded, into the spool. It acknowledges what is
-//!    safe on disk, once a second in every phase, and never waits for the destination.
+//!    safe on disk, once a second in every phase, and never waits for the destination. An RDB file of the operator (`engine::rdb_file`)
+//!    stands in the spool as a full sync that is whole already, read where it lies.
 //! 2. `engine::replay`, a thread, reads the other end of the spool while it grows. A value is sliced, not decoded: its span is the payload of
 //!    RESTORE; neighbouring plain strings become one MSET. A command of the stream is forwarded as the bytes that arrived; a
 //!    relative time of expiry is made absolute, counted from when it arrived.
@@ -29,6 +30,8 @@
 //!    spool grows, memory does not.
 //! 4. `engine::writer` sends a batch as `MULTI … HSET checkpoint … EXEC`. The next batch is sent while the first one runs, without its EXEC,
 //!    which follows when the first is confirmed. So the checkpoint is exact, and nothing is ever applied behind a batch that failed.
+//!    A RESTORE that is refused is rebuilt by commands at this point. Inside the RDB the checkpoint stands before its batch: which
+//!    entries were refused is only known from the answers, and a crash may come before those.
 //! 5. Confirmed progress frees spool segments and moves `offset_applied`.
 //! 6. Before a batch is handed over, `engine::ledger` has its keys on record ([`command`] knows where they are). After another full sync
 //!    `engine::replay` removes exactly those keys of the record that the new RDB has not.

@@ -4,61 +4,14 @@
 
 mod fixtures;
 mod support;
+#[path = "fixtures/values.rs"]
+mod values;
 
 use shakedeck::rdb::commands::{CommandBuilder, Loss, PendingIds, Rebuild, value_to_commands};
-use shakedeck::rdb::dump::{self, Route, ServerKind, Target};
-use shakedeck::rdb::model::Stream;
-use shakedeck::rdb::{ByteList, DecodedValue, Decoder, Item, Limits, Value, decode_value, types, visit_from};
-use support::{Client, Flavor, Options, Reply, Server, ServerBinary};
-
-/// A key of a file, owned.
-struct Key {
-    db: u32,
-    key: Vec<u8>,
-    type_byte: u8,
-    expire_at_ms: Option<i64>,
-    raw: Vec<u8>,
-    value: DecodedValue,
-}
-
-struct File {
-    name: String,
-    dialect: shakedeck::rdb::Dialect,
-    version: u16,
-    keys: Vec<Key>,
-}
-
-fn files() -> Vec<File> {
-    fixtures::all().iter().map(read).collect()
-}
-
-fn read(fixture: &fixtures::Fixture) -> File {
-    let mut decoder = Decoder::new(&fixture.rdb[..], Limits::default());
-    let Some(Item::Header { dialect, version, .. }) = decoder.next().unwrap() else { panic!() };
-    let mut keys = Vec::new();
-    while let Some(item) = decoder.next().unwrap() {
-        let Item::Entry(entry) = item else { continue };
-        let Value::Raw(raw) = entry.value else { panic!("{entry:?}") };
-        keys.push(Key {
-            db: entry.db,
-            key: entry.key.to_vec(),
-            type_byte: entry.type_byte,
-            expire_at_ms: entry.expire_at_ms,
-            raw: raw.to_vec(),
-            value: decode_value(entry.type_byte, raw, dialect).unwrap(),
-        });
-    }
-    File { name: fixture.name.clone(), dialect, version, keys }
-}
-
-fn target_of(binary: &ServerBinary) -> Target {
-    let (major, minor, _) = binary.version;
-    let kind = match binary.flavor {
-        Flavor::Redis => ServerKind::Redis,
-        Flavor::Valkey => ServerKind::Valkey,
-    };
-    Target { kind, major: major as u16, minor: minor as u16 }
-}
+use shakedeck::rdb::dump::{self, Route, Target};
+use shakedeck::rdb::{ByteList, DecodedValue, Decoder, Item, Limits, types, visit_from};
+use support::{Client, Options, Reply, Server};
+use values::{Key, check, files, read, target_of};
 
 #[test]
 fn every_fixture_arrives_through_restore() {
@@ -211,96 +164,4 @@ fn check_loss(loss: Loss, key: &Key, target: Target, context: &str) {
         _ => {}
     }
     assert_eq!(loss, expected, "{context}");
-}
-
-/// The value that the server holds now against the one in the file.
-fn check(client: &mut Client, key: &Key, context: &str, by_payload: bool) {
-    let now: i64 =
-        String::from_utf8(client.list(&["TIME"])[0].clone()).unwrap().parse::<i64>().unwrap() * 1000;
-    let Some(payload) = client.bytes(&[&b"DUMP"[..], &key.key]) else {
-        assert!(key.expire_at_ms.is_some_and(|at| at <= now), "{context}: not there");
-        return;
-    };
-    let payload = dump::parse_payload(&payload).unwrap();
-    let found = decode_value(payload.type_byte, payload.raw, payload.dialect).unwrap();
-    let keeps_field_ttl =
-        matches!(payload.type_byte, types::HASH_22 | types::HASH_METADATA | types::HASH_LISTPACK_EX);
-    let expected = normal(key.value.clone(), by_payload, keeps_field_ttl);
-    let mut found = normal(found, by_payload, keeps_field_ttl);
-    if let (DecodedValue::Stream(found), DecodedValue::Stream(expected)) = (&mut found, &expected) {
-        // Files from before 7.0 do not have these counters; the server then counts from the length, and estimates what
-        // groups have read. Entries deleted only to be claimed leave their mark.
-        if expected.info.entries_added.is_none() {
-            assert_eq!(found.info.entries_added, Some(found.entries.len() as u64), "{context}");
-            (found.info.entries_added, found.info.max_deleted_id) = (None, None);
-        }
-        for (found, expected) in found.groups.iter_mut().zip(&expected.groups) {
-            found.entries_read = found.entries_read.filter(|_| expected.entries_read.is_some());
-        }
-    }
-    assert!(found == expected, "{context}:\nfound    {found:?}\nexpected {expected:?}");
-    let left = client.integer(&[&b"PTTL"[..], &key.key]);
-    match key.expire_at_ms {
-        None => assert_eq!(left, -1, "{context}"),
-        Some(at) => assert!((at - now - left).abs() < 5_000, "{context}: {at} {now} {left}"),
-    }
-}
-
-/// Without what depends on chance or on the server's version: order of sets, unknown counters.
-fn normal(value: DecodedValue, by_payload: bool, keeps_field_ttl: bool) -> DecodedValue {
-    match value {
-        DecodedValue::Set(mut members) => {
-            members.sort();
-            DecodedValue::Set(members)
-        }
-        DecodedValue::Hash(mut fields) => {
-            fields.sort_by(|a, b| a.field.cmp(&b.field));
-            if !keeps_field_ttl {
-                fields.iter_mut().for_each(|field| field.expire_at_ms = None);
-            }
-            DecodedValue::Hash(fields)
-        }
-        DecodedValue::SortedSet(mut members) => {
-            members.sort_by(|a, b| a.1.total_cmp(&(b.1)).then_with(|| a.0.cmp(&b.0)));
-            // Listpacks store -0 as 0.
-            members.iter_mut().filter(|(_, score)| *score == 0.0).for_each(|(_, score)| *score = 0.0);
-            members.sort_by(|a, b| a.1.total_cmp(&(b.1)).then_with(|| a.0.cmp(&b.0)));
-            DecodedValue::SortedSet(members)
-        }
-        // The module writes its nodes in an order of its own: the same bytes, elsewhere.
-        DecodedValue::Module { module, mut raw } => {
-            raw.sort_unstable();
-            DecodedValue::Module { module, raw }
-        }
-        DecodedValue::Stream(stream) => DecodedValue::Stream(Box::new(normal_stream(*stream, by_payload))),
-        other => other,
-    }
-}
-
-/// What a server computes when the file does not say: counters of streams from before 7.0, and first IDs.
-fn normal_stream(mut stream: Stream, by_payload: bool) -> Stream {
-    let length = stream.entries.len() as u64;
-    stream.info.length = length;
-    stream.info.first_id = None;
-    stream.idmp = None;
-    stream.idmp_entries.clear();
-    for group in &mut stream.groups {
-        // 8.8 only: elsewhere these entries get an owner.
-        for (id, deliveries) in std::mem::take(&mut group.nacked) {
-            let mut pending = shakedeck::rdb::model::StreamConsumer {
-                name: b"shakedeck-nacked".to_vec(),
-                ..Default::default()
-            };
-            pending.pending.push(shakedeck::rdb::model::PendingEntry { id, delivered_at_ms: 0, deliveries });
-            group.consumers.push(pending);
-        }
-        group.consumers.sort_by(|a, b| a.name.cmp(&b.name));
-        for consumer in &mut group.consumers {
-            consumer.active_at_ms = None;
-            if !by_payload {
-                consumer.seen_at_ms = 0;
-            }
-        }
-    }
-    stream
 }

@@ -183,7 +183,12 @@ fn exports_survive(bytes: &[u8], limit: usize) {
     let limits = Limits { max_value_bytes: limit, max_opaque_bytes: 4 * limit };
     let options = RespOptions { target: Target::redis(7, 0), commands_only: true, replace: true };
     let _ = export::write_json(&mut Decoder::new(bytes, limits), &mut io::sink());
-    let _ = export::write_resp(&mut Decoder::new(bytes, limits), options, &mut io::sink());
+    let _ = export::write_resp(
+        &mut Decoder::new(bytes, limits),
+        options,
+        |at| Ok(&bytes[at as usize..]),
+        &mut io::sink(),
+    );
     let _ = Statistics::collect(&mut Decoder::new(bytes, limits));
     if cfg!(target_os = "linux") {
         assert!(peak_memory() < 2 << 30, "{} bytes of memory at the peak", peak_memory());

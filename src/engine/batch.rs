@@ -31,9 +31,8 @@ pub struct Batch {
     pub commands: Vec<SentCommand>,
     /// What is true once this batch is confirmed.
     pub progress: Progress,
-    /// Counts the batches of a generation in this process: several may end at one place (parts of a large value), and
-    /// after a lost link the checkpoint must tell which of them was applied.
-    pub serial: u64,
+    /// What was true before it.
+    begins: Position,
     /// Keys of the RDB or commands of the stream in it.
     pub entries: u64,
     /// Bytes of the source (RDB or stream) that it stands for.
@@ -88,6 +87,13 @@ pub enum CommandKind {
     Stream,
     /// EXPIREAT, PEXPIREAT or PERSIST of the stream: 0 = the key is not there any more.
     Renew,
+}
+
+impl CommandKind {
+    /// Whether it is a RESTORE of a key of the RDB.
+    pub fn restores(self) -> bool {
+        matches!(self, CommandKind::Restore | CommandKind::RestoreIfMissing)
+    }
 }
 
 /// How plain strings are written together.
@@ -153,7 +159,7 @@ impl FromStr for Progress {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let bad = || format!("'{}' is not a checkpoint of this version", text.escape_debug());
-        // What follows tells batches of one place from each other, for the process that wrote them.
+        // A serial number of a batch ([`Batch::checkpoint`]) is not a part of the place.
         let place = text.split_once(" #").map_or(text, |(place, _)| place);
         let mut words: Vec<&str> = place.split(' ').collect();
         let generation = match words.first() {
@@ -184,8 +190,8 @@ impl Batch {
             end_db: db,
             bytes: Vec::new(),
             commands: Vec::new(),
+            begins: progress.at,
             progress,
-            serial: 0,
             entries: 0,
             source_bytes: 0,
             ends_rdb: false,
@@ -197,13 +203,19 @@ impl Batch {
 
     /// The batch after this one, from the same place on.
     pub fn successor(&self) -> Self {
-        let next = Batch::new(self.source.clone(), self.progress.clone(), self.end_db);
-        Batch { serial: self.serial + 1, ..next }
+        Batch::new(self.source.clone(), self.progress.clone(), self.end_db)
     }
 
-    /// The checkpoint that it sets.
-    pub fn checkpoint(&self) -> String {
-        format!("{} #{}", self.progress, self.serial)
+    /// The checkpoint that the destination sets with this batch: where to go on after a crash. In the stream that is behind
+    /// the batch. In the RDB it is before it: commands may be refused when they run, only the answers tell which, and a crash
+    /// may come before the answers; entries of an RDB can be brought twice. `serial` makes the text of each batch another
+    /// one, so that it also tells whether a batch whose answer was lost has run.
+    pub fn checkpoint(&self, serial: u64) -> String {
+        let at = match (self.begins, self.progress.at) {
+            (begins @ Position::Rdb { .. }, Position::Rdb { .. }) => begins,
+            (_, ends) => ends,
+        };
+        format!("{} #{serial}", Progress { at, ..self.progress.clone() })
     }
 
     /// True when it holds nothing and moves nothing.
@@ -399,8 +411,8 @@ pub(super) mod tests {
         let dir = tempfile::tempdir().unwrap();
         let first = batch(dir.path());
         let second = first.successor();
-        assert_ne!(first.checkpoint(), second.checkpoint());
-        assert_eq!(first.checkpoint().parse(), Ok(second.progress));
+        assert_ne!(first.checkpoint(1), second.checkpoint(2));
+        assert_eq!(first.checkpoint(1).parse(), Ok(second.progress));
     }
 
     #[test]
@@ -415,6 +427,9 @@ pub(super) mod tests {
                 assert_eq!(progress.to_string().parse(), Ok(progress));
             }
         }
+        let text = format!("v2 {replid} rdb 5 6 7 3 #1700000000000");
+        let at = Position::Rdb { offset: 5, bytes: 6, db: 7 };
+        assert_eq!(text.parse(), Ok(Progress { replid, generation: 3, at }));
         for text in ["", "v1", "v2 x", "v1 0f stream 1 2", "garbage that a person typed"] {
             assert!(text.parse::<Progress>().is_err(), "{text}");
         }

@@ -6,6 +6,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::acceptance::Acceptance;
 use super::batch::{Position, Progress};
 use super::events::EventLog;
 use super::net::{Connection, NetError, info_field};
@@ -14,20 +15,23 @@ use super::shared::SourceShared;
 use super::writer::read_checkpoint;
 use super::{replay, source};
 use crate::config::Endpoint;
-use crate::rdb::dump::Target;
 use crate::resp::Reply;
 use crate::status::Outcome;
 
 /// What the destination says before anything is sent to it.
 pub struct Destination {
     /// What values it can take.
-    pub target: Target,
+    pub acceptance: Acceptance,
+    /// How that was found out, if it was in doubt.
+    pub tried: Option<String>,
     /// "redis 7.2.4".
     pub server: Option<String>,
     /// `run_id` of INFO.
     pub run_id: Option<String>,
     /// How far a former run has come.
     pub checkpoint: Option<Progress>,
+    /// The same as it stands there.
+    pub checkpoint_text: Option<String>,
 }
 
 impl Destination {
@@ -45,39 +49,40 @@ impl Destination {
             cure: cure.into(),
         };
         let info = match connection.request(&[b"INFO"]).await? {
-            Reply::Bulk(info) => String::from_utf8_lossy(&info).into_owned(),
+            Reply::Bulk(info) => Some(String::from_utf8_lossy(&info).into_owned()),
             Reply::Error(reply) if reply.starts_with("NOAUTH") => {
                 return Err(refused(
                     reply,
                     "The destination wants a password: set 'password' (and 'username') in [redis_writer].",
                 ));
             }
-            Reply::Error(reply) if reply.starts_with("NOPERM") => {
-                return Err(refused(
-                    reply,
-                    "The destination's user needs +info: its version decides how values are sent.",
-                ));
-            }
+            Reply::Error(reply) if reply.starts_with("NOPERM") => None,
             Reply::Error(reply) => return Err(refused(reply, "Look at the destination's log.")),
             other => return Err(refused(format!("{other:?}"), "Is this a Redis or Valkey server?")),
         };
-        if info_field(&info, "cluster_enabled") == Some("1") {
+        let told = info.as_deref().unwrap_or_default();
+        if info_field(told, "cluster_enabled") == Some("1") {
             return Err(refused(
                 "cluster_enabled:1".into(),
                 "The destination is a cluster: not supported yet.",
             ));
         }
-        let checkpoint = match read_checkpoint(&mut connection, checkpoint_key, source.as_bytes()).await? {
+        let checkpoint_text = read_checkpoint(&mut connection, checkpoint_key, source.as_bytes()).await?;
+        let checkpoint = match &checkpoint_text {
             Some(text) => Some(text.parse().map_err(|error: String| {
                 refused(error, "Remove that key, or use the version that wrote it.")
             })?),
             None => None,
         };
+        let (acceptance, tried) =
+            Acceptance::examine(&mut connection, info.as_deref(), replay::target_of(told)).await?;
         Ok(Destination {
-            target: replay::target_of(&info),
-            server: source::server_name(&info),
-            run_id: info_field(&info, "run_id").map(str::to_owned),
+            acceptance,
+            tried,
+            server: source::server_name(told),
+            run_id: info_field(told, "run_id").map(str::to_owned),
             checkpoint,
+            checkpoint_text,
         })
     }
 }
@@ -140,7 +145,9 @@ pub fn where_to_begin(
             at
         }
         _ if !manifest.rdb_applied => {
-            events.info("", "going on with the RDB that is on disk, from its beginning");
+            if !manifest.rdb_lent || checkpoint.is_some() {
+                events.info("", "going on with the RDB that is on disk, from its beginning");
+            }
             Position::Rdb { offset: manifest.rdb_offset, bytes: 0, db: 0 }
         }
         _ => {

@@ -7,6 +7,7 @@
 //!  supervisor: Command --> wishes (watch) --> tasks;   meters --> Status --> watch --> fronts
 //! ```
 
+mod acceptance;
 mod batch;
 mod begin;
 mod data_dir;
@@ -18,6 +19,7 @@ mod outcome;
 mod pressure;
 mod publish;
 mod quarantine;
+mod rdb_file;
 mod replay;
 mod resend;
 mod room;
@@ -41,6 +43,7 @@ use self::outcome::{data_dir_failed, outcome};
 use self::publish::{Identity, Publisher};
 use self::quarantine::Quarantine;
 pub use self::quarantine::{QuarantinedEntry, waiting as quarantined};
+use self::rdb_file::RdbFile;
 pub use self::resend::{Resent, replay_quarantine};
 use self::shared::{SourceShared, Wishes, WriterShared};
 use self::spool::Spool;
@@ -62,10 +65,13 @@ pub struct Engine {
 ///
 /// Fails at once when the data directory cannot be used; everything later is told by the status.
 pub fn start(plan: Plan, log_file: Option<PathBuf>) -> Result<Engine, Outcome> {
-    let Reader::Sync(reader) = plan.reader.clone() else {
-        return Err(outcome(exit::CONFIG, "[rdb_reader] is not supported yet: use [sync_reader]".into()));
+    let (source_address, source_endpoint, file) = match &plan.reader {
+        Reader::Sync(reader) => (reader.endpoint.address.to_string(), Some(&reader.endpoint), None),
+        Reader::Rdb { filepath } => {
+            let file = RdbFile::open(filepath).map_err(|error| outcome(exit::SOURCE, error.to_string()))?;
+            (file.name(), None, Some(file))
+        }
     };
-    let source_address = reader.endpoint.address.to_string();
     let destination_address = plan.writer.endpoint.address.to_string();
     let data_dir =
         DataDir::take(&plan.advanced.dir, &source_address, &destination_address).map_err(data_dir_failed)?;
@@ -80,9 +86,12 @@ pub fn start(plan: Plan, log_file: Option<PathBuf>) -> Result<Engine, Outcome> {
     let quarantine = Arc::new(quarantine);
     let source = Arc::new(SourceShared::new(source_address, spool));
     let writer = Arc::new(WriterShared::new(destination_address));
+    if let Some(file) = file {
+        file.offer(&source, &events).map_err(|error| outcome(exit::SOURCE, error.to_string()))?;
+    }
     let mut warnings = Vec::new();
-    for (side, endpoint) in [("source", &reader.endpoint), ("destination", &plan.writer.endpoint)] {
-        if endpoint.tls.as_ref().is_some_and(|tls| tls.insecure) {
+    for (side, endpoint) in [("source", source_endpoint), ("destination", Some(&plan.writer.endpoint))] {
+        if endpoint.and_then(|endpoint| endpoint.tls.as_ref()).is_some_and(|tls| tls.insecure) {
             warnings.push(format!("TLS NOT VERIFIED: {side}"));
         }
     }
@@ -103,7 +112,6 @@ pub fn start(plan: Plan, log_file: Option<PathBuf>) -> Result<Engine, Outcome> {
     let (handle, end) = channel(publisher.snapshot(Wishes::default(), None, None));
     let supervisor = Supervisor {
         plan,
-        reader,
         data_dir,
         events,
         quarantine,

@@ -33,6 +33,11 @@ pub fn cause_of_abort(error: &str) -> &str {
     error.strip_prefix("EXECABORT Transaction discarded because of: ").unwrap_or(error)
 }
 
+/// Whether RESTORE was refused because of the payload itself: its version, its type or its content.
+pub fn refuses_payload(error: &str) -> bool {
+    error.contains("Bad data format") || error.contains("DUMP payload version or checksum are wrong")
+}
+
 /// The rule for one error answer, with the cure in words where there is one.
 pub fn rule(error: &str, kind: CommandKind, on_bad_value: OnBadValue) -> (Rule, &'static str) {
     if let Some((_, cure)) = PASSING.iter().find(|(code, _)| error.starts_with(code)) {

@@ -24,11 +24,12 @@ use super::outcome::{
 };
 use super::publish::Publisher;
 use super::quarantine::Quarantine;
+use super::rdb_file;
 use super::replay::{Keeper, Replay, ReplayEnd, ReplayError, building_key};
 use super::shared::{SourceShared, Wishes, WriterShared};
 use super::source::{Source, SourceError};
-use super::writer::{Writer, WriterError};
-use crate::config::{Plan, SyncReader};
+use super::writer::{Writer, WriterError, rebuilding_key};
+use crate::config::{Plan, Reader};
 use crate::control::{Command, EngineEnd};
 use crate::format;
 use crate::resp::Reply;
@@ -47,8 +48,6 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 pub struct Supervisor {
     /// What is wanted.
     pub plan: Plan,
-    /// The source's part of it.
-    pub reader: SyncReader,
     /// State on disk.
     pub data_dir: DataDir,
     /// Sentences for the operator.
@@ -152,6 +151,9 @@ impl Supervisor {
             let error = match self.meanwhile(Destination::look(&endpoint, &key, &address)).await? {
                 Ok(destination) => {
                     self.publisher.destination_server = destination.server.clone();
+                    if let Some(text) = &destination.tried {
+                        self.events.warn(&format!("writer {}", self.writer.address), text.clone());
+                    }
                     return Ok(destination);
                 }
                 Err(error) => error,
@@ -200,6 +202,11 @@ impl Supervisor {
             receiving,
             &self.events,
         )?;
+        let (sync_rdb, sync_aof) = match &self.plan.reader {
+            Reader::Sync(reader) => (reader.sync_rdb, reader.sync_aof),
+            Reader::Rdb { .. } => (true, false),
+        };
+        let acceptance = Arc::new(destination.acceptance);
         let begun =
             checkpoint.is_some() || self.source.spool.manifest().is_some_and(|it| it.rdb_len.is_some());
         let ledger =
@@ -210,13 +217,14 @@ impl Supervisor {
             events: self.events.clone(),
             quarantine: self.quarantine.clone(),
             filter: self.plan.filter.clone(),
-            sync_rdb: self.reader.sync_rdb,
-            sync_aof: self.reader.sync_aof,
+            sync_rdb,
+            sync_aof,
             on_existing_key: self.plan.advanced.on_existing_key,
             on_bad_value: self.plan.policy.on_bad_value,
             empty_destination: self.plan.advanced.empty_db_before_sync,
             building_key: building_key(self.data_dir.run_id()),
-            target: destination.target,
+            target: acceptance.target(),
+            acceptance: acceptance.clone(),
             max_bulk_len: self.plan.advanced.max_bulk_len,
             // Two batches may be unanswered at a time.
             command_limit: (self.plan.advanced.pipeline_count_limit / 2).max(1),
@@ -231,13 +239,15 @@ impl Supervisor {
             endpoint: self.plan.writer.endpoint.clone(),
             checkpoint_key: checkpoint_key.to_owned(),
             source: self.source.address.clone(),
-            checkpoint,
+            checkpoint: destination.checkpoint_text,
             began_before: receiving || self.source.spool.manifest().is_some(),
+            rebuilding_key: rebuilding_key(self.data_dir.run_id()),
             shared: self.writer.clone(),
+            acceptance: acceptance.clone(),
             events: self.events.clone(),
             quarantine: self.quarantine.clone(),
             on_bad_value: self.plan.policy.on_bad_value,
-            import_mode: ImportMode::new(self.data_dir.path(), destination.target),
+            import_mode: ImportMode::new(self.data_dir.path(), acceptance.target()),
             wishes: self.wishes.subscribe(),
             batches: queue,
         };
@@ -252,16 +262,26 @@ impl Supervisor {
 
     /// Starts the task that receives.
     fn start_source(&self, destination_run_id: Option<String>) -> SourceTask {
-        let source = Source {
-            reader: self.reader.clone(),
-            limits: self.plan.spool,
-            policy: self.plan.policy,
-            destination_run_id,
-            shared: self.source.clone(),
-            events: self.events.clone(),
-            stop: self.stop_source.subscribe(),
+        let stop = self.stop_source.subscribe();
+        let handle = match &self.plan.reader {
+            Reader::Sync(reader) => {
+                let source = Source {
+                    reader: reader.clone(),
+                    limits: self.plan.spool,
+                    policy: self.plan.policy,
+                    destination_run_id,
+                    shared: self.source.clone(),
+                    events: self.events.clone(),
+                    stop,
+                };
+                tokio::spawn(source.run())
+            }
+            Reader::Rdb { .. } => tokio::spawn(async move {
+                rdb_file::wait(stop).await;
+                Ok(())
+            }),
         };
-        SourceTask { handle: tokio::spawn(source.run()), ended: false, gone: None }
+        SourceTask { handle, ended: false, gone: None }
     }
 
     /// Publishes, obeys and watches until the run ends, or until applying must begin again (`None`). Returns after the
@@ -470,7 +490,8 @@ impl Supervisor {
                 ) {
                     break;
                 }
-                connection.request(&[b"DEL", &building_key(self.data_dir.run_id())]).await?;
+                let run_id = self.data_dir.run_id();
+                connection.request(&[b"DEL", &building_key(run_id), &rebuilding_key(run_id)]).await?;
             }
             Ok::<_, NetError>(())
         };

@@ -229,7 +229,7 @@ pub fn type_name(type_byte: u8, dialect: Dialect) -> (&'static str, &'static str
 }
 
 /// What an error message calls a value of this type.
-pub(crate) fn describe_type(type_byte: u8, dialect: Dialect) -> String {
+pub fn describe_type(type_byte: u8, dialect: Dialect) -> String {
     let (kind, encoding) = type_name(type_byte, dialect);
     if kind == "unknown" {
         format!("a value of unknown type {type_byte}")

@@ -23,6 +23,7 @@ pub mod fake_source;
 pub mod load;
 pub mod proxy;
 pub mod random;
+pub mod relay;
 pub mod server;
 pub mod servers;
 pub mod shakedeck;

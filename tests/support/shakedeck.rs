@@ -42,6 +42,13 @@ impl Setup {
             .set("advanced", "log_interval", "1")
     }
 
+    /// From an RDB file to an address.
+    pub fn from_file(file: &Path, destination: &str) -> Setup {
+        let mut setup = Setup::bare("", destination).text("rdb_reader", "filepath", file.to_str().unwrap());
+        setup.sections.remove("sync_reader");
+        setup
+    }
+
     /// Sets a key to a TOML value.
     pub fn set(mut self, section: &str, key: &str, value: &str) -> Setup {
         self.sections.entry(section.to_owned()).or_default().insert(key.to_owned(), value.to_owned());

@@ -15,6 +15,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::sync::mpsc;
 
+use super::acceptance::Acceptance;
 use super::batch::{BATCH_BYTES, Batch, Position, Progress};
 use super::events::EventLog;
 use super::quarantine::Quarantine;
@@ -112,6 +113,8 @@ pub struct Replay {
     pub building_key: Vec<u8>,
     /// What the destination is.
     pub target: Target,
+    /// Which values it takes by RESTORE.
+    pub acceptance: Arc<Acceptance>,
     /// `target_redis_proto_max_bulk_len`
     pub max_bulk_len: u64,
     /// Most commands of a batch.

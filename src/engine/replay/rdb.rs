@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::super::batch::{Batch, CommandKind, PairVerb, Position};
+use super::super::events::unix_ms;
 use super::super::spool::{Manifest, RdbReader, ReadEnd, SpoolError};
 use super::{End, Replay, ReplayError};
 use crate::config::{OnBadValue, OnExistingKey};
@@ -93,6 +94,9 @@ impl Replay {
                     stream_db =
                         std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
                 }
+                Item::Aux { key, value } if wanted && !harmless(key) && key != b"lua" => {
+                    self.unknown_aux(key, value);
+                }
                 Item::Aux { key: b"lua", value } if wanted => {
                     batch.push(CommandKind::Rebuild, &[b"SCRIPT", b"LOAD", value]);
                 }
@@ -168,20 +172,28 @@ impl Replay {
             }
         }
         self.shared.entries_read.fetch_add(read, Relaxed);
+        let behind = manifest.rdb_len.unwrap_or(0).saturating_sub(decoder.position());
+        if manifest.rdb_lent && behind > 0 {
+            let text = format!(
+                "{behind} bytes stand behind the end of the RDB and are not applied: is this an append-only file that begins with an RDB?"
+            );
+            self.events.warn(&self.node(), text);
+        }
         spool.rdb_ends_at(manifest.generation, decoder.position());
         batch.progress.at = Position::Rdb { offset, bytes: decoder.position(), db: batch.end_db };
         batch.source_bytes = decoder.position() - applied;
         if let Some(end) = self.sweep(manifest.generation, batch)? {
             return Ok(Some(end));
         }
+        if !self.send(batch) {
+            return Ok(Some(End::Stopped));
+        }
+        // A batch of its own, with no entry that could be refused: only when all of the RDB is confirmed does the checkpoint
+        // leave it. The SELECT is there so that it is sent at all.
         batch.progress.at = Position::Stream { offset, db: stream_db };
         batch.ends_rdb = true;
         batch.select(stream_db);
-        batch.close_pairs();
-        if batch.commands.is_empty() {
-            // Without a command there is no transaction and no checkpoint, and then the RDB must not be given up.
-            batch.push(CommandKind::Rebuild, &[b"PING"]);
-        }
+        batch.push(CommandKind::Select, &[b"SELECT", stream_db.to_string().as_bytes()]);
         if !self.send_even_if_void(batch) {
             return Ok(Some(End::Stopped));
         }
@@ -217,6 +229,11 @@ impl Replay {
                 return Ok(Step::Done);
             }
         };
+        if entry.meta.is_some() && !self.target.has_redis(8, 6) {
+            let key = escape(entry.key, 60);
+            let text = format!("key '{key}' carries metadata of a module, which the destination cannot hold");
+            self.events.reject(&self.node(), EventLevel::Warn, "KEY_META", "copied without", &key, &text);
+        }
         let plain = entry.type_byte == types::STRING
             && entry.expire_at_ms.is_none()
             && entry.idle_seconds.is_none()
@@ -240,9 +257,12 @@ impl Replay {
             batch.entries += 1;
             return Ok(Step::Done);
         }
-        let route = dump::route(entry.type_byte, entry.dialect, version, self.target);
+        let route = self.acceptance.route(entry.type_byte, entry.dialect, version);
+        // 0 = always by commands, which cannot carry what only a module understands.
+        let only_restore = entry.type_byte == types::MODULE_2 && self.max_bulk_len == 0;
+        let fits = only_restore || dump::payload_len(raw.len()) as u64 <= self.max_bulk_len;
         match route {
-            Route::Restore { version } if dump::payload_len(raw.len()) as u64 <= self.max_bulk_len => {
+            Route::Restore { version } if fits => {
                 restore(batch, entry, raw, version, on_existing_key, self.target);
             }
             Route::Restore { .. } | Route::Commands => {
@@ -366,6 +386,29 @@ impl Replay {
         Ok(None)
     }
 
+    /// A field of the file that no other server understands.
+    fn unknown_aux(&self, key: &[u8], value: &[u8]) {
+        let (name, shown) = (escape(key, 60), escape(value, 60));
+        let (kind, text) = match key {
+            b"keydb-subexpire-key" => (
+                "SUBEXPIRE",
+                format!(
+                    "member '{shown}' of the key before it has an expiry of its own (KeyDB), which no other server knows; it will not expire"
+                ),
+            ),
+            // Comes with the one above, and says when.
+            b"keydb-subexpire-when" => return,
+            _ => (
+                "AUX",
+                format!(
+                    "the RDB holds the field '{name}' = '{shown}', which is not known here and not copied"
+                ),
+            ),
+        };
+        let example = if kind == "AUX" { name } else { shown };
+        self.events.reject(&self.node(), EventLevel::Warn, kind, "not copied", &example, &text);
+    }
+
     fn report_loss(&self, key: &[u8], loss: Loss) {
         if let Some(words) = loss.describe() {
             let key = escape(key, 60);
@@ -439,6 +482,27 @@ impl Replay {
     }
 }
 
+/// Whether a field of the file tells about the server and the file only, as all servers write them (RDB opcode AUX).
+fn harmless(aux: &[u8]) -> bool {
+    const KNOWN: [&[u8]; 12] = [
+        b"redis-ver",
+        b"valkey-ver",
+        b"redis-bits",
+        b"ctime",
+        b"used-mem",
+        b"aof-preamble",
+        b"aof-base",
+        b"repl-stream-db",
+        b"repl-id",
+        b"repl-offset",
+        b"slot-info",
+        // KeyDB: a version of each key, for its own replication.
+        b"mvcc-tstamp",
+    ];
+    // Redis only logs those that begin with %.
+    KNOWN.contains(&aux) || aux.starts_with(b"%")
+}
+
 /// Gives a value that was built under the temporary key its name.
 fn finish_building(batch: &mut Batch, built: &[u8], key: &[u8], on_existing_key: OnExistingKey) {
     match on_existing_key {
@@ -469,9 +533,10 @@ fn restore(
     // ABSTTL, IDLETIME and FREQ came with Redis 5.0.
     let since_5 = target.has_redis(5, 0);
     let absolute = entry.expire_at_ms.is_some() && since_5;
+    let before_5 = |at: i64| at.saturating_sub(unix_ms() as i64);
     let idle = entry.idle_seconds.filter(|_| since_5);
     let freq = entry.freq.filter(|_| since_5 && idle.is_none());
-    let meta = entry.meta.unwrap_or_default();
+    let meta = entry.meta.filter(|_| target.has_redis(8, 6)).unwrap_or_default();
     let out = &mut batch.bytes;
     let count =
         4 + usize::from(replace) + usize::from(absolute) + 2 * usize::from(idle.is_some() || freq.is_some());
@@ -480,7 +545,8 @@ fn restore(
     append_bulk(out, entry.key);
     match entry.expire_at_ms {
         // 0 would mean "no expiry"; any time in the past means the same to the destination.
-        Some(at) => append_bulk(out, at.max(1).to_string().as_bytes()),
+        Some(at) if since_5 => append_bulk(out, at.max(1).to_string().as_bytes()),
+        Some(at) => append_bulk(out, before_5(at).max(1).to_string().as_bytes()),
         None => append_bulk(out, b"0"),
     }
     out.push(b'$');

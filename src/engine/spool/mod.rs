@@ -99,6 +99,9 @@ pub struct Manifest {
     pub rdb_len: Option<u64>,
     /// True when the destination has confirmed the whole RDB and its file is gone.
     pub rdb_applied: bool,
+    /// True when the RDB is a file of the operator, which is read where it lies and never removed.
+    #[serde(default)]
+    pub rdb_lent: bool,
 }
 
 impl Manifest {
@@ -119,6 +122,8 @@ pub struct Spool {
 #[derive(Default)]
 struct State {
     manifest: Option<Manifest>,
+    /// The operator's RDB file, if the manifest says that there is one.
+    lent: Option<File>,
     rdb_received: u64,
     segments: VecDeque<Segment>,
     /// Offset of the last stream byte appended.
@@ -208,11 +213,36 @@ impl Spool {
     pub fn usage(&self) -> (u64, u64) {
         let state = self.lock();
         let rdb = match &state.manifest {
-            Some(manifest) if !manifest.rdb_applied => Some(state.rdb_received),
+            Some(manifest) if !manifest.rdb_applied && !manifest.rdb_lent => Some(state.rdb_received),
             _ => None,
         };
         let stream: u64 = state.segments.iter().map(|segment| segment.len + segment.marks).sum();
         (stream + rdb.unwrap_or(0), state.segments.len() as u64 + u64::from(rdb.is_some()))
+    }
+
+    /// A file of the operator is the RDB, whole as it is: offset 0 of a history that has no stream.
+    pub fn begin_lent_rdb(&self, identity: &Replid, file: File, len: u64) -> Result<(), SpoolError> {
+        let manifest = Manifest {
+            version: 1,
+            generation: 1,
+            replid: identity.clone(),
+            former_replids: Vec::new(),
+            rdb_offset: 0,
+            rdb_len: Some(len),
+            rdb_applied: false,
+            rdb_lent: true,
+        };
+        self.write_manifest(&manifest)?;
+        self.lock().manifest = Some(manifest);
+        self.lend_rdb(file, len);
+        Ok(())
+    }
+
+    /// The operator's RDB file, of this many bytes, opened again by a later run.
+    pub fn lend_rdb(&self, file: File, len: u64) {
+        let mut state = self.lock();
+        state.lent = Some(file);
+        state.rdb_received = len;
     }
 
     /// Waits until a full sync has begun; returns its manifest. `None` when the run stops first.
@@ -325,8 +355,10 @@ impl Spool {
         manifest.rdb_applied = true;
         let manifest = manifest.clone();
         // The file first: on a full disk that makes the room for the manifest. A manifest that does not know yet does no harm,
-        // because the checkpoint in the destination knows.
-        remove_file(&rdb_path(&self.dir, manifest.generation))?;
+        // because the checkpoint in the destination knows. A file of the operator stays.
+        if !manifest.rdb_lent {
+            remove_file(&rdb_path(&self.dir, manifest.generation))?;
+        }
         match self.write_manifest(&manifest) {
             Err(error) if error.is_full() => Ok(()),
             result => result,

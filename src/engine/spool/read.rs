@@ -25,7 +25,8 @@ impl RdbReader {
     /// Begins at `position` (bytes).
     pub fn open(spool: &Arc<Spool>, generation: u64, position: u64) -> Result<Self, SpoolError> {
         let path = rdb_path(&spool.dir, generation);
-        let file = File::open(&path).map_err(failed("open", &path))?;
+        let lent = spool.lock().lent.as_ref().map(File::try_clone);
+        let file = lent.unwrap_or_else(|| File::open(&path)).map_err(failed("open", &path))?;
         Ok(RdbReader { spool: spool.clone(), generation, file, position })
     }
 }

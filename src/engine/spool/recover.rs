@@ -26,7 +26,7 @@ impl State {
     pub(super) fn recover(&mut self, dir: &Path, manifest: Manifest) -> Result<(), SpoolError> {
         let generation = manifest.generation;
         self.received = manifest.rdb_offset;
-        if !manifest.rdb_applied {
+        if !manifest.rdb_applied && !manifest.rdb_lent {
             let path = rdb_path(dir, generation);
             match fs::metadata(&path) {
                 Ok(metadata) => self.rdb_received = metadata.len(),

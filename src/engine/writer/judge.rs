@@ -8,8 +8,8 @@ use tokio::time::timeout;
 
 use super::super::batch::{Batch, CommandKind, Position};
 use super::super::net::{Connection, NetError};
-use super::super::rules::{Rule, cause_of_abort, rule};
-use super::link::STALL_LIMIT;
+use super::super::rules::{Rule, cause_of_abort, refuses_payload, rule};
+use super::link::{Beside, STALL_LIMIT};
 use super::{Flight, PROLOGUE, Writer, WriterError};
 use crate::config::OnBadValue;
 use crate::format::escape;
@@ -80,25 +80,20 @@ impl Writer {
         }
     }
 
-    /// The first batch is applied and its checkpoint set, but some of its commands failed when they ran.
+    /// The first batch is applied, but some of its commands failed when they ran.
     pub(super) async fn judge_applied(
         &self,
         batch: &Batch,
         refusals: Vec<(usize, Refusal)>,
-        last_confirmed: &Option<String>,
     ) -> Result<(), WriterError> {
         // What follows the batch's own commands is the checkpoint: if that failed, nobody knows where a restart begins.
         if let Some((_, Refusal::Error(error))) =
             refusals.iter().find(|(index, _)| *index >= batch.commands.len())
         {
-            return Err(WriterError::Refused {
-                address: self.shared.address.clone(),
-                command: "HSET".into(),
-                key: self.checkpoint_key.clone(),
-                error: error.clone(),
-                cure: self.name_user(rule(error, CommandKind::Stream, OnBadValue::Stop).1),
-            });
+            return Err(self.refused("HSET".into(), self.checkpoint_key.clone(), error.clone()));
         }
+        // On ours the next batch is open.
+        let mut beside = Beside::default();
         for (index, refusal) in refusals {
             let kind = batch.commands.get(index).map_or(CommandKind::Select, |command| command.kind);
             let arguments = batch.arguments(index);
@@ -140,7 +135,22 @@ impl Writer {
                         _ => key,
                     };
                     let error = "BUSYKEY Target key name already exists.".to_owned();
-                    return self.stop(batch, index, last_confirmed, verb, key, error).await;
+                    return self.stop(batch, index, verb, key, error);
+                }
+                Refusal::Error(error) => {
+                    let error = if kind.restores() && refuses_payload(&error) {
+                        match self.rebuild(&mut beside, batch, index, &error).await? {
+                            Ok(()) => continue,
+                            Err(second) => format!("{error}; and by commands: {second}"),
+                        }
+                    } else {
+                        error
+                    };
+                    match rule(&error, kind, self.on_bad_value).0 {
+                        // At run time a state that passes cannot be waited for any more: the rest is applied already.
+                        Rule::Wait | Rule::Quarantine => self.set_aside(batch, index, &error)?,
+                        Rule::Stop => return self.stop(batch, index, verb, key, error),
+                    }
                 }
                 Refusal::KeyMissing => {
                     let text = format!(
@@ -155,11 +165,6 @@ impl Writer {
                         &text,
                     );
                 }
-                Refusal::Error(error) => match rule(&error, kind, self.on_bad_value).0 {
-                    // At run time a state that passes cannot be waited for any more: the rest is applied already.
-                    Rule::Wait | Rule::Quarantine => self.set_aside(batch, index, &error)?,
-                    Rule::Stop => return self.stop(batch, index, last_confirmed, verb, key, error).await,
-                },
             }
         }
         Ok(())
@@ -277,37 +282,32 @@ impl Writer {
         Ok(first.unwrap_or_else(|| "(one of several)".into()))
     }
 
-    /// Ends the run because of one entry. The batch has run and moved the checkpoint past the entry; inside an RDB, whose
-    /// entries can be sent twice, it is moved back so that a later start brings the entry again. An entry of the stream is
-    /// set aside: those behind it are applied already.
-    async fn stop(
+    /// Ends the run because of one entry. Inside an RDB the checkpoint still stands before its batch, so that a later start
+    /// brings it again. An entry of the stream is set aside: those behind it are applied already.
+    fn stop(
         &self,
         batch: &Batch,
         index: usize,
-        last_confirmed: &Option<String>,
         command: String,
         key: String,
         error: String,
     ) -> Result<(), WriterError> {
-        if matches!(batch.progress.at, Position::Rdb { .. }) {
-            let mut other = Connection::open(&self.endpoint).await?;
-            let field = batch.source.address.as_bytes();
-            let checkpoint = self.checkpoint_key.as_bytes();
-            match last_confirmed {
-                Some(before) => other.request(&[b"HSET", checkpoint, field, before.as_bytes()]).await?,
-                None => other.request(&[b"HDEL", checkpoint, field]).await?,
-            };
-        } else {
+        if !matches!(batch.progress.at, Position::Rdb { .. }) {
             self.set_aside(batch, index, &error)?;
         }
+        Err(self.refused(command, key, error))
+    }
+
+    /// The destination refused something that neither waiting nor setting aside would cure.
+    pub(super) fn refused(&self, command: String, key: String, error: String) -> WriterError {
         let (_, cure) = rule(&error, CommandKind::Restore, OnBadValue::Stop);
-        Err(WriterError::Refused {
+        WriterError::Refused {
             address: self.shared.address.clone(),
             command,
             key,
             error,
             cure: self.name_user(cure),
-        })
+        }
     }
 
     fn set_aside(&self, batch: &Batch, index: usize, error: &str) -> Result<(), WriterError> {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{sleep, timeout};
 
-use super::super::batch::{CommandKind, Progress};
+use super::super::batch::CommandKind;
 use super::super::net::{Connection, NetError, REQUEST_TIMEOUT};
 use super::super::rules::{Rule, rule};
 use super::{Writer, WriterError, read_checkpoint};
@@ -26,10 +26,54 @@ pub(super) const STALL_LIMIT: Duration = Duration::from_secs(30);
 /// Field of the checkpoint key that only serves to change it.
 const FENCE_FIELD: &[u8] = b"fence";
 
+/// A connection beside the main one, opened when it is needed.
+#[derive(Default)]
+pub(super) struct Beside {
+    connection: Option<Connection>,
+    /// CLIENT ID of the last one that was opened.
+    id: Option<i64>,
+}
+
+impl Beside {
+    /// It broke.
+    pub(super) fn lost(&mut self) {
+        self.connection = None;
+    }
+}
+
 /// Whether the destination answers on a new connection.
 pub(super) type Probe = Pin<Box<dyn Future<Output = bool> + Send>>;
 
 impl Writer {
+    /// A connection beside the main one, on which a transaction is open. It does not fence: that would fence off ourselves.
+    /// What its predecessor sent may still arrive late, so that one is closed by the destination first.
+    pub(super) async fn beside<'a>(&self, beside: &'a mut Beside) -> Result<&'a mut Connection, WriterError> {
+        while beside.connection.is_none() {
+            let opening = async {
+                let mut connection = Connection::open(&self.endpoint).await?;
+                self.introduce(&mut connection, false).await?;
+                if let Some(former) = beside.id {
+                    connection.request(&[b"CLIENT", b"KILL", b"ID", former.to_string().as_bytes()]).await?;
+                }
+                let id = connection.request(&[b"CLIENT", b"ID"]).await?;
+                Ok::<_, NetError>((connection, id))
+            };
+            match opening.await {
+                Ok((connection, id)) => {
+                    if let Reply::Integer(id) = id {
+                        beside.id = Some(id);
+                    }
+                    beside.connection = Some(connection);
+                }
+                Err(error) if error.is_transient() && !self.wishes.borrow().stop => {
+                    self.wait(error.to_string()).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        beside.connection.as_mut().ok_or_else(|| self.interrupted())
+    }
+
     /// The connection to begin with. Where nothing was ever sent, an error is final: it may be the operator's mistake.
     /// Returns the checkpoint that is there, too.
     pub(super) async fn first_connection(&self) -> Result<(Connection, Option<String>), WriterError> {
@@ -41,8 +85,8 @@ impl Writer {
             return Ok((connection, None));
         }
         let (connection, found) = self.connect_and_ask().await?;
-        if found.as_ref().and_then(|text| text.parse().ok()) != self.checkpoint {
-            return Err(self.checkpoint_moved(found, self.checkpoint.as_ref().map(Progress::to_string)));
+        if found != self.checkpoint {
+            return Err(self.checkpoint_moved(found, self.checkpoint.clone()));
         }
         Ok((connection, found))
     }

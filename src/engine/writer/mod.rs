@@ -6,14 +6,16 @@
 //! ```
 //!
 //! The next batch is sent while the first one runs, but its EXEC is withheld until the first is confirmed. So the
-//! destination always has work, and still no batch is ever applied after one that failed: the checkpoint that each EXEC
-//! sets is the exact place up to which everything is applied, and nothing beyond it.
+//! destination always has work, and still no batch is ever applied after one that failed. The checkpoint that each EXEC sets
+//! is the exact place up to which everything is applied; in the RDB, whose entries may be refused when they run and may be
+//! brought twice, it is where the batch begins ([`Batch::checkpoint`]).
 //!
 //! A link that is lost may still deliver what was sent on it, later than what its successor asks (`link.rs`). Therefore every
 //! transaction runs under WATCH of the checkpoint, and a new link changes the checkpoint before it reads it.
 
 mod judge;
 mod link;
+mod rebuild;
 
 use std::collections::VecDeque;
 use std::io;
@@ -28,8 +30,10 @@ use tokio::time::{sleep, sleep_until};
 
 use self::judge::Verdict;
 use self::link::STALL_LIMIT;
-use super::batch::{Batch, Position, Progress};
-use super::events::EventLog;
+pub use self::rebuild::rebuilding_key;
+use super::acceptance::Acceptance;
+use super::batch::{Batch, Position};
+use super::events::{EventLog, unix_ms};
 use super::import_mode::ImportMode;
 use super::net::{Connection, NetError};
 use super::quarantine::Quarantine;
@@ -90,11 +94,15 @@ pub struct Writer {
     /// Field of the checkpoint: the source's address.
     pub source: String,
     /// The checkpoint as the destination had it when applying began.
-    pub checkpoint: Option<Progress>,
+    pub checkpoint: Option<String>,
     /// Something may have been sent before that has not arrived yet.
     pub began_before: bool,
+    /// Where refused values are rebuilt ([`rebuilding_key`]).
+    pub rebuilding_key: Vec<u8>,
     /// What it tells.
     pub shared: Arc<WriterShared>,
+    /// Which values it takes by RESTORE.
+    pub acceptance: Arc<Acceptance>,
     /// Sentences for the operator.
     pub events: Arc<EventLog>,
     /// Entries set aside.
@@ -112,6 +120,8 @@ pub struct Writer {
 /// A batch that has been sent.
 struct Flight {
     batch: Batch,
+    /// The checkpoint that it sets.
+    checkpoint: String,
     sent: Instant,
     exec_sent: bool,
     /// Replies to MULTI and the queued commands still to come.
@@ -143,6 +153,8 @@ impl Writer {
 
     async fn serve(&mut self) -> Result<(), WriterError> {
         let (mut connection, mut last_confirmed) = self.first_connection().await?;
+        // Greater than any number of a former run: that counted from its own start, and a batch takes far more than a microsecond.
+        let mut serial = unix_ms() * 1000;
         let mut pending: VecDeque<Batch> = VecDeque::new();
         let mut flights: VecDeque<Flight> = VecDeque::new();
         let mut not_before = Instant::now();
@@ -164,7 +176,8 @@ impl Writer {
                 if flights.is_empty() {
                     heard = Instant::now();
                 }
-                let mut outcome = self.send(&mut connection, &mut flights, batch).await;
+                serial += 1;
+                let mut outcome = self.send(&mut connection, &mut flights, batch, serial).await;
                 if outcome.is_ok() {
                     // A batch without commands has no answer to wait for.
                     outcome = self
@@ -228,6 +241,7 @@ impl Writer {
         connection: &mut Connection,
         flights: &mut VecDeque<Flight>,
         mut batch: Batch,
+        serial: u64,
     ) -> Result<(), NetError> {
         batch.close_pairs();
         let exec_sent = flights.is_empty();
@@ -238,6 +252,7 @@ impl Writer {
             queue_replies_seen: 0,
             executed: None,
             refused: Vec::new(),
+            checkpoint: batch.checkpoint(serial),
             batch,
         };
         let mut prologue = Vec::new();
@@ -251,11 +266,10 @@ impl Writer {
                 append_command(&mut epilogue, &[b"SELECT", b"0"]);
                 flight.queue_replies_missing += 1;
             }
-            let checkpoint = batch.checkpoint();
             let field = batch.source.address.as_bytes();
             append_command(
                 &mut epilogue,
-                &[b"HSET", self.checkpoint_key.as_bytes(), field, checkpoint.as_bytes()],
+                &[b"HSET", self.checkpoint_key.as_bytes(), field, flight.checkpoint.as_bytes()],
             );
             if exec_sent {
                 append_command(&mut epilogue, &[b"EXEC"]);
@@ -326,7 +340,7 @@ impl Writer {
             match self.verdict(flight, executed) {
                 Verdict::Applied(refusals) => {
                     if let Some(first) = flights.front() {
-                        self.judge_applied(&first.batch, refusals, last_confirmed).await?;
+                        self.judge_applied(&first.batch, refusals).await?;
                     }
                     self.complete(flights, last_confirmed)?;
                     if let Err(error) = self.release_next(connection, flights).await {
@@ -385,7 +399,7 @@ impl Writer {
         if source.spool.manifest().is_none_or(|manifest| manifest.generation != generation) {
             // A new full sync has begun meanwhile: what this batch says about positions is void, and so is its spool.
             if !batch.commands.is_empty() {
-                *last_confirmed = Some(batch.checkpoint());
+                *last_confirmed = Some(flight.checkpoint);
             }
             return Ok(());
         }
@@ -405,7 +419,7 @@ impl Writer {
             }
         }
         if !batch.commands.is_empty() {
-            *last_confirmed = Some(batch.checkpoint());
+            *last_confirmed = Some(flight.checkpoint);
         }
         Ok(())
     }
@@ -485,11 +499,14 @@ impl Writer {
         let (fresh, found) = self.connect_and_ask().await?;
         *connection = fresh;
         let written = flights.iter().find(|flight| !flight.batch.commands.is_empty());
-        let ours = written.map(|flight| flight.batch.checkpoint());
+        let ours = written.map(|flight| flight.checkpoint.clone());
         if found.is_some() && found == ours {
             // It ran; only the answer was lost.
             while let Some(flight) = flights.front() {
                 let last = flight.exec_sent && !flight.batch.commands.is_empty();
+                if last {
+                    self.judge_unanswered(&flight.batch).await?;
+                }
                 self.complete(flights, last_confirmed)?;
                 if last {
                     break;

@@ -5,6 +5,7 @@
 //! pending entries with time and count. What commands cannot express is counted in [`Loss`]; a consumer's seen and active
 //! times and a key's LRU/LFU are not, because no destination decides by them.
 
+mod duplicates;
 mod stream;
 
 use super::bytelist::ByteList;
@@ -14,6 +15,7 @@ use super::model::{DecodedValue, visit_value};
 use super::reader::append_decimal;
 use super::stream::StreamId;
 use super::{Dialect, RdbError, types};
+use duplicates::Duplicates;
 use stream::StreamState;
 
 /// A command is sent once it carries this many bytes …
@@ -70,7 +72,7 @@ impl Loss {
     }
 }
 
-/// Turns a value that is in memory into commands.
+/// Turns a value that is in memory into commands. After an error those that were given out already are void.
 pub fn value_to_commands(
     type_byte: u8,
     raw: &[u8],
@@ -87,7 +89,12 @@ pub fn value_to_commands(
         rebuild.pending_ids = ids.into_sorted();
     }
     let mut builder = CommandBuilder::new(rebuild);
-    visit_value(type_byte, raw, dialect, &mut |element| builder.add(element, sink))?;
+    let mut duplicates = Duplicates::new();
+    visit_value(type_byte, raw, dialect, &mut |element| {
+        duplicates.add(&element);
+        builder.add(element, sink)
+    })?;
+    duplicates.check(type_byte, raw, dialect)?;
     builder.finish(sink)
 }
 
@@ -144,13 +151,24 @@ pub fn is_stream(type_byte: u8) -> bool {
 
 /// Appends a command in RESP.
 pub fn append_resp(out: &mut Vec<u8>, command: &ByteList) {
+    // `$`, two digits and two line ends for most; one reservation for all of them.
+    out.reserve(16 + command.bytes() + 7 * command.len());
     out.push(b'*');
     append_decimal(out, command.len() as i64);
     out.extend_from_slice(b"\r\n");
     for argument in command.iter() {
-        out.push(b'$');
-        append_decimal(out, argument.len() as i64);
-        out.extend_from_slice(b"\r\n");
+        match argument.len() {
+            length @ 0..10 => out.extend_from_slice(&[b'$', b'0' + length as u8, b'\r', b'\n']),
+            length @ 10..100 => {
+                let (tens, ones) = (length as u8 / 10, length as u8 % 10);
+                out.extend_from_slice(&[b'$', b'0' + tens, b'0' + ones, b'\r', b'\n']);
+            }
+            length => {
+                out.push(b'$');
+                append_decimal(out, length as i64);
+                out.extend_from_slice(b"\r\n");
+            }
+        }
         out.extend_from_slice(argument);
         out.extend_from_slice(b"\r\n");
     }
@@ -387,6 +405,29 @@ mod tests {
             append_score(&mut text, score);
             let text = String::from_utf8(text).unwrap();
             assert_eq!(text.parse::<f64>().unwrap().to_bits(), score.to_bits(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_stands_twice_is_an_error() {
+        let rebuild = Rebuild {
+            key: b"k",
+            target: Target::redis(7, 0),
+            replace: true,
+            expire_at_ms: None,
+            pending_ids: Vec::new(),
+        };
+        for (type_byte, raw, good) in [
+            (types::SET, &b"\x02\x01a\x01b"[..], true),
+            (types::SET, b"\x02\x01a\x01a", false),
+            (types::HASH, b"\x02\x01f\x011\x01f\x012", false),
+            (types::HASH_LISTPACK, b"\x13\x13\0\0\0\x04\0\x81f\x02\x81v\x02\x81f\x02\x81w\x02\xff", false),
+            (types::ZSET, b"\x02\x01m\x011\x01m\x012", false),
+            (types::LIST, b"\x02\x01a\x01a", true),
+        ] {
+            let built = value_to_commands(type_byte, raw, Dialect::Redis, rebuild.clone(), &mut |_| Ok(()));
+            assert_eq!(built.is_ok(), good, "type {type_byte}: {built:?}");
+            assert!(good || built.unwrap_err().to_string().contains("stands twice"));
         }
     }
 

@@ -1,10 +1,12 @@
 //! Commands that load the file: for `redis-cli --pipe`.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 
-use super::super::commands::{CommandBuilder, Loss, Rebuild, append_resp, value_to_commands};
+use super::super::commands::{
+    CommandBuilder, Loss, PendingIds, Rebuild, append_resp, is_stream, value_to_commands,
+};
 use super::super::dump::{self, Route, Target};
-use super::super::{ByteList, Decoder, Entry, Item, RdbError, Value, types};
+use super::super::{ByteList, Decoder, Entry, Item, RdbError, Value, types, visit_from};
 use super::{Summary, written};
 
 /// What the commands are for.
@@ -20,10 +22,12 @@ pub struct RespOptions {
 }
 
 /// Writes every key as SELECT and RESTORE (absolute expiry, IDLETIME or FREQ) or as commands, functions as FUNCTION LOAD,
-/// and Lua scripts of old files as SCRIPT LOAD.
-pub fn write_resp<R: Read>(
+/// and Lua scripts of old files as SCRIPT LOAD. `ahead` opens the file once more, at an offset: pending entries of a large
+/// stream must be known before its first entry is written.
+pub fn write_resp<R: Read, A: Read>(
     decoder: &mut Decoder<R>,
     options: RespOptions,
+    ahead: impl Fn(u64) -> io::Result<A>,
     out: &mut impl Write,
 ) -> Result<Summary, RdbError> {
     let mut summary = Summary::default();
@@ -57,12 +61,22 @@ pub fn write_resp<R: Read>(
                 Value::Large => {
                     writer.select(entry.db);
                     let key = entry.key.to_vec();
+                    let (type_byte, dialect, expire_at_ms) =
+                        (entry.type_byte, entry.dialect, entry.expire_at_ms);
+                    let mut pending = PendingIds::default();
+                    if is_stream(type_byte) {
+                        let at = decoder.position();
+                        visit_from(ahead(at)?, at, type_byte, dialect, &mut |element| {
+                            pending.add(element);
+                            Ok(())
+                        })?;
+                    }
                     let mut builder = CommandBuilder::new(Rebuild {
                         key: &key,
                         target: options.target,
                         replace: options.replace,
-                        expire_at_ms: entry.expire_at_ms,
-                        pending_ids: Vec::new(),
+                        expire_at_ms,
+                        pending_ids: pending.into_sorted(),
                     });
                     let mut send = |command: &ByteList| {
                         append_resp(&mut writer.buffer, command);

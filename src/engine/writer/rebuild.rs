@@ -1,0 +1,240 @@
+//! Values whose RESTORE was refused, rebuilt by commands; and RDB batches whose answers were lost.
+//!
+//! Both happen while the next batch, sent or not, is still withheld, so nothing later can come before them; and before the
+//! batch counts as confirmed, so that a crash in the middle brings it again (see [`Batch::checkpoint`]). A value is built under
+//! a temporary key and renamed when the destination has accepted every command: nobody sees half of it.
+
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::super::batch::{Batch, CommandKind};
+use super::super::events::unix_ms;
+use super::super::net::{Connection, NetError};
+use super::super::rules::{Rule, rule};
+use super::judge::Refusal;
+use super::link::Beside;
+use super::{Writer, WriterError};
+use crate::config::OnBadValue;
+use crate::format::escape;
+use crate::rdb::commands::{Rebuild, append_resp, value_to_commands};
+use crate::rdb::{describe_type, dump};
+use crate::resp::{Reply, append_command};
+use crate::status::{EventLevel, WriterState};
+
+/// Where the writer of this run builds a refused value, in the key's own database. Not the key of values that replay builds:
+/// one of those may be half-way at this moment.
+pub fn rebuilding_key(run_id: &str) -> Vec<u8> {
+    format!("shakedeck:rebuilding:{run_id}").into_bytes()
+}
+
+/// The commands that make one value aside, and what is to become of it.
+struct Plan<'a> {
+    db: u32,
+    key: &'a [u8],
+    aside: &'a [u8],
+    bytes: Vec<u8>,
+    count: usize,
+    replace: bool,
+    expires: bool,
+}
+
+impl Writer {
+    /// Rebuilds the value of a RESTORE that was refused. The inner error says why that is impossible, too.
+    pub(super) async fn rebuild(
+        &self,
+        beside: &mut Beside,
+        batch: &Batch,
+        index: usize,
+        refused: &str,
+    ) -> Result<Result<(), String>, WriterError> {
+        let arguments = batch.arguments(index);
+        let [_, key, ttl, payload, options @ ..] = arguments.as_slice() else {
+            return Ok(Err("the command has no payload".into()));
+        };
+        let has = |word: &[u8]| options.contains(&word);
+        let payload = match dump::parse_payload(payload) {
+            Ok(payload) => payload,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        let ttl =
+            std::str::from_utf8(ttl).ok().and_then(|ttl| ttl.parse::<i64>().ok()).filter(|ttl| *ttl > 0);
+        let expire_at_ms =
+            ttl.map(|ttl| if has(b"ABSTTL") { ttl } else { ttl.saturating_add(unix_ms() as i64) });
+        let mut plan = Plan {
+            db: batch.database_of(index),
+            key,
+            aside: &self.rebuilding_key,
+            bytes: Vec::new(),
+            count: 0,
+            replace: has(b"REPLACE"),
+            expires: expire_at_ms.is_some(),
+        };
+        let rebuild = Rebuild {
+            key: &self.rebuilding_key,
+            target: self.acceptance.target(),
+            replace: true,
+            expire_at_ms,
+            pending_ids: Vec::new(),
+        };
+        let built =
+            value_to_commands(payload.type_byte, payload.raw, payload.dialect, rebuild, &mut |command| {
+                append_resp(&mut plan.bytes, command);
+                plan.count += 1;
+                Ok(())
+            });
+        let loss = match built {
+            Ok(loss) => loss,
+            Err(error) => return Ok(Err(error.to_string())),
+        };
+        if let Err(error) = self.until_answered(beside, &plan).await? {
+            return Ok(Err(error));
+        }
+        let shown = escape(key, 60);
+        let what = describe_type(payload.type_byte, payload.dialect);
+        let without = loss.describe().map_or(String::new(), |words| format!(", without {words}"));
+        let text = format!(
+            "key '{shown}': RESTORE of {what} was refused ({refused}); it was rebuilt by commands{without}"
+        );
+        self.events.reject(
+            &self.node(),
+            EventLevel::Warn,
+            "RESTORE REFUSED",
+            "rebuilt by commands",
+            &shown,
+            &text,
+        );
+        if self.acceptance.note_refusal(payload.type_byte) {
+            let text = format!(
+                "RESTORE of {what} has been refused several times; from now on such values go by commands"
+            );
+            self.events.warn(&self.node(), text);
+        }
+        Ok(Ok(()))
+    }
+
+    /// Sends a plan until it is answered with something other than a state that passes.
+    async fn until_answered(
+        &self,
+        beside: &mut Beside,
+        plan: &Plan<'_>,
+    ) -> Result<Result<(), String>, WriterError> {
+        let mut again = false;
+        loop {
+            let connection = self.beside(beside).await?;
+            match build(connection, plan, again).await {
+                Ok(Err(error)) => match rule(&error, CommandKind::Rebuild, OnBadValue::Quarantine) {
+                    (Rule::Wait, cure) if !self.wishes.borrow().stop => {
+                        self.shared.enter(WriterState::Waiting, Some(format!("{error}: {cure}")));
+                        sleep(Duration::from_millis(500)).await;
+                    }
+                    (Rule::Quarantine, _) => return Ok(Err(error)),
+                    _ => {
+                        return Err(self.refused(
+                            "the commands in place of RESTORE".into(),
+                            escape(plan.key, 60),
+                            error,
+                        ));
+                    }
+                },
+                Ok(Ok(())) => return Ok(Ok(())),
+                Err(error) if error.is_transient() && !self.wishes.borrow().stop => beside.lost(),
+                Err(error) => return Err(error.into()),
+            }
+            again = true;
+        }
+    }
+
+    /// The batch has run, but its answers were lost with the connection. Which entries of the RDB were refused is found out by
+    /// asking again: RESTOREs are repeated, which changes nothing where the first one was accepted.
+    pub(super) async fn judge_unanswered(&self, batch: &Batch) -> Result<(), WriterError> {
+        let asked = |kind: CommandKind| kind.restores() || kind == CommandKind::SetIfNone;
+        if !batch.commands.iter().any(|command| asked(command.kind)) {
+            return Ok(());
+        }
+        let mut beside = Beside::default();
+        let refusals = loop {
+            let connection = self.beside(&mut beside).await?;
+            match ask_again(connection, batch).await {
+                Ok(refusals) => break refusals,
+                Err(error) if error.is_transient() && !self.wishes.borrow().stop => beside.lost(),
+                Err(error) => return Err(error.into()),
+            }
+        };
+        self.judge_applied(batch, refusals).await
+    }
+}
+
+/// Builds the value aside and gives it its name. The inner error is the destination's answer.
+async fn build(
+    connection: &mut Connection,
+    plan: &Plan<'_>,
+    again: bool,
+) -> Result<Result<(), String>, NetError> {
+    connection.request(&[b"SELECT", plan.db.to_string().as_bytes()]).await?;
+    connection.send(&plan.bytes, "the commands in place of RESTORE").await?;
+    let mut refused = None;
+    for _ in 0..plan.count {
+        if let Reply::Error(error) = connection.read_reply("the commands in place of RESTORE").await? {
+            refused.get_or_insert(error);
+        }
+    }
+    if let Some(error) = refused {
+        connection.request(&[b"DEL", plan.aside]).await?;
+        return Ok(Err(error));
+    }
+    // After a first try whose answer was lost the name may be taken by the value itself.
+    let verb: &[u8] = if plan.replace || again { b"RENAME" } else { b"RENAMENX" };
+    match connection.request(&[verb, plan.aside, plan.key]).await? {
+        // Expired in the meantime, or long ago.
+        Reply::Error(error) if plan.expires && error.contains("no such key") => {
+            if plan.replace {
+                connection.request(&[b"DEL", plan.key]).await?;
+            }
+            Ok(Ok(()))
+        }
+        Reply::Error(error) => Ok(Err(error)),
+        Reply::Integer(0) => {
+            connection.request(&[b"DEL", plan.aside]).await?;
+            Ok(Err("BUSYKEY Target key name already exists.".into()))
+        }
+        _ => Ok(Ok(())),
+    }
+}
+
+/// Sends the RESTOREs of a batch once more, and looks whether the keys of its MSETNX are there.
+async fn ask_again(connection: &mut Connection, batch: &Batch) -> Result<Vec<(usize, Refusal)>, NetError> {
+    let mut bytes = Vec::new();
+    let mut asked = Vec::new();
+    append_command(&mut bytes, &[b"SELECT", batch.start_db.to_string().as_bytes()]);
+    asked.push((0, CommandKind::Select, 0));
+    for (index, command) in batch.commands.iter().enumerate() {
+        match command.kind {
+            CommandKind::Select | CommandKind::Restore | CommandKind::RestoreIfMissing => {
+                bytes.extend_from_slice(batch.command_bytes(index));
+                asked.push((index, command.kind, 0));
+            }
+            CommandKind::SetIfNone => {
+                let arguments = batch.arguments(index);
+                let keys: Vec<&[u8]> = arguments.iter().skip(1).step_by(2).copied().collect();
+                append_command(&mut bytes, &[&[&b"EXISTS"[..]], &keys[..]].concat());
+                asked.push((index, command.kind, keys.len() as i64));
+            }
+            _ => {}
+        }
+    }
+    connection.send(&bytes, "asking again").await?;
+    let mut refusals = Vec::new();
+    for (index, kind, keys) in asked {
+        match (kind, connection.read_reply("asking again").await?) {
+            // The key is there: it was accepted the first time.
+            (_, Reply::Error(error)) if error.starts_with("BUSYKEY") => {}
+            (kind, Reply::Error(error)) if kind.restores() => refusals.push((index, Refusal::Error(error))),
+            (CommandKind::SetIfNone, Reply::Integer(found)) if found < keys => {
+                refusals.push((index, Refusal::KeyExists));
+            }
+            _ => {}
+        }
+    }
+    Ok(refusals)
+}
