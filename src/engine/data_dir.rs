@@ -82,24 +82,7 @@ impl DataDir {
             let path = path.to_owned();
             move |cause| DataDirError::Io { action, path, cause }
         };
-        // Only for the owner: the spool holds the operator's data.
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("create", path))?;
-        let lock_path = path.join("lock");
-        let mut lock = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&lock_path)
-            .map_err(io("open", &lock_path))?;
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            let mut pid = String::new();
-            let _ = lock.read_to_string(&mut pid);
-            return Err(DataDirError::InUse { path: path.to_owned(), pid: pid.trim().to_owned() });
-        }
-        lock.set_len(0)
-            .and_then(|()| writeln!(lock, "{}", std::process::id()))
-            .map_err(io("write", &lock_path))?;
+        let lock = DataDir::lock(path)?;
         let run_path = path.join("run.json");
         let former = match fs::read(&run_path) {
             Ok(text) => Some(
@@ -131,6 +114,39 @@ impl DataDir {
             });
         }
         Ok(DataDir { path: path.to_owned(), run, _lock: lock })
+    }
+
+    /// Only takes the lock, for as long as the file stays open: no migration begins here meanwhile.
+    pub fn lock(path: &Path) -> Result<File, DataDirError> {
+        let io = |action, path: &Path| {
+            let path = path.to_owned();
+            move |cause| DataDirError::Io { action, path, cause }
+        };
+        // Only for the owner: the spool holds the operator's data.
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("create", path))?;
+        let lock_path = path.join("lock");
+        let mut lock = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&lock_path)
+            .map_err(io("open", &lock_path))?;
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let mut pid = String::new();
+            let _ = lock.read_to_string(&mut pid);
+            return Err(DataDirError::InUse { path: path.to_owned(), pid: pid.trim().to_owned() });
+        }
+        lock.set_len(0)
+            .and_then(|()| writeln!(lock, "{}", std::process::id()))
+            .map_err(io("write", &lock_path))?;
+        Ok(lock)
+    }
+
+    /// The run id that a directory holds, without taking it.
+    pub fn run_id_in(path: &Path) -> Option<String> {
+        let text = fs::read(path.join("run.json")).ok()?;
+        Some(serde_json::from_slice::<RunFile>(&text).ok()?.run_id)
     }
 
     /// The directory.

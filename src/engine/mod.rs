@@ -19,6 +19,7 @@ mod rules;
 mod shared;
 mod source;
 mod spool;
+pub mod verify;
 mod writer;
 
 use std::path::PathBuf;
@@ -40,6 +41,7 @@ use self::replay::{BUILDING_KEY, Replay, ReplayEnd, ReplayError};
 use self::shared::{SourceShared, Wishes, WriterShared};
 use self::source::{Source, SourceError};
 use self::spool::{Manifest, Spool, SpoolError};
+use self::verify::{Settle, Verify, Verifying};
 use self::writer::{Writer, WriterError, read_checkpoint};
 use crate::config::{Plan, Reader, SyncReader};
 use crate::control::{Command, EngineEnd, Handle, channel};
@@ -137,6 +139,7 @@ pub fn start(plan: Plan, log_file: Option<PathBuf>) -> Result<Engine, Outcome> {
         end,
         wishes: watch::channel(Wishes::default()).0,
         stop_source: watch::channel(false).0,
+        verifying: None,
     };
     Ok(Engine { handle, finished: tokio::spawn(supervisor.run()) })
 }
@@ -154,6 +157,7 @@ struct Supervisor {
     end: EngineEnd,
     wishes: watch::Sender<Wishes>,
     stop_source: watch::Sender<bool>,
+    verifying: Option<Verifying>,
 }
 
 /// Why a run ends.
@@ -447,12 +451,48 @@ impl Supervisor {
             Command::RestartSource { address } => {
                 self.events.warn("", format!("no source is called '{}'", address.escape_debug()));
             }
-            Command::Verify | Command::StartCutover { .. } | Command::AbortCutover => {
-                self.events.warn("", "verify and cutover are not in this version yet");
+            Command::Verify => self.verify(),
+            Command::StopVerify => self.verifying.iter().for_each(Verifying::cancel),
+            Command::StartCutover { .. } | Command::AbortCutover => {
+                self.events.warn("", "cutover is not in this version yet");
             }
             Command::Stop { .. } => {}
         }
         self.publish(None, None);
+    }
+
+    /// Starts a comparison, unless one runs or nothing could be said.
+    fn verify(&mut self) {
+        if self.verifying.as_ref().is_some_and(Verifying::is_running) {
+            return self.events.warn("", "a verification runs already");
+        }
+        let options = crate::verify::Options::default();
+        let verifying = match self.end.status.borrow().state {
+            State::Streaming | State::CaughtUp => Verifying::start(
+                Verify {
+                    options,
+                    source: vec![self.reader.endpoint.clone()],
+                    destination: vec![self.plan.writer.endpoint.clone()],
+                    filter: self.plan.filter.clone(),
+                    settle: Settle::Streaming(self.source.clone()),
+                    dir: Some(self.data_dir.path().to_owned()),
+                    output: None,
+                    resume: false,
+                    repair: None,
+                    events: Some(self.events.clone()),
+                },
+                self.events.clone(),
+            ),
+            state => {
+                let why = format!(
+                    "the migration is {}: nothing can be said before every source streams and the stream is applied",
+                    state.word()
+                );
+                Verifying::refused(&options, &why, &self.events)
+            }
+        };
+        self.publisher.verification = Some(verifying.progress.clone());
+        self.verifying = Some(verifying);
     }
 
     /// Turns the ending into the outcome; cleans up where the migration is over.

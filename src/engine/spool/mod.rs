@@ -180,6 +180,11 @@ impl Spool {
         self.grown.notify_all();
     }
 
+    /// True once [`Spool::stop`] was called.
+    pub fn is_stopped(&self) -> bool {
+        self.lock().stopped
+    }
+
     /// Told by the parser: the RDB of this generation ends here.
     pub fn rdb_ends_at(&self, generation: u64, len: u64) {
         let mut state = self.lock();
