@@ -359,9 +359,9 @@ pub fn in_sample(key: &[u8], sample: f64) -> bool {
         return true;
     }
     // FNV-1a with a final mix: stable across versions of this program and of Rust, so that a resumed run agrees.
-    let mut hash = key
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+    let mut hash = key.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
     hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
     hash ^= hash >> 33;
     (hash as f64) < sample * u64::MAX as f64
@@ -412,7 +412,8 @@ mod tests {
 
     #[test]
     fn a_difference_names_both_sides() {
-        let found = compare_looks(&look(KeyType::String, Some(1_700_000_000_123), 1_234), &Look::default(), CLOCKS);
+        let found =
+            compare_looks(&look(KeyType::String, Some(1_700_000_000_123), 1_234), &Look::default(), CLOCKS);
         let difference = found.into_iter().map(|found| found.of_key(3, b"a\x00b")).next();
         let expected = Difference {
             db: 3,
@@ -427,7 +428,8 @@ mod tests {
 
     #[test]
     fn a_sample_is_about_as_large_as_asked_and_always_the_same() {
-        let count = |sample| (0..100_000).filter(|n| in_sample(format!("key:{n}").as_bytes(), sample)).count();
+        let count =
+            |sample| (0..100_000).filter(|n| in_sample(format!("key:{n}").as_bytes(), sample)).count();
         assert_eq!((count(0.0), count(1.0)), (0, 100_000));
         assert!((9_000..11_000).contains(&count(0.1)), "{}", count(0.1));
         assert_eq!(count(0.1), count(0.1));

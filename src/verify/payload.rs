@@ -127,8 +127,9 @@ impl Finder {
     ) {
         for (name, value) in &here {
             match there.remove(name) {
-                None => self
-                    .add(Found::new(Kind::Value, "present", "missing").at(format!("{what} {}", quoted(name)))),
+                None => self.add(
+                    Found::new(Kind::Value, "present", "missing").at(format!("{what} {}", quoted(name))),
+                ),
                 Some(other) => {
                     if let Some(found) = differs(name, value, &other) {
                         self.add(found.at(format!("{what} {}", quoted(name))));
@@ -329,7 +330,8 @@ mod tests {
         let zset = |score: f64| DecodedValue::SortedSet(vec![(b"m".to_vec(), score)]);
         assert_eq!(found(zset(1.0), zset(1.0)), []);
         assert_eq!(found(zset(1.0), zset(1.5)), [(Kind::Value, "member 'm'".into())]);
-        let list = |items: &[&str]| DecodedValue::List(items.iter().map(|item| item.as_bytes().to_vec()).collect());
+        let list =
+            |items: &[&str]| DecodedValue::List(items.iter().map(|item| item.as_bytes().to_vec()).collect());
         assert_eq!(found(list(&["a", "b"]), list(&["a", "c"])), [(Kind::Value, "index 1".into())]);
         assert_eq!(found(list(&["a"]), list(&["a", "c"])), [(Kind::Length, String::new())]);
     }
@@ -376,16 +378,16 @@ mod tests {
         type Change<'a> = &'a dyn Fn(&mut StreamConsumer);
         let consumer = |change: Change| changed(&|stream| change(&mut stream.groups[0].consumers[0]));
         assert_eq!(consumer(&|consumer| consumer.pending.clear()), group("group 'g', consumer 'c'"));
-        assert_eq!(consumer(&|consumer| consumer.pending[0].deliveries = 2), group("group 'g', consumer 'c'"));
+        assert_eq!(
+            consumer(&|consumer| consumer.pending[0].deliveries = 2),
+            group("group 'g', consumer 'c'")
+        );
         assert_eq!(
             consumer(&|consumer| consumer.pending[0].delivered_at_ms = 9_999),
             group("group 'g', consumer 'c'")
         );
         assert_eq!(consumer(&|consumer| consumer.seen_at_ms = 9_999), [], "no replica keeps it");
-        assert_eq!(
-            changed(&|stream| stream.info.last_id.seq = 5),
-            [(Kind::Stream, "last ID".into())]
-        );
+        assert_eq!(changed(&|stream| stream.info.last_id.seq = 5), [(Kind::Stream, "last ID".into())]);
         assert_eq!(changed(&|stream| stream.info.entries_added = Some(5)), [], "one side does not know it");
     }
 }

@@ -13,7 +13,7 @@ use super::link::{Link, Server, Side, VerifyError};
 use super::look::{self, Ask, Moment};
 use super::pieces::Ends;
 use crate::config::Endpoint;
-use crate::verify::{Clocks, Found, Kind, KeyType, Look, Mode, Verdict, compare_looks, compare_payloads};
+use crate::verify::{Clocks, Found, KeyType, Kind, Look, Mode, Verdict, compare_looks, compare_payloads};
 
 /// Longest wait, while the stream is held, for the destination to reach the source's place.
 const HOLD_LIMIT: Duration = Duration::from_secs(10);
@@ -139,11 +139,16 @@ impl Pair {
     ) -> Result<(), VerifyError> {
         let how = self.how.clone();
         for (index, judged) in judged.iter_mut().enumerate() {
-            let (Some(key), Some(look), Some(other)) = (keys.get(index), here.get(index), there.get(index)) else {
+            let (Some(key), Some(look), Some(other)) = (keys.get(index), here.get(index), there.get(index))
+            else {
                 continue;
             };
             let open = !judged.found.iter().any(|found| found.kind == Kind::Length);
-            if sizes.get(index).copied().flatten().is_some() || !look.exists() || look.kind != other.kind || !open {
+            if sizes.get(index).copied().flatten().is_some()
+                || !look.exists()
+                || look.kind != other.kind
+                || !open
+            {
                 continue;
             }
             if matches!(look.kind, KeyType::Other(_)) {
@@ -219,7 +224,9 @@ impl Pair {
 
         let hold = Hold::begin(stream);
         let moment = look::moment(&mut self.source, source, keys, &types, &sizes).await?;
-        let Some(Moment { looks: here, payloads: here_payloads, now, offset }) = moment else { return Ok(None) };
+        let Some(Moment { looks: here, payloads: here_payloads, now, offset }) = moment else {
+            return Ok(None);
+        };
         if !hold.until(offset).await {
             return Ok(None);
         }

@@ -311,7 +311,9 @@ impl Server {
         };
         for (command, reply) in tried.iter().zip(link.flush().await?) {
             let Reply::Error(reply) = reply else { continue };
-            let word = |at: usize| String::from_utf8_lossy(command.get(at).copied().unwrap_or_default()).into_owned();
+            let word = |at: usize| {
+                String::from_utf8_lossy(command.get(at).copied().unwrap_or_default()).into_owned()
+            };
             let verb = word(0);
             match verb.as_str() {
                 "DEBUG" => server.digest = false,
@@ -331,7 +333,12 @@ impl Server {
             }
         }
         if !missing.is_empty() {
-            return Err(VerifyError::Rights { side: link.side, address: link.address().clone(), user, missing });
+            return Err(VerifyError::Rights {
+                side: link.side,
+                address: link.address().clone(),
+                user,
+                missing,
+            });
         }
         Ok(server)
     }
@@ -387,10 +394,7 @@ fn databases(info: &str) -> BTreeMap<u32, (u64, u64)> {
     info.lines()
         .filter_map(|line| {
             let (db, fields) = line.strip_prefix("db")?.split_once(':')?;
-            Some((
-                db.parse().ok()?,
-                (number(fields, "keys")?, number(fields, "expires").unwrap_or(0)),
-            ))
+            Some((db.parse().ok()?, (number(fields, "keys")?, number(fields, "expires").unwrap_or(0))))
         })
         .collect()
 }

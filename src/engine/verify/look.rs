@@ -254,7 +254,9 @@ pub async fn moment(
         Some(Reply::Error(reply)) => return Err(link.refused("MULTI", reply)),
         other => return Err(link.odd("EXEC", &format!("{other:?}"))),
     };
-    let Some(offset) = replies.next().as_ref().and_then(Reply::text).and_then(place_of) else { return Ok(None) };
+    let Some(offset) = replies.next().as_ref().and_then(Reply::text).and_then(place_of) else {
+        return Ok(None);
+    };
     let now = clock(link, replies.next())?;
     let looks = take_looks(link, server, keys, ask, now, &mut replies)?;
     let mut payloads = Vec::with_capacity(keys.len());

@@ -33,10 +33,10 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 pub use self::attend::Verifying;
-pub use self::link::{Side, VerifyError};
-pub use self::progress::Progress;
 use self::judge::{How, Judged, Pair};
 use self::link::{Link, Server};
+pub use self::link::{Side, VerifyError};
+pub use self::progress::Progress;
 use self::saved::Saved;
 use self::scan::{Ended, Pool};
 use super::data_dir::DataDir;
@@ -423,7 +423,10 @@ impl Run {
                     }
                 }
                 let words = |count: i64| format!("{} keys", format::number(count.max(0) as u64));
-                standing.push(((db, Vec::new()), vec![Found::new(Kind::Count, words(alive), words(alive_there))]));
+                standing.push((
+                    (db, Vec::new()),
+                    vec![Found::new(Kind::Count, words(alive), words(alive_there))],
+                ));
             }
             self.progress.change(|shown| shown.conflicts = standing.len() as u64);
             if standing.is_empty() {
@@ -537,8 +540,7 @@ impl Run {
         if shown.unreadable > 0 {
             words.push(format!("{} values of modules were not compared", format::number(shown.unreadable)));
         }
-        let state =
-            if differences == 0 { VerificationState::Equal } else { VerificationState::Different };
+        let state = if differences == 0 { VerificationState::Equal } else { VerificationState::Different };
         Ok(self.progress.finish(state, words.join(", ")))
     }
 
@@ -553,7 +555,11 @@ impl Run {
                 found.iter().map(|found| found.clone().of_key(*db, key)).collect::<Vec<Difference>>()
             })
         };
-        let path = self.job.output.clone().or_else(|| Some(self.job.dir.as_deref()?.join("verify-differences.jsonl")));
+        let path = self
+            .job
+            .output
+            .clone()
+            .or_else(|| Some(self.job.dir.as_deref()?.join("verify-differences.jsonl")));
         if let Some(path) = &path {
             saved::write_differences(path, all())?;
         }

@@ -7,7 +7,7 @@ use tokio::try_join;
 
 use super::link::{Link, Server, VerifyError};
 use crate::resp::Reply;
-use crate::verify::{Clocks, Found, Kind, KeyType, Look, expiry, quoted};
+use crate::verify::{Clocks, Found, KeyType, Kind, Look, expiry, quoted};
 
 /// Bytes of a string at a time.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -54,8 +54,10 @@ impl Ends<'_> {
             let (here, there) = self.both(&[b"GETRANGE", key, from.as_bytes(), to.as_bytes()]).await?;
             if here != there {
                 let (here, there) = (bytes_of(here), bytes_of(there));
-                let at = here.iter().zip(&there).position(|(a, b)| a != b).unwrap_or(here.len().min(there.len()));
-                let part = |bytes: &[u8]| quoted(bytes.get(at..(at + 24).min(bytes.len())).unwrap_or_default());
+                let at =
+                    here.iter().zip(&there).position(|(a, b)| a != b).unwrap_or(here.len().min(there.len()));
+                let part =
+                    |bytes: &[u8]| quoted(bytes.get(at..(at + 24).min(bytes.len())).unwrap_or_default());
                 let place = format!("byte {}", start + at as u64);
                 return Ok(Some(Found::new(Kind::Value, part(&here), part(&there)).at(place)));
             }
@@ -71,7 +73,8 @@ impl Ends<'_> {
             let (here, there) = self.both(&[b"LRANGE", key, from.as_bytes(), to.as_bytes()]).await?;
             let (here, there) = (items_of(here), items_of(there));
             if let Some(at) = (0..here.len().max(there.len())).find(|at| here.get(*at) != there.get(*at)) {
-                let item = |items: &[Vec<u8>]| items.get(at).map_or("nothing".to_owned(), |item| quoted(item));
+                let item =
+                    |items: &[Vec<u8>]| items.get(at).map_or("nothing".to_owned(), |item| quoted(item));
                 let place = format!("index {}", start + at as u64);
                 return Ok(Some(Found::new(Kind::Value, item(&here), item(&there)).at(place)));
             }
@@ -81,7 +84,12 @@ impl Ends<'_> {
     }
 
     /// The next elements of the source; `cursor` moves on.
-    async fn scan(&mut self, verb: &[u8], key: &[u8], cursor: &mut Vec<u8>) -> Result<Vec<Vec<u8>>, VerifyError> {
+    async fn scan(
+        &mut self,
+        verb: &[u8],
+        key: &[u8],
+        cursor: &mut Vec<u8>,
+    ) -> Result<Vec<Vec<u8>>, VerifyError> {
         let count = PIECE.to_string();
         match self.source.ask(&[verb, key, cursor, b"COUNT", count.as_bytes()]).await? {
             Reply::Array(parts) if parts.len() == 2 => {
@@ -226,7 +234,8 @@ impl Ends<'_> {
                 };
                 return Ok(Some(found.at(place)));
             }
-            let Some(next) = here.last().filter(|_| here.len() == PIECE).and_then(|entry| after(&entry_id(entry)))
+            let Some(next) =
+                here.last().filter(|_| here.len() == PIECE).and_then(|entry| after(&entry_id(entry)))
             else {
                 break;
             };
@@ -259,7 +268,8 @@ impl Ends<'_> {
             for field in ["last-delivered-id", "consumers", "pending"] {
                 let (mine, theirs) = (member(group, field), member(other, field));
                 if mine != theirs {
-                    let say = |reply: Option<&Reply>| format!("{field} {}", reply.map_or_else(String::new, words));
+                    let say =
+                        |reply: Option<&Reply>| format!("{field} {}", reply.map_or_else(String::new, words));
                     return Ok(Some(Found::new(Kind::StreamGroup, say(mine), say(theirs)).at(place)));
                 }
             }
@@ -278,7 +288,8 @@ impl Ends<'_> {
             let (mine, theirs) = (consumers(mine), consumers(theirs));
             if mine != theirs {
                 let say = |list: &[(String, String)]| {
-                    let words: Vec<_> = list.iter().map(|(name, count)| format!("{name} {count} pending")).collect();
+                    let words: Vec<_> =
+                        list.iter().map(|(name, count)| format!("{name} {count} pending")).collect();
                     crate::format::cut(&words.join(", "), 200, "…")
                 };
                 return Ok(Some(Found::new(Kind::StreamGroup, say(&mine), say(&theirs)).at(place)));
@@ -298,7 +309,9 @@ impl Ends<'_> {
             let (here, there) = self.both(&[b"XPENDING", key, group, &from, b"+", count.as_bytes()]).await?;
             let rows = |reply: Reply| -> Vec<Vec<String>> {
                 let row = |row: &Reply| match row {
-                    Reply::Array(parts) => [0, 1, 3].iter().filter_map(|at| parts.get(*at)).map(words).collect(),
+                    Reply::Array(parts) => {
+                        [0, 1, 3].iter().filter_map(|at| parts.get(*at)).map(words).collect()
+                    }
                     _ => Vec::new(),
                 };
                 array_of(reply).iter().map(row).collect()
@@ -306,12 +319,15 @@ impl Ends<'_> {
             let (here, there) = (rows(here), rows(there));
             if let Some(at) = (0..here.len().max(there.len())).find(|at| here.get(*at) != there.get(*at)) {
                 let say = |rows: &[Vec<String>]| {
-                    rows.get(at).map_or("nothing pending".to_owned(), |row| format!("pending {}", row.join(", ")))
+                    rows.get(at)
+                        .map_or("nothing pending".to_owned(), |row| format!("pending {}", row.join(", ")))
                 };
                 return Ok(Some(Found::new(Kind::StreamGroup, say(&here), say(&there)).at(place)));
             }
-            let Some(next) =
-                here.last().filter(|_| here.len() == PIECE).and_then(|row| after(row.first()?.trim_matches('\'')))
+            let Some(next) = here
+                .last()
+                .filter(|_| here.len() == PIECE)
+                .and_then(|row| after(row.first()?.trim_matches('\'')))
             else {
                 return Ok(None);
             };
@@ -340,7 +356,10 @@ fn entry_id(entry: &Reply) -> String {
 /// The value of a name in a flat list of names and values.
 fn member<'a>(reply: &'a Reply, name: &str) -> Option<&'a Reply> {
     let Reply::Array(parts) = reply else { return None };
-    parts.chunks_exact(2).find(|pair| pair.first().and_then(Reply::text) == Some(name)).and_then(|pair| pair.get(1))
+    parts
+        .chunks_exact(2)
+        .find(|pair| pair.first().and_then(Reply::text) == Some(name))
+        .and_then(|pair| pair.get(1))
 }
 
 /// The group of the same name.

@@ -92,7 +92,9 @@ impl Run {
         let Some(payload) = payload else {
             if !how.delete_extra {
                 destination.ask(&[b"UNWATCH"]).await?;
-                return Ok(Mended::No("keys that only the destination has are kept: --delete-extra removes them".into()));
+                return Ok(Mended::No(
+                    "keys that only the destination has are kept: --delete-extra removes them".into(),
+                ));
             }
             return commit(destination, &[vec![b"DEL".to_vec(), key.to_vec()]]).await;
         };
@@ -125,7 +127,8 @@ fn commands(
             let restore = [&b"RESTORE"[..], key, b"0", &stamped, b"REPLACE"].map(<[u8]>::to_vec).to_vec();
             let mut commands = vec![restore];
             if let Some(at) = expire_at {
-                commands.push([&b"PEXPIREAT"[..], key, at.to_string().as_bytes()].map(<[u8]>::to_vec).to_vec());
+                commands
+                    .push([&b"PEXPIREAT"[..], key, at.to_string().as_bytes()].map(<[u8]>::to_vec).to_vec());
             }
             Ok(commands)
         }
@@ -133,10 +136,16 @@ fn commands(
             let rebuild =
                 Rebuild { key, target, replace: true, expire_at_ms: expire_at, pending_ids: Vec::new() };
             let mut commands = Vec::new();
-            value_to_commands(value.type_byte, value.raw, value.dialect, rebuild, &mut |command: &ByteList| {
-                commands.push(command.iter().map(<[u8]>::to_vec).collect());
-                Ok(())
-            })
+            value_to_commands(
+                value.type_byte,
+                value.raw,
+                value.dialect,
+                rebuild,
+                &mut |command: &ByteList| {
+                    commands.push(command.iter().map(<[u8]>::to_vec).collect());
+                    Ok(())
+                },
+            )
             .map_err(|error| failed(error.to_string()))?;
             Ok(commands)
         }
@@ -162,6 +171,8 @@ async fn commit(link: &mut Link, commands: &[Vec<Vec<u8>>]) -> Result<Mended, Ve
             }))
         }
         Some(Reply::Error(error)) => Err(link.refused("a repair", error)),
-        _ => Ok(Mended::No("keys that were written on the destination meanwhile are left as they are".into())),
+        _ => {
+            Ok(Mended::No("keys that were written on the destination meanwhile are left as they are".into()))
+        }
     }
 }

@@ -107,7 +107,8 @@ async fn attempt(how: &Arc<How>, pair: &mut Option<Pair>, batch: &Batch) -> Resu
         Some(pair) => pair,
         None => pair.insert(Pair::open(how.clone()).await?),
     };
-    let mut done = Done { number: batch.number, count: batch.keys.len(), unreadable: 0, conflicts: Vec::new() };
+    let mut done =
+        Done { number: batch.number, count: batch.keys.len(), unreadable: 0, conflicts: Vec::new() };
     if batch.extra {
         for index in pair.unknown_to_source(batch.db, &batch.keys).await? {
             done.conflicts.extend(batch.keys.get(index).map(|key| ((batch.db, key.clone()), 0)));
@@ -198,7 +199,8 @@ impl Scan<'_> {
                 loop {
                     let (next, keys) = self.scan(link, db, &way.place.cursor).await?;
                     let keys = self.mine(keys, extra);
-                    for part in keys.chunks(if self.how.mode == Mode::Meta { keys.len().max(1) } else { VALUE_BATCH })
+                    for part in
+                        keys.chunks(if self.how.mode == Mode::Meta { keys.len().max(1) } else { VALUE_BATCH })
                     {
                         way.hand_over(&mut pool, extra, db, part.to_vec()).await?;
                     }
@@ -233,7 +235,12 @@ impl Scan<'_> {
     }
 
     /// One step of SCAN, tried again when the connection fails: a cursor outlives its connection.
-    async fn scan(&self, link: &mut Link, db: u32, cursor: &str) -> Result<(String, Vec<Vec<u8>>), VerifyError> {
+    async fn scan(
+        &self,
+        link: &mut Link,
+        db: u32,
+        cursor: &str,
+    ) -> Result<(String, Vec<Vec<u8>>), VerifyError> {
         let (side, endpoint) = link.end(self.how);
         let mut tries = 0;
         loop {
