@@ -66,6 +66,7 @@ fn job(asked: cli::Verify, plan: Plan) -> Result<Verify, Outcome> {
         options: Options {
             mode: asked.mode,
             sample: asked.sample,
+            at_most: None,
             rounds: asked.rounds,
             rate: asked.rate,
             ttl_tolerance: asked.ttl_tolerance,

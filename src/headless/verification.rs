@@ -31,7 +31,7 @@ pub fn verification_progress(format: LogFormat, shown: &Verification) -> String 
         return object("progress", shown);
     }
     let of = shown.keys_total.map_or(String::new(), |total| format!(" of about {}", format::number(total)));
-    let eta = shown.eta_seconds.map_or(String::new(), |eta| format!(", {} left", format::duration(eta)));
+    let eta = shown.eta_seconds.map_or(String::new(), |eta| format!(", {} left", format::forecast(eta)));
     format!(
         "round {} of {} | {} | {} keys{of}, {} keys/s{eta} | {} not equal yet",
         shown.round,

@@ -74,6 +74,8 @@ pub struct Options {
     pub mode: Mode,
     /// Which part of the keys (0 to 1), chosen by a hash of the key, so that it is the same part every time.
     pub sample: f64,
+    /// About so many keys at most: makes the part smaller where there are more; `None` = no limit.
+    pub at_most: Option<u64>,
     /// How often the keys that are not equal are looked at, the first look included; at least 1.
     pub rounds: u32,
     /// Most keys per second; `None` = as fast as it goes.
@@ -84,7 +86,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { mode: Mode::Meta, sample: 1.0, rounds: 3, rate: None, ttl_tolerance: TTL_TOLERANCE }
+        Options {
+            mode: Mode::Meta,
+            sample: 1.0,
+            at_most: None,
+            rounds: 3,
+            rate: None,
+            ttl_tolerance: TTL_TOLERANCE,
+        }
     }
 }
 

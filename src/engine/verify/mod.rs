@@ -54,7 +54,7 @@ const EXACT_KEYS: usize = 100;
 /// More conflicts than this are not looked at exactly: the stream would be held too often.
 const EXACT_LIMIT: usize = 20_000;
 /// More conflicts than this are no matter of single keys: the comparison ends.
-const CONFLICT_LIMIT: usize = 1_000_000;
+const CONFLICT_LIMIT: usize = 250_000;
 /// Longest wait, before a round, for the destination to apply what was written before.
 const LAG_LIMIT: Duration = Duration::from_secs(60);
 
@@ -146,7 +146,7 @@ enum Rounds {
 
 impl Run {
     async fn begin(
-        job: Verify,
+        mut job: Verify,
         progress: Arc<Progress>,
         cancel: watch::Receiver<bool>,
     ) -> Result<Run, VerifyError> {
@@ -193,6 +193,13 @@ impl Run {
             .collect();
         databases.sort_unstable();
         databases.dedup();
+        let keys: u64 = databases
+            .iter()
+            .map(|db| source_server.databases.get(db).map_or(0, |(keys, _)| *keys))
+            .sum();
+        if let Some(most) = job.options.at_most.filter(|most| *most < keys) {
+            job.options.sample = job.options.sample.min(most as f64 / keys as f64);
+        }
         let how = Arc::new(How {
             source,
             destination,
@@ -323,7 +330,9 @@ impl Run {
                 }
                 next.insert((db, key.clone()), judged.picture);
                 // Without an exact look only a picture that stands still is a difference.
-                if !last || is_exact || still || (settled && before == judged.picture) {
+                if !last {
+                    continue;
+                } else if is_exact || still || (settled && before == judged.picture) {
                     standing.push(((db, key), judged.found));
                 } else {
                     unsettled += 1;
@@ -395,38 +404,16 @@ impl Run {
             }
             for db in self.databases.clone() {
                 self.progress.say(format!("counting database {db}"));
-                let stream = match &self.job.settle {
-                    Settle::Streaming(shared) if round == rounds => Some(shared.clone()),
-                    _ => None,
-                };
-                let (here, there) = self.pair.count(db, stream.as_deref()).await?;
-                let own = scan::count(&mut self.pair.destination, db, b"shakedeck:*", |_| true).await?;
-                let mine = scan::count(&mut self.pair.source, db, b"shakedeck:*", |_| true).await?;
-                let (here, there) = (here - mine, there - own);
+                let last = round == rounds;
+                let (here, there) = self.count(db, last).await?;
                 if round == 1 {
                     self.progress.add((here + there).max(0) as u64);
                 }
                 if here == there {
                     continue;
                 }
-                // A server counts keys whose time is over until it has removed them; SCAN does not show them.
-                let (mut alive, mut alive_there) = (here, there);
-                if round == rounds {
-                    let foreign = |key: &[u8]| !crate::verify::is_own_key(key);
-                    alive = scan::count(&mut self.pair.source, db, b"*", foreign).await?;
-                    alive_there = scan::count(&mut self.pair.destination, db, b"*", foreign).await?;
-                    if alive == alive_there {
-                        self.progress.notice(format!(
-                            "database {db}: DBSIZE differs ({here} and {there}) only by keys whose time is over"
-                        ));
-                        continue;
-                    }
-                }
                 let words = |count: i64| format!("{} keys", format::number(count.max(0) as u64));
-                standing.push((
-                    (db, Vec::new()),
-                    vec![Found::new(Kind::Count, words(alive), words(alive_there))],
-                ));
+                standing.push(((db, Vec::new()), vec![Found::new(Kind::Count, words(here), words(there))]));
             }
             self.progress.change(|shown| shown.conflicts = standing.len() as u64);
             if standing.is_empty() {
@@ -434,6 +421,44 @@ impl Run {
             }
         }
         Ok(Rounds::Done(standing))
+    }
+
+    /// The numbers of keys in a database, without our own. In the last round it is tried until they agree, or for some
+    /// time: a server counts keys whose time is over until it has removed them.
+    async fn count(&mut self, db: u32, last: bool) -> Result<(i64, i64), VerifyError> {
+        const TRIES: usize = 20;
+        let stream = match &self.job.settle {
+            Settle::Streaming(shared) if last => Some(shared.clone()),
+            _ => None,
+        };
+        let mut tries = if last { TRIES } else { 1 };
+        loop {
+            let own = scan::count(&mut self.pair.destination, db, b"shakedeck:*", |_| true).await?;
+            let mine = scan::count(&mut self.pair.source, db, b"shakedeck:*", |_| true).await?;
+            let (here, there) = self.pair.count(db, stream.as_deref()).await?;
+            let counts = (here - mine, there - own);
+            tries -= 1;
+            if counts.0 == counts.1 {
+                return Ok(counts);
+            }
+            if tries == 0 && last && stream.is_none() {
+                // SCAN does not show what has expired.
+                let foreign = |key: &[u8]| !crate::verify::is_own_key(key);
+                let here = scan::count(&mut self.pair.source, db, b"*", foreign).await?;
+                let there = scan::count(&mut self.pair.destination, db, b"*", foreign).await?;
+                if here == there {
+                    self.progress.notice(format!(
+                        "database {db}: DBSIZE differs ({} and {}) only by keys whose time is over",
+                        counts.0, counts.1
+                    ));
+                }
+                return Ok((here, there));
+            }
+            if tries == 0 {
+                return Ok(counts);
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
     }
 
     async fn first_round(&mut self) -> Result<Ended, VerifyError> {

@@ -52,6 +52,12 @@ impl Run {
                 Mended::Yes => {
                     repaired += 1;
                     self.progress.change(|shown| shown.repaired = repaired);
+                    // Proof, not hope: the pair is looked at once more.
+                    let judged = self.judge(db, std::slice::from_ref(&key), self.how.mode).await?;
+                    if let Some(judged) = judged.into_iter().next().filter(|judged| !judged.found.is_empty()) {
+                        self.progress.notice("some keys differ again or still after their repair");
+                        left.push(((db, key), judged.found));
+                    }
                 }
                 Mended::NotNeeded => {}
                 Mended::No(why) => {
