@@ -209,6 +209,7 @@ fn every_supported_key_reaches_the_plan() {
         [policy]
         on_full_resync = "stop"
         on_bad_value = "stop"
+        source_gone_after = "20m"
 
         [cutover]
         max_lag_bytes = 10
@@ -258,7 +259,11 @@ fn every_supported_key_reaches_the_plan() {
             empty_db_before_sync: false,
         },
         spool: Spool { max_bytes: 3_000_000_000_000, min_free_bytes: 12_345 },
-        policy: Policy { on_full_resync: OnFullResync::Stop, on_bad_value: OnBadValue::Stop },
+        policy: Policy {
+            on_full_resync: OnFullResync::Stop,
+            on_bad_value: OnBadValue::Stop,
+            source_gone_after: Duration::from_secs(20 * 60),
+        },
         cutover: Cutover {
             max_lag_bytes: 10,
             max_lag: Duration::from_millis(250),
@@ -275,7 +280,11 @@ fn the_defaults_are_those_of_the_documentation() {
     assert_eq!(plan.spool, Spool { max_bytes: 50_000_000_000, min_free_bytes: 1_000_000_000 });
     assert_eq!(
         plan.policy,
-        Policy { on_full_resync: OnFullResync::Resync, on_bad_value: OnBadValue::Quarantine }
+        Policy {
+            on_full_resync: OnFullResync::Resync,
+            on_bad_value: OnBadValue::Quarantine,
+            source_gone_after: Duration::from_secs(3600),
+        }
     );
     let cutover =
         Cutover { max_lag_bytes: 1 << 20, max_lag: Duration::from_secs(1), hold_for: Duration::from_secs(2) };

@@ -52,6 +52,7 @@ pub(super) fn build(settings: &mut Settings, outside: &Outside<'_>) -> Option<Pl
                 "stop" => OnBadValue::Stop,
                 _ => OnBadValue::Quarantine,
             },
+            source_gone_after: settings.time("policy", "source_gone_after"),
         },
         cutover: Cutover {
             max_lag_bytes: settings.number("cutover", "max_lag_bytes"),

@@ -226,6 +226,7 @@ const SPOOL: &[Key] = &[
 const POLICY: &[Key] = &[
     yes("on_full_resync", Kind::Choice(&["resync", "stop"]), "\"resync\""),
     yes("on_bad_value", Kind::Choice(&["quarantine", "stop"]), "\"quarantine\""),
+    yes("source_gone_after", Kind::Time, "\"1h\""),
 ];
 
 const CUTOVER: &[Key] = &[

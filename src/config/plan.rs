@@ -213,6 +213,8 @@ pub struct Policy {
     pub on_full_resync: OnFullResync,
     /// What to do with a value that cannot be decoded or that the destination refuses.
     pub on_bad_value: OnBadValue,
+    /// A source that could not be reached for so long is gone: what it sent is applied, and the run ends. Zero = never.
+    pub source_gone_after: Duration,
 }
 
 /// `[policy] on_full_resync`.

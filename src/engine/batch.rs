@@ -43,6 +43,16 @@ pub struct Batch {
     pair_verb: PairVerb,
 }
 
+/// A place in a batch to go back to.
+#[derive(Debug, Clone, Copy)]
+pub struct Mark {
+    commands: usize,
+    bytes: usize,
+    entries: u64,
+    source_bytes: u64,
+    end_db: u32,
+}
+
 /// One command of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SentCommand {
@@ -240,6 +250,27 @@ impl Batch {
         self.pair_count = 0;
     }
 
+    /// The place after the last command.
+    pub fn mark(&mut self) -> Mark {
+        self.close_pairs();
+        Mark {
+            commands: self.commands.len(),
+            bytes: self.bytes.len(),
+            entries: self.entries,
+            source_bytes: self.source_bytes,
+            end_db: self.end_db,
+        }
+    }
+
+    /// Takes back what was appended since.
+    pub fn rewind(&mut self, mark: Mark) {
+        self.pairs.clear();
+        self.pair_count = 0;
+        self.commands.truncate(mark.commands);
+        self.bytes.truncate(mark.bytes);
+        (self.entries, self.source_bytes, self.end_db) = (mark.entries, mark.source_bytes, mark.end_db);
+    }
+
     /// The bytes of command `index`.
     pub fn command_bytes(&self, index: usize) -> &[u8] {
         let start = self.commands.get(index).map_or(self.bytes.len(), |command| command.start);
@@ -316,6 +347,23 @@ pub(super) mod tests {
             .map(|index| batch.arguments(index).join(&b' ').escape_ascii().to_string())
             .collect();
         assert_eq!(all, ["INCR a", "SET c 3", "DEL c"]);
+    }
+
+    #[test]
+    fn a_transaction_without_its_end_is_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut batch = batch(dir.path());
+        batch.push_pair(PairVerb::Stream, b"a", b"1");
+        batch.source_bytes = 10;
+        let mark = batch.mark();
+        batch.push(CommandKind::Stream, &[b"INCR", b"a"]);
+        batch.select(2);
+        batch.push_pair(PairVerb::Stream, b"b", b"2");
+        (batch.entries, batch.source_bytes) = (3, 50);
+        batch.rewind(mark);
+        batch.close_pairs();
+        assert_eq!(batch.arguments(0).join(&b' '), b"SET a 1");
+        assert_eq!((batch.commands.len(), batch.end_db, batch.entries, batch.source_bytes), (1, 0, 0, 10));
     }
 
     #[test]

@@ -65,6 +65,19 @@ pub enum SourceError {
         /// The last error.
         last: String,
     },
+    /// It could not be reached for `[policy] source_gone_after`.
+    #[error(
+        "{address}: the source could not be reached for {}: it is taken for dead ([policy] source_gone_after), last: {last}",
+        format::spoken_duration(waited.as_secs_f64())
+    )]
+    Gone {
+        /// The source.
+        address: String,
+        /// How long.
+        waited: Duration,
+        /// The last error.
+        last: String,
+    },
 }
 
 /// The task of one source.
@@ -99,6 +112,8 @@ impl Source {
         let mut accepted = self.shared.spool.manifest().is_some();
         let mut attempt = 0u32;
         let mut broken_full_syncs = 0u32;
+        // Since when nothing came from it.
+        let mut gone_since: Option<Instant> = None;
         loop {
             let received_before = self.progress();
             let outcome = self.session(&mut writer, &mut accepted).await;
@@ -135,6 +150,14 @@ impl Source {
                 });
             }
             attempt = if self.progress() > received_before && !full_sync_broken { 1 } else { attempt + 1 };
+            if self.progress() > received_before {
+                gone_since = None;
+            }
+            let waited = gone_since.get_or_insert_with(Instant::now).elapsed();
+            let limit = self.policy.source_gone_after;
+            if accepted && !limit.is_zero() && waited >= limit {
+                return Err(SourceError::Gone { address: self.shared.address.clone(), waited, last: text });
+            }
             let delay = back_off(attempt);
             self.events.warn(&self.node(), format!("{text}; trying again in {:.1} s", delay.as_secs_f64()));
             let phase = if accepted { Phase::Reconnecting } else { Phase::Connecting };

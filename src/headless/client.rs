@@ -386,16 +386,15 @@ impl Connection {
             let _ = writeln!(out, "verify accepted");
             return Ok(());
         }
-        let told = std::cell::Cell::new(None::<Instant>);
-        let out = std::cell::RefCell::new(out);
+        let mut told: Option<Instant> = None;
         let is_over = |status: &Status| {
             let Some(shown) = status.verification.as_ref().filter(|shown| is_new(shown)) else {
                 return false;
             };
             if shown.state == VerificationState::Running {
-                if told.get().is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
-                    told.set(Some(Instant::now()));
-                    let _ = writeln!(out.borrow_mut(), "{}", verification_progress(format, shown));
+                if told.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
+                    told = Some(Instant::now());
+                    let _ = writeln!(out, "{}", verification_progress(format, shown));
                 }
                 return false;
             }
@@ -404,7 +403,7 @@ impl Connection {
         let status = self.wait("the result of the verification", Duration::MAX, is_over).await?;
         let Some(shown) = &status.verification else { return Ok(()) };
         let lines = verification_result(format, shown);
-        let _ = writeln!(out.borrow_mut(), "{}", lines.join("\n"));
+        let _ = writeln!(out, "{}", lines.join("\n"));
         match verification_exit_code(shown) {
             0 => Ok(()),
             exit_code => Err(ClientError::Verification { exit_code, message: shown.message.clone() }),
@@ -416,7 +415,7 @@ impl Connection {
         &mut self,
         goal: &str,
         limit: Duration,
-        is_reached: impl Fn(&Status) -> bool,
+        mut is_reached: impl FnMut(&Status) -> bool,
     ) -> Result<Box<Status>, ClientError> {
         // A limit too far away for the clock is no limit that anybody will see pass.
         let deadline = Instant::now() + limit.min(Duration::from_secs(365 * 86_400));

@@ -638,14 +638,15 @@ pub fn verifying() -> Verification {
 
 /// One that has found differences.
 pub fn verified() -> Verification {
-    let difference = |key: &str, kind: &str, part: Option<&str>, source: &str, destination: &str| Difference {
-        db: 0,
-        key: key.into(),
-        kind: kind.into(),
-        part: part.map(str::to_owned),
-        source: source.into(),
-        destination: destination.into(),
-    };
+    let difference =
+        |key: &str, kind: &str, part: Option<&str>, source: &str, destination: &str| Difference {
+            db: 0,
+            key: key.into(),
+            kind: kind.into(),
+            part: part.map(str::to_owned),
+            source: source.into(),
+            destination: destination.into(),
+        };
     let of = |kind: &str| DifferenceCount { kind: kind.into(), count: 1 };
     Verification {
         state: VerificationState::Different,
@@ -675,7 +676,10 @@ pub fn verified() -> Verification {
             ),
         ],
         file: Some("data/verify-differences.jsonl".into()),
-        notices: vec!["only one of the servers knows times of expiry for hash fields: a field that has one differs".into()],
+        notices: vec![
+            "only one of the servers knows times of expiry for hash fields: a field that has one differs"
+                .into(),
+        ],
         ..verifying()
     }
 }

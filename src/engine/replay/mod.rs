@@ -68,15 +68,15 @@ pub enum ReplayError {
 pub enum ReplayEnd {
     /// The run is stopping.
     Stopped,
-    /// The RDB is handed over and the stream is not wanted.
-    RdbOnly,
+    /// All that was asked for, or that will ever come, is handed over.
+    AllHandedOver,
 }
 
 /// Internal: why the present generation ended.
 enum End {
     Stopped,
     Superseded,
-    RdbOnly,
+    AllHandedOver,
 }
 
 /// Where a value is built that cannot be written in one piece. One at a time and source, in the key's own database.
@@ -121,7 +121,7 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Runs until stopped, until the RDB is handed over and nothing else is wanted, or until an error.
+    /// Runs until stopped, until all is handed over that is wanted or will ever come, or until an error.
     pub fn run(self) -> Result<ReplayEnd, ReplayError> {
         let mut generation = self.after_generation;
         let mut resume = self.resume.clone();
@@ -132,7 +132,7 @@ impl Replay {
             generation = manifest.generation;
             match self.generation(&manifest, resume.take())? {
                 End::Stopped => return Ok(ReplayEnd::Stopped),
-                End::RdbOnly => return Ok(ReplayEnd::RdbOnly),
+                End::AllHandedOver => return Ok(ReplayEnd::AllHandedOver),
                 End::Superseded => self.events.info(
                     &self.node(),
                     "what was left of the former full sync is dropped; the new one replaces it",
@@ -152,7 +152,7 @@ impl Replay {
             return Ok(end);
         }
         if !self.sync_aof {
-            return Ok(if self.send(&mut batch) { End::RdbOnly } else { End::Stopped });
+            return Ok(if self.send(&mut batch) { End::AllHandedOver } else { End::Stopped });
         }
         self.stream(manifest.generation, batch)
     }

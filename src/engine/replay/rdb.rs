@@ -345,6 +345,8 @@ impl Replay {
             match error.get_ref().and_then(|inner| inner.downcast_ref::<ReadEnd>()) {
                 Some(ReadEnd::Stopped) => return Ok(End::Stopped),
                 Some(ReadEnd::Superseded) => return Ok(End::Superseded),
+                // The source is gone in the middle of the RDB: what has arrived of it is no state that ever was.
+                Some(ReadEnd::Closed) => return Ok(End::Stopped),
                 None => {}
             }
         }

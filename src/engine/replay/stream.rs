@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::super::batch::{Batch, CommandKind, PairVerb, Position};
+use super::super::batch::{Batch, CommandKind, Mark, PairVerb, Position};
 use super::super::spool::{ReadEnd, StreamReadError, StreamReader};
 use super::{End, Replay, ReplayError};
 use crate::format::escape;
@@ -23,10 +23,11 @@ impl Replay {
         let mut parser = CommandParser::default();
         let mut buffer: Vec<u8> = Vec::with_capacity(2 * READ_BYTES);
         let mut start = 0;
-        let mut in_transaction = false;
+        // Where the commands of the transaction that is being read begin in the batch.
+        let mut in_transaction: Option<Mark> = None;
         let mut read = 0u64;
         loop {
-            if !in_transaction && offset >= self.shared.apply_limit.load(Relaxed) {
+            if in_transaction.is_none() && offset >= self.shared.apply_limit.load(Relaxed) {
                 // What is before the limit must arrive; then moments pass.
                 self.shared.entries_read.fetch_add(std::mem::take(&mut read), Relaxed);
                 if !self.send(&mut batch) || self.shared.spool.is_stopped() {
@@ -48,16 +49,16 @@ impl Replay {
                 let waiting = match reader.fill(&mut buffer, READ_BYTES, false) {
                     Ok(0) => true,
                     Ok(_) => false,
-                    Err(error) => return self.stream_end(error),
+                    Err(error) => return self.stream_end(error, batch, in_transaction),
                 };
                 if waiting {
                     // Nothing more is there: what has been collected goes out now.
                     self.shared.entries_read.fetch_add(std::mem::take(&mut read), Relaxed);
-                    if !in_transaction && !batch.is_void() && !self.send(&mut batch) {
+                    if in_transaction.is_none() && !batch.is_void() && !self.send(&mut batch) {
                         return Ok(End::Stopped);
                     }
                     if let Err(error) = reader.fill(&mut buffer, READ_BYTES, true) {
-                        return self.stream_end(error);
+                        return self.stream_end(error, batch, in_transaction);
                     }
                 }
                 continue;
@@ -83,8 +84,8 @@ impl Replay {
                         }
                     }
                 }
-                Verb::Multi => in_transaction = true,
-                Verb::Exec => in_transaction = false,
+                Verb::Multi => in_transaction = Some(batch.mark()),
+                Verb::Exec => in_transaction = None,
                 Verb::Set | Verb::Trim | Verb::Other if !self.keeps(batch.end_db) => {
                     self.shared.filtered.fetch_add(1, Relaxed);
                 }
@@ -117,7 +118,7 @@ impl Replay {
             offset += len as u64;
             batch.source_bytes += len as u64;
             parser.reset();
-            if !in_transaction {
+            if in_transaction.is_none() {
                 batch.progress.at = Position::Stream { offset, db: batch.end_db };
                 if batch.is_full(self.command_limit, self.byte_limit) {
                     self.shared.entries_read.fetch_add(std::mem::take(&mut read), Relaxed);
@@ -129,10 +130,22 @@ impl Replay {
         }
     }
 
-    fn stream_end(&self, error: StreamReadError) -> Result<End, ReplayError> {
+    /// `batch` holds what is read and not yet handed over, from `in_transaction` on of a transaction whose end is missing.
+    fn stream_end(
+        &self,
+        error: StreamReadError,
+        mut batch: Batch,
+        in_transaction: Option<Mark>,
+    ) -> Result<End, ReplayError> {
         match error {
             StreamReadError::End(ReadEnd::Stopped) => Ok(End::Stopped),
             StreamReadError::End(ReadEnd::Superseded) => Ok(End::Superseded),
+            StreamReadError::End(ReadEnd::Closed) => {
+                if let Some(mark) = in_transaction {
+                    batch.rewind(mark);
+                }
+                Ok(if self.send(&mut batch) { End::AllHandedOver } else { End::Stopped })
+            }
             error => Err(ReplayError::Read(error)),
         }
     }

@@ -35,6 +35,7 @@ impl SpoolWriter {
             version: 1,
             generation,
             replid: replid.clone(),
+            former_replids: Vec::new(),
             rdb_offset: offset,
             rdb_len: None,
             rdb_applied: false,
@@ -89,7 +90,8 @@ impl SpoolWriter {
     pub fn rename_history(&mut self, replid: &Replid) -> Result<(), SpoolError> {
         let mut state = self.spool.lock();
         if let Some(manifest) = &mut state.manifest {
-            manifest.replid = replid.clone();
+            let former = std::mem::replace(&mut manifest.replid, replid.clone());
+            manifest.former_replids.push(former);
             let manifest = manifest.clone();
             self.spool.write_manifest(&manifest)?;
         }

@@ -57,6 +57,9 @@ pub enum ReadEnd {
     /// A new full sync has begun; what this reader reads is void.
     #[error("a new full sync has begun")]
     Superseded,
+    /// The source is gone for good, and what it sent has been read.
+    #[error("the source is gone")]
+    Closed,
 }
 
 /// What the manifest file holds.
@@ -68,12 +71,22 @@ pub struct Manifest {
     pub generation: u64,
     /// History that the stream belongs to.
     pub replid: Replid,
+    /// Names that this history had before promotions of the source.
+    #[serde(default)]
+    pub former_replids: Vec<Replid>,
     /// Offset that the RDB stands for; the first stream byte has the next one.
     pub rdb_offset: u64,
     /// Length of the RDB once all of it is safe on disk (bytes).
     pub rdb_len: Option<u64>,
     /// True when the destination has confirmed the whole RDB and its file is gone.
     pub rdb_applied: bool,
+}
+
+impl Manifest {
+    /// True when this is a name of the history, today's or a former one.
+    pub fn knows(&self, replid: &Replid) -> bool {
+        self.replid == *replid || self.former_replids.contains(replid)
+    }
 }
 
 /// The spool of one source. Shared by the source task (which appends), the replay thread (which reads) and the writer
@@ -95,7 +108,10 @@ struct State {
     durable: u64,
     /// Where the parser found the end of a diskless RDB without checksum.
     rdb_end_by_parser: Option<u64>,
+    /// Readers shall end at once.
     stopped: bool,
+    /// Nothing more will be appended: readers end where the bytes end.
+    closed: bool,
 }
 
 struct Segment {
@@ -164,7 +180,7 @@ impl Spool {
     pub fn wait_generation(&self, newer_than: u64) -> Option<Manifest> {
         let mut state = self.lock();
         loop {
-            if state.stopped {
+            if state.stopped || state.closed && state.manifest.is_none() {
                 return None;
             }
             match &state.manifest {
@@ -174,15 +190,36 @@ impl Spool {
         }
     }
 
+    /// True when the stream behind `offset` is here, as far as it has arrived.
+    pub fn holds(&self, offset: u64) -> bool {
+        let state = self.lock();
+        let first = state.segments.front().map_or(state.received, |segment| segment.start);
+        (first..=state.received).contains(&offset)
+    }
+
     /// Tells every waiting reader to end.
     pub fn stop(&self) {
         self.lock().stopped = true;
         self.grown.notify_all();
     }
 
-    /// True once [`Spool::stop`] was called.
+    /// True while readers are told to end.
     pub fn is_stopped(&self) -> bool {
         self.lock().stopped
+    }
+
+    /// New readers may begin after [`Spool::stop`].
+    pub fn reopen(&self) {
+        self.lock().stopped = false;
+    }
+
+    /// Nothing more will be appended: readers end when they have read what is here. `false` when that is no whole RDB,
+    /// so that nothing can be finished.
+    pub fn close(&self) -> bool {
+        let mut state = self.lock();
+        state.closed = true;
+        self.grown.notify_all();
+        state.manifest.as_ref().is_some_and(|manifest| manifest.rdb_len.is_some())
     }
 
     /// Told by the parser: the RDB of this generation ends here.

@@ -36,6 +36,9 @@ impl Read for RdbReader {
                 if state.manifest.as_ref().is_some_and(|manifest| manifest.rdb_len.is_some()) {
                     return Ok(0);
                 }
+                if state.closed {
+                    return Err(io::Error::other(ReadEnd::Closed));
+                }
                 state = self.spool.wait(state);
             }
         };
@@ -73,6 +76,9 @@ impl StreamReader {
                 }
                 if !wait {
                     return Ok(0);
+                }
+                if state.closed {
+                    return Err(ReadEnd::Closed.into());
                 }
                 state = self.spool.wait(state);
             }

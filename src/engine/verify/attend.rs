@@ -5,10 +5,47 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::{Progress, Verify, verify};
+use super::{Progress, Settle, Verify, verify};
 use crate::engine::events::EventLog;
-use crate::status::VerificationState;
+use crate::engine::supervisor::Supervisor;
+use crate::status::{State, VerificationState};
 use crate::verify::Options;
+
+impl Supervisor {
+    /// Starts a comparison, unless one runs or nothing could be said.
+    pub(in crate::engine) fn verify(&mut self) {
+        if self.verifying.as_ref().is_some_and(Verifying::is_running) {
+            return self.events.warn("", "a verification runs already");
+        }
+        let options = Options::default();
+        let verifying = match self.end.status.borrow().state {
+            State::Streaming | State::CaughtUp => {
+                let job = Verify {
+                    options,
+                    source: vec![self.reader.endpoint.clone()],
+                    destination: vec![self.plan.writer.endpoint.clone()],
+                    filter: self.plan.filter.clone(),
+                    settle: Settle::Streaming(self.source.clone()),
+                    dir: Some(self.data_dir.path().to_owned()),
+                    output: None,
+                    resume: false,
+                    repair: None,
+                    events: Some(self.events.clone()),
+                };
+                Verifying::start(job, self.events.clone())
+            }
+            state => {
+                let why = format!(
+                    "the migration is {}: nothing can be said before every source streams and the stream is applied",
+                    state.word()
+                );
+                Verifying::refused(&options, &why, &self.events)
+            }
+        };
+        self.publisher.verification = Some(verifying.progress.clone());
+        self.verifying = Some(verifying);
+    }
+}
 
 /// A verification that runs, or the last one. Dropped, it ends.
 pub struct Verifying {

@@ -54,7 +54,8 @@ impl Run {
                     self.progress.change(|shown| shown.repaired = repaired);
                     // Proof, not hope: the pair is looked at once more.
                     let judged = self.judge(db, std::slice::from_ref(&key), self.how.mode).await?;
-                    if let Some(judged) = judged.into_iter().next().filter(|judged| !judged.found.is_empty()) {
+                    if let Some(judged) = judged.into_iter().next().filter(|judged| !judged.found.is_empty())
+                    {
                         self.progress.notice("some keys differ again or still after their repair");
                         left.push(((db, key), judged.found));
                     }

@@ -60,11 +60,12 @@ pub enum WriterError {
         /// What to change.
         cure: String,
     },
-    /// The checkpoint is not where it must be.
+    /// The checkpoint is not where it was confirmed to be: a replica was promoted that lacked the last writes, or the
+    /// destination restarted from an older snapshot.
     #[error(
-        "{address}: the destination's checkpoint is '{found}', expected '{expected}': it lost data (restarted from an older snapshot, or flushed), or another migration writes there. Start again with an empty data directory for a new full sync."
+        "{address}: the destination's checkpoint is '{found}' now and was '{expected}': it lost confirmed writes"
     )]
-    CheckpointLost {
+    CheckpointMoved {
         /// The destination.
         address: String,
         /// What is there.
@@ -80,6 +81,8 @@ pub struct Writer {
     pub endpoint: Endpoint,
     /// Hash key of the checkpoints, in database 0.
     pub checkpoint_key: String,
+    /// The checkpoint as the destination had it when applying began.
+    pub checkpoint: Option<Progress>,
     /// What it tells.
     pub shared: Arc<WriterShared>,
     /// Sentences for the operator.
@@ -113,7 +116,11 @@ impl Writer {
     /// Runs until stopped or until an error that waiting will not cure. Returns after everything in flight is answered.
     pub async fn run(mut self) -> Result<(), WriterError> {
         let result = self.serve().await;
-        let state = if result.is_ok() { WriterState::Closed } else { WriterState::Failed };
+        let state = match &result {
+            Ok(()) => WriterState::Closed,
+            Err(WriterError::CheckpointMoved { .. }) => WriterState::Reconnecting,
+            Err(_) => WriterState::Failed,
+        };
         self.shared.enter(state, result.as_ref().err().map(ToString::to_string));
         self.shared.in_flight.store(0, Relaxed);
         self.shared.details().oldest = None;
@@ -122,7 +129,7 @@ impl Writer {
 
     async fn serve(&mut self) -> Result<(), WriterError> {
         let mut connection = self.connect(true).await?;
-        let mut last_confirmed: Option<Progress> = None;
+        let mut last_confirmed = self.checkpoint.take();
         let mut pending: VecDeque<Batch> = VecDeque::new();
         let mut flights: VecDeque<Flight> = VecDeque::new();
         let mut not_before = Instant::now();
@@ -457,11 +464,11 @@ impl Writer {
                         break;
                     }
                 }
-            } else if found != expected && expected.is_some() {
-                return Err(WriterError::CheckpointLost {
+            } else if found != expected {
+                return Err(WriterError::CheckpointMoved {
                     address: self.shared.address.clone(),
                     found: found.unwrap_or_else(|| "missing".into()),
-                    expected: expected.unwrap_or_default(),
+                    expected: expected.unwrap_or_else(|| "missing".into()),
                 });
             }
         }

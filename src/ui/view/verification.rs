@@ -63,7 +63,8 @@ fn lines(screen: &Screen, shown: &Verification, width: usize) -> Vec<Line<'stati
         _ => "",
     };
     say(role(shown.state), format!("{mark} {}", shown.message).trim_start());
-    let total = shown.keys_total.map_or(String::new(), |total| format!(" of about {}", format::number(total)));
+    let total =
+        shown.keys_total.map_or(String::new(), |total| format!(" of about {}", format::number(total)));
     let eta = shown.eta_seconds.map_or(String::new(), |eta| format!(", {} left", format::forecast(eta)));
     say(
         Role::Value,
