@@ -498,10 +498,13 @@ fn a_hot_key_is_judged_exactly() {
             for _ in 0..3 {
                 run.ctl(&["verify"]).expect(0, &["no differences"]);
             }
-            destination.client().ok(&["APPEND", "hot", "y"]);
+            // So many that no look can find equal lengths by chance.
+            destination.client().ok(&["APPEND", "hot", &"y".repeat(100_000)]);
             run.ctl(&["verify"]).expect(6, &["1 key differs"]);
             let shown = run.status_json()["verification"].clone();
+            let length = |side: &str| shown["examples"][0][side].as_str().unwrap().parse::<u64>().unwrap();
             assert_eq!(shown["examples"][0]["kind"], "length", "{shown}");
+            assert_eq!(length("destination") - length("source"), 100_000, "read at one and the same offset");
             assert_eq!(shown["unsettled"], 0, "{shown}");
         }));
         stop.store(true, Relaxed);
@@ -524,7 +527,7 @@ fn what_cannot_be_judged_is_refused_in_words() {
 #[test]
 fn rights_that_are_missing_are_named_with_the_cure() {
     let Some(binary) = servers::default() else { return };
-    let user = "user narrow on >word ~* +psync +replconf +ping +info +select +type +dbsize";
+    let user = "narrow on >word ~* +psync +replconf +ping +info +select +type +dbsize";
     let source = Server::start(binary, Options::new().user(user));
     let destination = Server::start(binary, Options::new());
     source.client().ok(&["SET", "a", "1"]);

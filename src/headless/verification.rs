@@ -109,7 +109,7 @@ mod tests {
         let mut shown = samples::verification();
         assert_eq!(
             verification_progress(LogFormat::Plain, &shown),
-            "round 1 of 3 | reading the source, database 0 | 412,000 keys of about 2,000,000, 103k keys/s, 15 s left | 3 not equal yet"
+            "round 1 of 3 | reading the source, database 0 | 412,000 keys of about 2,000,000, 103.0k keys/s, 15 s left | 3 not equal yet"
         );
         assert_eq!(verification_exit_code(&shown), 75);
         shown.state = VerificationState::Different;
