@@ -531,12 +531,12 @@ impl Run {
     }
 }
 
-/// Conflicts by database, in pieces of at most `size` keys, with their pictures.
-fn in_chunks(
-    conflicts: &Conflicts,
-    size: usize,
-) -> impl Iterator<Item = ((u32, Vec<Vec<u8>>), Vec<u64>)> + use<> {
-    let mut chunks: Vec<((u32, Vec<Vec<u8>>), Vec<u64>)> = Vec::new();
+/// Keys of one database, and the picture of each.
+type Chunk = ((u32, Vec<Vec<u8>>), Vec<u64>);
+
+/// Conflicts by database, in pieces of at most `size` keys.
+fn in_chunks(conflicts: &Conflicts, size: usize) -> impl Iterator<Item = Chunk> + use<> {
+    let mut chunks: Vec<Chunk> = Vec::new();
     for ((db, key), picture) in conflicts {
         match chunks.last_mut() {
             Some(((last, keys), pictures)) if last == db && keys.len() < size => {

@@ -255,7 +255,7 @@ impl Ends<'_> {
     async fn groups(&mut self, key: &[u8]) -> Result<Option<Found>, VerifyError> {
         let (here, there) = self.both(&[b"XINFO", b"GROUPS", key]).await?;
         let (here, there) = (array_of(here), array_of(there));
-        for group in there.iter().filter(|group| named(&here, group).is_none()) {
+        if let Some(group) = there.iter().find(|group| named(&here, group).is_none()) {
             let place = format!("group {}", member(group, "name").map_or_else(String::new, words));
             return Ok(Some(Found::new(Kind::StreamGroup, "missing", "present").at(place)));
         }
