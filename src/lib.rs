@@ -9,7 +9,7 @@
 //!  2  ui   headless   demo                            fronts: same input, never see each other
 //!  1  engine                                          all sockets, files, tasks, clocks
 //!  0  config  status  control  format                 words that everybody shares
-//!     resp  psync  rdb  verify                        pure: bytes in, values out. No tokio, no files, no clock
+//!     resp  psync  rdb  expiry  verify                pure: bytes in, values out. No tokio, no files, no clock
 //! ```
 //!
 //! # The walk of one key
@@ -23,7 +23,8 @@
 //! 1. `engine::source` shakes hands and asks `PSYNC`; RDB and stream are copied, undecoded, into the spool. It acknowledges what is
 //!    safe on disk, once a second in every phase, and never waits for the destination.
 //! 2. `engine::replay`, a thread, reads the other end of the spool while it grows. A value is sliced, not decoded: its span is the payload of
-//!    RESTORE; neighbouring plain strings become one MSET. A command of the stream is forwarded as the bytes that arrived.
+//!    RESTORE; neighbouring plain strings become one MSET. A command of the stream is forwarded as the bytes that arrived; a
+//!    relative time of expiry is made absolute, counted from when it arrived.
 //! 3. Batches end at whole commands, outside of transactions, and travel through a queue of two: a slow destination stops `replay`; the
 //!    spool grows, memory does not.
 //! 4. `engine::writer` sends a batch as `MULTI … HSET checkpoint … EXEC`. The next batch is sent while the first one runs, without its EXEC,
@@ -45,6 +46,7 @@ pub mod config;
 pub mod control;
 pub mod demo;
 pub mod engine;
+pub mod expiry;
 pub mod format;
 pub mod headless;
 pub mod psync;

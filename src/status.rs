@@ -299,6 +299,9 @@ pub struct SourceStatus {
     pub backlog_bytes: Option<u64>,
     /// Hard limit of the source's replica output buffer, where CONFIG is allowed.
     pub output_buffer_limit_bytes: Option<u64>,
+    /// The source's clock minus this host's (ms), where it tells the time.
+    #[serde(default)]
+    pub clock_skew_ms: Option<i64>,
     /// Address of the writer that slows this source down.
     pub held_back_by: Option<String>,
     /// Time to the end of the RDB at the present speed; never before 1 % is applied.

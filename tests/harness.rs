@@ -39,7 +39,7 @@ fn offset(client: &mut Client, field: &str) -> Option<u64> {
 #[test]
 fn a_native_replica_under_load_ends_up_equal_on_every_version() {
     let _ = require_server!();
-    for binary in servers::all() {
+    for binary in servers::modern() {
         let source = Server::start(binary, Options::new());
         let destination = Server::start(binary, Options::new());
         dataset::fill(&mut source.client(), 20_000, 1);

@@ -35,7 +35,7 @@ const PURE: &[&str] = &[
 ];
 const LAYER_0: &[&str] = &[
     "config", "status", "control", "cutover", "format", "resp", "command", "psync", "entry", "filter",
-    "function", "rdb", "verify",
+    "function", "rdb", "expiry", "verify",
 ];
 
 const RULES: &[Rule] = &[
@@ -65,6 +65,7 @@ const RULES: &[Rule] = &[
     pure("filter"),
     pure("function"),
     pure("rdb"),
+    pure("expiry"),
     pure("verify"),
     Rule { module: "engine", may_use: LAYER_0, forbidden: &["ratatui", "crossterm", "clap", "tui_logger"] },
     Rule {
@@ -87,7 +88,7 @@ const RULES: &[Rule] = &[
 
 const EVERYTHING: &[&str] = &[
     "config", "status", "control", "cutover", "format", "resp", "command", "psync", "entry", "filter",
-    "function", "rdb", "verify", "engine", "ui", "headless", "demo", "cli", "app",
+    "function", "rdb", "expiry", "verify", "engine", "ui", "headless", "demo", "cli", "app",
 ];
 
 const fn pure(module: &'static str) -> Rule {

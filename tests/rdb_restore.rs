@@ -180,7 +180,8 @@ fn a_large_stream_keeps_pending_entries_that_are_deleted() {
 
 fn for_every_server(test: impl Fn(&Server, Target)) {
     let _ = require_server!();
-    for binary in support::servers::all() {
+    // Older ones lack the counters of streams that are looked at here.
+    for binary in support::servers::modern() {
         support::note(&format!("rdb_restore against {binary:?}"));
         let server = Server::start(binary, Options::new());
         test(&server, target_of(binary));

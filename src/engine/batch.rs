@@ -83,6 +83,8 @@ pub enum CommandKind {
     Rebuild,
     /// A command of the stream (or several SETs of it as one MSET).
     Stream,
+    /// EXPIREAT, PEXPIREAT or PERSIST of the stream: 0 = the key is not there any more.
+    Renew,
 }
 
 /// How plain strings are written together.

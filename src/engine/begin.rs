@@ -122,6 +122,20 @@ pub fn where_to_begin(
             events.info("", format!("going on in the stream, after offset {offset}"));
             at
         }
+        // What the destination has was received here, and was not safe on this disk when the machine went down.
+        Some(at @ Position::Stream { offset, .. })
+            if manifest.rdb_len.is_some() && !receiving && offset > spool.received() =>
+        {
+            spool
+                .release_rdb()
+                .and_then(|()| spool.skip_to(offset))
+                .map_err(|error| data_dir_failed(error.into()))?;
+            events.info(
+                "",
+                format!("going on in the stream, after offset {offset}, which the destination has and the spool has not"),
+            );
+            at
+        }
         _ if !manifest.rdb_applied => {
             events.info("", "going on with the RDB that is on disk, from its beginning");
             Position::Rdb { offset: manifest.rdb_offset, bytes: 0, db: 0 }
@@ -177,12 +191,12 @@ mod tests {
     fn spooled(rdb_whole: bool, rdb_applied: bool) -> (tempfile::TempDir, SourceShared) {
         let dir = tempfile::tempdir().unwrap();
         let spool = Spool::open(dir.path()).unwrap();
-        let mut writer = SpoolWriter::new(spool.clone());
+        let mut writer = SpoolWriter::new(spool.clone(), u64::MAX);
         writer.begin_full_sync(&id("a"), 1_000).unwrap();
         writer.append_rdb(b"REDIS0011").unwrap();
         if rdb_whole {
             writer.finish_rdb(9).unwrap();
-            writer.append_stream(&[b'x'; 500]).unwrap();
+            writer.append_stream(&[b'x'; 500], 1).unwrap();
             writer.rename_history(&id("b")).unwrap();
         }
         if rdb_applied {
@@ -211,7 +225,14 @@ mod tests {
         assert_eq!(begin(unapplied(), stream("a", 1_200), false), Ok(stream("a", 1_200).map(|it| it.at)));
         // The RDB is applied and gone.
         assert_eq!(begin(applied(), stream("b", 1_500), false), Ok(stream("b", 1_500).map(|it| it.at)));
-        for lost in [None, rdb("b", 1_000, 5), stream("b", 900), stream("b", 1_501), stream("c", 1_200)] {
+        let ahead = stream("b", 1_501);
+        assert_eq!(begin(applied(), ahead.clone(), true), Err(exit::DESTINATION), "nothing of ours");
+        assert_eq!(
+            begin(applied(), ahead.clone(), false),
+            Ok(ahead.map(|it| it.at)),
+            "this disk lost its tail"
+        );
+        for lost in [None, rdb("b", 1_000, 5), stream("b", 900), stream("c", 1_200)] {
             assert_eq!(begin(applied(), lost.clone(), false), Err(exit::DESTINATION), "{lost:?}");
         }
         // The RDB is still arriving: only the process that receives it can use it.

@@ -11,8 +11,8 @@
 use std::collections::hash_map::RandomState;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::hash::{BuildHasher, Hasher};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::io::{self, Read};
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -137,8 +137,10 @@ impl DataDir {
             let _ = lock.read_to_string(&mut pid);
             return Err(DataDirError::InUse { path: path.to_owned(), pid: pid.trim().to_owned() });
         }
-        lock.set_len(0)
-            .and_then(|()| writeln!(lock, "{}", std::process::id()))
+        // Written over what is there, so that a full disk is no hindrance to starting again.
+        let pid = format!("{}\n", std::process::id());
+        lock.write_all_at(pid.as_bytes(), 0)
+            .and_then(|()| lock.set_len(pid.len() as u64))
             .map_err(io("write", &lock_path))?;
         Ok(lock)
     }

@@ -57,23 +57,32 @@ impl EventLog {
 
     /// Counts entries that were not applied as they came; the first of a kind is an event too.
     pub fn reject(&self, node: &str, level: EventLevel, kind: &str, policy: &str, example: &str, text: &str) {
-        let first = {
-            let mut inner = self.lock();
-            let rejected = inner.rejected.entry(kind.to_owned()).or_insert_with(|| Rejected {
-                kind: kind.to_owned(),
-                count: 0,
-                last_unix_ms: None,
-                example: None,
-                policy: policy.to_owned(),
-            });
-            rejected.count += 1;
-            rejected.last_unix_ms = Some(unix_ms());
-            rejected.example = Some(example.to_owned());
-            rejected.count == 1
-        };
-        if first || level == EventLevel::Error {
+        if self.count(kind, policy, example) || level == EventLevel::Error {
             self.push(level, node, text.to_owned());
         }
+    }
+
+    /// The same for what a person must act on and what may come in thousands: the first of a kind is an error.
+    pub fn report(&self, node: &str, kind: &str, policy: &str, example: &str, text: &str) {
+        if self.count(kind, policy, example) {
+            self.push(EventLevel::Error, node, text.to_owned());
+        }
+    }
+
+    /// Counts a rejected entry; true for the first of its kind.
+    fn count(&self, kind: &str, policy: &str, example: &str) -> bool {
+        let mut inner = self.lock();
+        let rejected = inner.rejected.entry(kind.to_owned()).or_insert_with(|| Rejected {
+            kind: kind.to_owned(),
+            count: 0,
+            last_unix_ms: None,
+            example: None,
+            policy: policy.to_owned(),
+        });
+        rejected.count += 1;
+        rejected.last_unix_ms = Some(unix_ms());
+        rejected.example = Some(example.to_owned());
+        rejected.count == 1
     }
 
     /// The operator has seen the errors.

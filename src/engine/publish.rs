@@ -65,8 +65,6 @@ struct SourceRates {
     applied: Rate,
     received: Rate,
     rdb: Rate,
-    /// When which offset had been received, for the lag in seconds.
-    arrivals: VecDeque<(Instant, u64)>,
 }
 
 /// Speed of one counter over a window.
@@ -111,7 +109,6 @@ impl Publisher {
                     applied: rate(),
                     received: rate(),
                     rdb: Rate::new(Duration::from_secs(30)),
-                    arrivals: VecDeque::new(),
                 })
                 .collect(),
             writer_rates: writers.iter().map(|_| [rate(), rate()]).collect(),
@@ -256,20 +253,6 @@ impl Publisher {
         let received = spool.received();
         // Read after `received`, so that a lag is never below zero.
         let applied = source.offset_applied.load(Relaxed).min(received);
-        if rates.arrivals.back().is_none_or(|(_, offset)| *offset < received) {
-            rates.arrivals.push_back((now, received));
-            if rates.arrivals.len() > 100_000 {
-                // Days of lag: every second reading is precise enough.
-                let mut index = 0;
-                rates.arrivals.retain(|_| {
-                    index += 1;
-                    index % 2 == 1
-                });
-            }
-        }
-        while rates.arrivals.front().is_some_and(|(_, offset)| *offset <= applied) {
-            rates.arrivals.pop_front();
-        }
         let in_full_sync =
             matches!(details.phase, Phase::RdbReceive | Phase::RdbApply | Phase::WaitingBgsave);
         let lag_seconds = if in_full_sync {
@@ -277,7 +260,10 @@ impl Publisher {
         } else if spool.manifest().is_none() {
             None
         } else {
-            Some(rates.arrivals.front().map_or(0.0, |(at, _)| (now - *at).as_secs_f64()))
+            // From the spool, which remembers it across restarts.
+            let oldest =
+                if applied == received { Some(source.now_ms()) } else { spool.received_at(applied + 1) };
+            oldest.map(|oldest| source.now_ms().saturating_sub(oldest) as f64 / 1000.0)
         };
         let rdb_applied = source.rdb_applied.load(Relaxed);
         let rdb_rate = rates.rdb.add(now, rdb_applied as f64);
@@ -292,7 +278,7 @@ impl Publisher {
             address: source.address.clone(),
             role: details.role.clone().map(|role| if role == "slave" { "replica".into() } else { role }),
             phase: details.phase,
-            reason: details.reason.clone(),
+            reason: details.no_room.clone().or_else(|| details.reason.clone()),
             phase_since_unix_ms: details.phase_since_unix_ms,
             replid: spool.manifest().map(|manifest| manifest.replid.to_string()),
             rdb_transfer: details.transfer.map(str::to_owned),
@@ -322,6 +308,7 @@ impl Publisher {
             last_ack_unix_ms: details.last_ack_unix_ms,
             backlog_bytes: details.backlog_bytes,
             output_buffer_limit_bytes: details.output_buffer_limit_bytes,
+            clock_skew_ms: details.clock_skew_ms,
             held_back_by: self
                 .writers
                 .get(held_back.wrapping_sub(1))
@@ -446,13 +433,19 @@ impl Publisher {
             unread_errors == 0,
             format!("{unread_errors} unread errors"),
         ));
-        gates.push(gate("spool", "spool below 80 %".into(), share < 80, format!("spool at {share} %")));
+        let no_room = self.sources.iter().find_map(|source| source.details().no_room.clone());
+        let spool_ok = share < 80 && no_room.is_none();
+        let detail = no_room.unwrap_or_else(|| format!("spool at {share} %"));
+        gates.push(gate("spool", "spool below 80 %".into(), spool_ok, detail));
         gates
     }
 
     fn state_reason(&self, state: State, wishes: Wishes) -> Option<String> {
         match state {
             State::Pausing => Some("waiting for the answers to what is in flight".into()),
+            State::Paused if self.sources.iter().any(|source| source.details().no_room.is_some()) => {
+                Some("nothing is applied, and there is no room to receive more".into())
+            }
             State::Paused => Some("nothing is applied; the source is still received into the spool".into()),
             State::Stopping => Some("finishing what is in flight".into()),
             _ => {

@@ -1,55 +1,71 @@
-//! Room for the spool: its own limit and the free space of the disk.
+//! Room for the spool: its own limit, the free space of the disk, and what to say when there is none.
+
+use std::time::{Duration, Instant};
 
 use super::spool::{Spool, SpoolError};
 use crate::{config, format};
 
-/// Whether the spool may grow. Looked at on every tick and after every 16 MiB, because asking costs a system call.
+/// Asking costs a system call: so often at most, and after so many bytes at the latest.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+const MAX_LOOK_AFTER: u64 = 16 * 1024 * 1024;
+
+/// Why nothing can be written.
+#[derive(Debug)]
+pub enum NoRoom {
+    /// Space that is freed, or a higher limit, would cure it: why, in words.
+    Full(String),
+    /// Nothing that waiting would cure.
+    Failed(SpoolError),
+}
+
+impl From<SpoolError> for NoRoom {
+    fn from(error: SpoolError) -> Self {
+        if error.is_full() { NoRoom::Full(format!("DISK FULL: {error}")) } else { NoRoom::Failed(error) }
+    }
+}
+
+/// Whether the spool may grow, by its limits.
 pub struct Room {
     limits: config::Spool,
-    full: bool,
-    unlooked: usize,
+    looked: Instant,
+    unlooked: u64,
+    look_after: u64,
 }
 
 impl Room {
-    /// Not looked yet.
+    /// Due at once.
     pub fn new(limits: config::Spool) -> Self {
-        Room { limits, full: false, unlooked: 0 }
+        let look_after = (limits.max_bytes / 64).min(MAX_LOOK_AFTER);
+        Room { limits, looked: Instant::now(), unlooked: u64::MAX, look_after }
     }
 
-    /// Whether to go on reading from the source.
-    pub fn is_there(&self) -> bool {
-        !self.full && self.unlooked < 16 * 1024 * 1024
+    /// Whether it is time to look again.
+    pub fn is_due(&self) -> bool {
+        self.unlooked >= self.look_after || self.looked.elapsed() >= LOOK_EVERY
     }
 
     /// So many bytes were added.
     pub fn used(&mut self, bytes: usize) {
-        self.unlooked += bytes;
+        self.unlooked = self.unlooked.saturating_add(bytes as u64);
     }
 
-    /// Looks again; returns the reason when there is no room.
-    pub fn look(&mut self, spool: &Spool) -> Result<Option<String>, SpoolError> {
-        self.unlooked = 0;
+    /// Looks.
+    pub fn look(&mut self, spool: &Spool) -> Result<(), NoRoom> {
+        (self.looked, self.unlooked) = (Instant::now(), 0);
         let (bytes, _) = spool.usage();
         let free = disk_free(spool)?;
-        let reason = if bytes >= self.limits.max_bytes {
-            Some(format!(
-                "SPOOL FULL: {}, [spool] max_bytes is {}",
-                format::size(bytes),
-                format::size(self.limits.max_bytes)
-            ))
+        let why = if bytes >= self.limits.max_bytes {
+            format!("{}, [spool] max_bytes is {}", format::size(bytes), format::size(self.limits.max_bytes))
         } else if free < self.limits.min_free_bytes {
-            Some(format!(
-                "SPOOL FULL: {} left on the disk, [spool] min_free_bytes is {}",
+            format!(
+                "{} left on the disk, [spool] min_free_bytes is {}",
                 format::size(free),
                 format::size(self.limits.min_free_bytes)
-            ))
+            )
         } else {
-            None
+            return Ok(());
         };
-        self.full = reason.is_some();
-        Ok(reason.map(|reason| {
-            format!("{reason}; reading from the source stops until the destination has taken more or space is freed")
-        }))
+        Err(NoRoom::Full(format!("SPOOL FULL: {why}")))
     }
 }
 

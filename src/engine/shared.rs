@@ -1,13 +1,14 @@
 //! What the tasks of a run tell each other and the publisher: counters added to once per batch, and details under a lock.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
 use super::events::unix_ms;
+use super::pressure::Patience;
 use super::spool::Spool;
 use crate::status::{Phase, Throttle, WriterState};
 
@@ -38,6 +39,8 @@ pub struct SourceShared {
     pub filtered: AtomicU64,
     /// Errors on the link and refused entries.
     pub errors: AtomicU64,
+    /// How far the source's clock is ahead of ours (ms), as far as measured.
+    pub clock_skew_ms: AtomicI64,
     /// Drops the link and opens it again.
     pub restart: Notify,
     /// Asks for an ACK now.
@@ -83,6 +86,14 @@ pub struct SourceDetails {
     pub backlog_bytes: Option<u64>,
     /// Hard limit of `client-output-buffer-limit replica`.
     pub output_buffer_limit_bytes: Option<u64>,
+    /// How long it bears a replica that does not read; `None` = it does not say.
+    pub patience: Option<Patience>,
+    /// Its clock minus ours (ms), where it tells the time.
+    pub clock_skew_ms: Option<i64>,
+    /// Why nothing is read, while there is no room for it; shown in place of `reason`.
+    pub no_room: Option<String>,
+    /// When that was last told as an event.
+    pub full_said: Option<Instant>,
 }
 
 impl SourceShared {
@@ -101,6 +112,7 @@ impl SourceShared {
             entries_read: AtomicU64::new(0),
             filtered: AtomicU64::new(0),
             errors: AtomicU64::new(0),
+            clock_skew_ms: AtomicI64::new(0),
             restart: Notify::new(),
             acknowledge: Notify::new(),
             held_back_by: AtomicUsize::new(0),
@@ -121,8 +133,17 @@ impl SourceShared {
                 last_ack_unix_ms: None,
                 backlog_bytes: None,
                 output_buffer_limit_bytes: None,
+                patience: None,
+                clock_skew_ms: None,
+                no_room: None,
+                full_said: None,
             }),
         }
+    }
+
+    /// Now by the source's clock (Unix ms).
+    pub fn now_ms(&self) -> u64 {
+        unix_ms().saturating_add_signed(self.clock_skew_ms.load(Relaxed))
     }
 
     /// Looks at or changes the slow-moving part.
@@ -144,11 +165,6 @@ impl SourceShared {
                 details.entered.remove(8);
             }
         }
-    }
-
-    /// Changes only the reason.
-    pub fn set_reason(&self, reason: Option<String>) {
-        self.details().reason = reason;
     }
 }
 

@@ -16,6 +16,7 @@ use super::batch::BATCH_BYTES;
 use super::begin::{Destination, where_to_begin};
 use super::data_dir::{DataDir, DataDirError};
 use super::events::EventLog;
+use super::import_mode::ImportMode;
 use super::net::{Connection, NetError};
 use super::outcome::{
     WriterEnd, data_dir_failed, exit, outcome, replay_outcome, source_outcome, writer_outcome,
@@ -231,6 +232,7 @@ impl Supervisor {
             events: self.events.clone(),
             quarantine: self.quarantine.clone(),
             on_bad_value: self.plan.policy.on_bad_value,
+            import_mode: ImportMode::new(self.data_dir.path(), destination.target),
             wishes: self.wishes.subscribe(),
             batches: queue,
         };
@@ -456,6 +458,7 @@ impl Supervisor {
         let forgotten = async {
             let mut connection = Connection::open(&self.plan.writer.endpoint).await?;
             connection.request(&[b"DEL", checkpoint_key.as_bytes()]).await?;
+            ImportMode::put_back(self.data_dir.path(), &mut connection, &self.events).await?;
             // A value that was being built when the run was ended.
             for db in 0..u32::MAX {
                 if matches!(

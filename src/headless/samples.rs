@@ -147,6 +147,7 @@ pub fn source(address: &str) -> SourceStatus {
         last_ack_unix_ms: Some(NOW - 400),
         backlog_bytes: Some(512_000_000),
         output_buffer_limit_bytes: None,
+        clock_skew_ms: None,
         held_back_by: None,
         eta_seconds: Some(1_230.0),
     }

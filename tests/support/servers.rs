@@ -95,10 +95,15 @@ pub fn default() -> Option<&'static ServerBinary> {
         .or(all().first())
 }
 
-/// Every pair (source, destination) in which the destination can take over everything of the source.
+/// Those that understand the whole load, which speaks the language of Redis 6.2 (COPY, LMOVE …).
+pub fn modern() -> impl Iterator<Item = &'static ServerBinary> {
+    all().iter().filter(|binary| binary.version >= (6, 2, 0))
+}
+
+/// Every pair (source, destination) of [`modern`] servers in which the destination can take over everything of the source.
 pub fn pairs() -> Vec<(&'static ServerBinary, &'static ServerBinary)> {
     let mut pairs = Vec::new();
-    for source in all() {
+    for source in modern() {
         pairs.extend(all().iter().filter(|binary| binary.follows(source)).map(|binary| (source, binary)));
     }
     pairs

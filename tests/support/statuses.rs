@@ -66,6 +66,7 @@ fn source(address: &str) -> SourceStatus {
         last_ack_unix_ms: None,
         backlog_bytes: None,
         output_buffer_limit_bytes: None,
+        clock_skew_ms: None,
         held_back_by: None,
         eta_seconds: None,
     }

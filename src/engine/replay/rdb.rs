@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::super::batch::{Batch, CommandKind, PairVerb, Position};
-use super::super::spool::{Manifest, RdbReader, ReadEnd};
+use super::super::spool::{Manifest, RdbReader, ReadEnd, SpoolError};
 use super::{BUILDING_KEY, End, Replay, ReplayError};
 use crate::config::{OnBadValue, OnExistingKey};
 use crate::format::escape;
@@ -158,6 +158,11 @@ impl Replay {
         batch.source_bytes = decoder.position() - applied;
         batch.ends_rdb = true;
         batch.select(stream_db);
+        batch.close_pairs();
+        if batch.commands.is_empty() {
+            // Without a command there is no transaction and no checkpoint, and then the RDB must not be given up.
+            batch.push(CommandKind::Rebuild, &[b"PING"]);
+        }
         if !self.send_even_if_void(batch) {
             return Ok(Some(End::Stopped));
         }
@@ -347,6 +352,12 @@ impl Replay {
                 Some(ReadEnd::Superseded) => return Ok(End::Superseded),
                 // The source is gone in the middle of the RDB: what has arrived of it is no state that ever was.
                 Some(ReadEnd::Closed) => return Ok(End::Stopped),
+                // The disk, not the source.
+                None if error.raw_os_error().is_some() => {
+                    let path = self.shared.spool.dir().to_owned();
+                    let cause = std::io::Error::new(error.kind(), error.to_string());
+                    return Err(SpoolError { action: "read the RDB in", path, cause }.into());
+                }
                 None => {}
             }
         }

@@ -1,10 +1,12 @@
-//! The stream: commands are forwarded as the bytes that arrived; transactions stay whole.
+//! The stream: commands are forwarded as the bytes that arrived; transactions stay whole; relative times of expiry become
+//! absolute.
 
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::super::batch::{Batch, CommandKind, Mark, PairVerb, Position};
 use super::super::spool::{ReadEnd, StreamReadError, StreamReader};
 use super::{End, Replay, ReplayError};
+use crate::expiry;
 use crate::format::escape;
 use crate::resp::{CommandParser, RespError};
 
@@ -86,7 +88,9 @@ impl Replay {
                 }
                 Verb::Multi => in_transaction = Some(batch.mark()),
                 Verb::Exec => in_transaction = None,
-                Verb::Set | Verb::Trim | Verb::Other if !self.keeps(batch.end_db) => {
+                Verb::Set | Verb::Trim | Verb::Expiry | Verb::Renew | Verb::Other
+                    if !self.keeps(batch.end_db) =>
+                {
                     self.shared.filtered.fetch_add(1, Relaxed);
                 }
                 Verb::Set if arguments.len() == 3 => {
@@ -98,17 +102,22 @@ impl Replay {
                     batch.entries += 1;
                     read += 1;
                 }
-                Verb::Set | Verb::Trim | Verb::Other => {
-                    let arguments: Vec<&[u8]> = match verb_kind {
-                        Verb::Trim => arguments.iter().filter_map(|range| raw.get(range.clone())).collect(),
-                        _ => Vec::new(),
-                    };
-                    match exact_trim_limit(&arguments) {
-                        Some(limit) => {
-                            let kept = [arguments.get(..limit), arguments.get(limit + 2..)];
-                            batch.push(CommandKind::Stream, &kept.map(Option::unwrap_or_default).concat());
-                        }
-                        None => batch.push_raw(CommandKind::Stream, raw),
+                Verb::Renew => {
+                    batch.push_raw(CommandKind::Renew, raw);
+                    batch.entries += 1;
+                    read += 1;
+                }
+                Verb::Other => {
+                    batch.push_raw(CommandKind::Stream, raw);
+                    batch.entries += 1;
+                    read += 1;
+                }
+                Verb::Set | Verb::Trim | Verb::Expiry => {
+                    let arguments: Vec<&[u8]> =
+                        arguments.iter().filter_map(|range| raw.get(range.clone())).collect();
+                    match verb_kind {
+                        Verb::Trim => push_trim(&mut batch, &arguments, raw),
+                        _ => self.push_expiring(&mut batch, &arguments, raw, reader.received_at(offset + 1)),
                     }
                     batch.entries += 1;
                     read += 1;
@@ -127,6 +136,22 @@ impl Replay {
                     }
                 }
             }
+        }
+    }
+
+    /// A command that may hold a relative time of expiry, counted from when it arrived.
+    fn push_expiring(&self, batch: &mut Batch, arguments: &[&[u8]], raw: &[u8], received_ms: Option<u64>) {
+        let absolute = received_ms.and_then(|now| expiry::absolute(arguments, now, self.target));
+        let Some(commands) = absolute else { return batch.push_raw(CommandKind::Stream, raw) };
+        // Alone it renews a key that must be there; behind a SET the key is there.
+        let renews = commands.len() == 1;
+        for command in commands {
+            let words: Vec<&[u8]> = command.iter().map(|word| &**word).collect();
+            let kind = match words.first() {
+                Some(&b"PEXPIREAT") if renews => CommandKind::Renew,
+                _ => CommandKind::Stream,
+            };
+            batch.push(kind, &words);
         }
     }
 
@@ -162,6 +187,10 @@ enum Verb {
     Set,
     /// XADD and XTRIM, whose options a source rewrites to what it would not take from a client.
     Trim,
+    /// May hold a relative time of expiry.
+    Expiry,
+    /// Sets or removes the time of expiry of a key that must be there.
+    Renew,
     Other,
 }
 
@@ -179,10 +208,24 @@ impl Verb {
             6 if is(b"SELECT") => Verb::Select,
             6 if is(b"OPINFO") => Verb::Control,
             7 if is(b"CLUSTER") => Verb::Control,
+            7 if is(b"PERSIST") => Verb::Renew,
+            8 if is(b"EXPIREAT") => Verb::Renew,
             8 if is(b"REPLCONF") => Verb::Control,
             9 if is(b"TRIMSLOTS") => Verb::Control,
+            9 if is(b"PEXPIREAT") => Verb::Renew,
+            _ if expiry::may_be_relative(verb) => Verb::Expiry,
             _ => Verb::Other,
         }
+    }
+}
+
+fn push_trim(batch: &mut Batch, arguments: &[&[u8]], raw: &[u8]) {
+    match exact_trim_limit(arguments) {
+        Some(limit) => {
+            let kept = [arguments.get(..limit), arguments.get(limit + 2..)];
+            batch.push(CommandKind::Stream, &kept.map(Option::unwrap_or_default).concat());
+        }
+        None => batch.push_raw(CommandKind::Stream, raw),
     }
 }
 

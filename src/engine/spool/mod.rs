@@ -1,7 +1,7 @@
 //! The disk between source and destination: what arrived and is not yet confirmed.
 //!
 //! ```text
-//!  source task --append--> g1-rdb | g1-stream-<first offset> … --read--> replay thread --> destination
+//!  source task --append--> g1-rdb | g1-stream-<first offset> + g1-marks-<first offset> … --read--> replay thread
 //!                                   ^ deleted when confirmed
 //! ```
 //!
@@ -9,12 +9,20 @@
 //! while they grow. A full sync begins a new *generation*; readers of an older one are told so. The manifest names the
 //! generation and is replaced atomically, so that a crash leaves either the old or the new truth; files that it does not
 //! name are leftovers and are removed.
+//!
+//! Every append to the stream has a *mark*: when it arrived, and a checksum (see `marks`). Marks find the torn tail of a
+//! crash, prove every byte before it is applied, and tell how old it is.
 
 mod append;
+mod marks;
 mod read;
+mod recover;
+#[cfg(test)]
+mod tests;
 
 pub use append::SpoolWriter;
 pub use read::{RdbReader, StreamReadError, StreamReader};
+pub use recover::Torn;
 
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
@@ -26,12 +34,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::psync::Replid;
 
-/// Size at which a stream segment is closed and the next one begun.
-const SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
-
 /// A file operation on the spool failed.
 #[derive(Debug, thiserror::Error)]
-#[error("spool: cannot {action} '{path}': {cause}", path = path.display())]
+#[error("spool: cannot {action} '{path}': {cause}{}", self.cure(), path = path.display())]
 pub struct SpoolError {
     /// What was being done.
     pub action: &'static str,
@@ -45,6 +50,20 @@ impl SpoolError {
     /// True when space that others free would cure it (ENOSPC, EDQUOT).
     pub fn is_full(&self) -> bool {
         matches!(self.cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    }
+
+    fn cure(&self) -> &'static str {
+        match self.cause.kind() {
+            io::ErrorKind::PermissionDenied => ". May this user write there?",
+            io::ErrorKind::ReadOnlyFilesystem => {
+                ". The file system is read-only now, mostly after an error of its disk: look at the kernel's log (dmesg). Once it can be written again, start again: nothing that was confirmed is lost."
+            }
+            // EIO: the standard library has no name for it.
+            _ if self.cause.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
+                ". The disk fails: look at the kernel's log (dmesg), copy the data directory to a sound disk and start again there: nothing that was confirmed is lost."
+            }
+            _ => "",
+        }
     }
 }
 
@@ -106,6 +125,14 @@ struct State {
     received: u64,
     /// Offset of the last stream byte known to be safe on disk.
     durable: u64,
+    /// When the byte at `received` arrived (Unix ms), where known.
+    received_ms: Option<u64>,
+    /// Offset that the destination has confirmed.
+    applied: u64,
+    /// The last segment takes no more bytes.
+    last_closed: bool,
+    /// What the start had to cut off.
+    torn: Option<Torn>,
     /// Where the parser found the end of a diskless RDB without checksum.
     rdb_end_by_parser: Option<u64>,
     /// Readers shall end at once.
@@ -118,6 +145,18 @@ struct Segment {
     /// Offset before its first byte.
     start: u64,
     len: u64,
+    /// Length of its marks file.
+    marks: u64,
+}
+
+impl State {
+    /// The segment that holds the byte after `offset`.
+    fn segment_of(&self, offset: u64) -> Option<&Segment> {
+        let at = self.segments.partition_point(|segment| segment.start <= offset);
+        // An empty segment may stand behind the one that ends where it begins.
+        let segment = at.checked_sub(1).and_then(|at| self.segments.get(at))?;
+        (offset < segment.start + segment.len).then_some(segment)
+    }
 }
 
 impl Spool {
@@ -172,7 +211,7 @@ impl Spool {
             Some(manifest) if !manifest.rdb_applied => Some(state.rdb_received),
             _ => None,
         };
-        let stream: u64 = state.segments.iter().map(|segment| segment.len).sum();
+        let stream: u64 = state.segments.iter().map(|segment| segment.len + segment.marks).sum();
         (stream + rdb.unwrap_or(0), state.segments.len() as u64 + u64::from(rdb.is_some()))
     }
 
@@ -235,6 +274,42 @@ impl Spool {
         self.lock().rdb_end_by_parser
     }
 
+    /// When the byte at this offset arrived (Unix ms, by the source's clock); `None` when it is no longer, or not yet, here.
+    pub fn received_at(&self, offset: u64) -> Option<u64> {
+        let (path, limit) = {
+            let state = self.lock();
+            if offset == state.received {
+                return state.received_ms;
+            }
+            let generation = state.manifest.as_ref()?.generation;
+            let segment = state.segment_of(offset.checked_sub(1)?)?;
+            (marks_path(&self.dir, generation, segment.start), segment.marks)
+        };
+        // The segment may be freed meanwhile: then nobody needs to know any more.
+        let file = File::open(path).ok()?;
+        let at = marks::find(&file, offset - 1, limit).ok()?;
+        marks::read_marks(&file, at, 1).ok()?.first().map(|mark| mark.unix_ms)
+    }
+
+    /// What the start had to cut off, once.
+    pub fn take_torn(&self) -> Option<Torn> {
+        self.lock().torn.take()
+    }
+
+    /// The destination has more than the spool does (a torn tail was cut off, or all of it had been freed): the stream goes on
+    /// after `offset`.
+    pub fn skip_to(&self, offset: u64) -> Result<(), SpoolError> {
+        let mut state = self.lock();
+        let generation = state.manifest.as_ref().map_or(0, |manifest| manifest.generation);
+        while let Some(segment) = state.segments.front() {
+            self.remove_segment(generation, segment.start)?;
+            state.segments.pop_front();
+        }
+        (state.received, state.durable, state.applied) = (offset, offset, offset);
+        state.received_ms = None;
+        Ok(())
+    }
+
     /// The destination has confirmed the whole RDB: its file goes.
     pub fn release_rdb(&self) -> Result<(), SpoolError> {
         let mut state = self.lock();
@@ -244,26 +319,41 @@ impl Spool {
         }
         manifest.rdb_applied = true;
         let manifest = manifest.clone();
-        self.write_manifest(&manifest)?;
-        remove_file(&rdb_path(&self.dir, manifest.generation))
+        // The file first: on a full disk that makes the room for the manifest. A manifest that does not know yet does no harm,
+        // because the checkpoint in the destination knows.
+        remove_file(&rdb_path(&self.dir, manifest.generation))?;
+        match self.write_manifest(&manifest) {
+            Err(error) if error.is_full() => Ok(()),
+            result => result,
+        }
     }
 
     /// The destination has confirmed the stream up to this offset: segments wholly below it go.
     pub fn release_stream(&self, applied: u64) -> Result<(), SpoolError> {
         let mut state = self.lock();
+        state.applied = applied;
+        self.release_applied(&mut state)
+    }
+
+    fn release_applied(&self, state: &mut State) -> Result<(), SpoolError> {
         let Some(generation) = state.manifest.as_ref().map(|manifest| manifest.generation) else {
             return Ok(());
         };
-        // The last segment stays: it is being written, or it is where a restart continues.
-        while state.segments.len() > 1 {
+        // The last segment stays while it can grow: it is being written, or it is where a restart continues.
+        while state.segments.len() > usize::from(!state.last_closed) {
             let Some(first) = state.segments.front() else { break };
-            if first.start + first.len > applied {
+            if first.start + first.len > state.applied {
                 break;
             }
-            remove_file(&segment_path(&self.dir, generation, first.start))?;
+            self.remove_segment(generation, first.start)?;
             state.segments.pop_front();
         }
         Ok(())
+    }
+
+    fn remove_segment(&self, generation: u64, start: u64) -> Result<(), SpoolError> {
+        remove_file(&segment_path(&self.dir, generation, start))?;
+        remove_file(&marks_path(&self.dir, generation, start))
     }
 
     /// Removes everything: the migration is over.
@@ -288,6 +378,19 @@ impl Spool {
         self.grown.wait(guard).unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// Changes the manifest on disk, then in memory: a change that could not be written is not believed either.
+    fn change_manifest(
+        &self,
+        state: &mut State,
+        change: impl FnOnce(&mut Manifest),
+    ) -> Result<(), SpoolError> {
+        let Some(mut manifest) = state.manifest.clone() else { return Ok(()) };
+        change(&mut manifest);
+        self.write_manifest(&manifest)?;
+        state.manifest = Some(manifest);
+        Ok(())
+    }
+
     fn write_manifest(&self, manifest: &Manifest) -> Result<(), SpoolError> {
         let text = serde_json::to_vec_pretty(manifest).unwrap_or_default();
         replace_file(&self.dir.join("manifest.json"), &text)
@@ -303,53 +406,11 @@ impl Spool {
             let Some((number, kind)) = name.strip_prefix('g').and_then(|rest| rest.split_once('-')) else {
                 continue;
             };
-            let ours = kind == "rdb" || kind.starts_with("stream-");
+            let ours = kind == "rdb" || kind.starts_with("stream-") || kind.starts_with("marks-");
             if ours && number.parse::<u64>().is_ok_and(|number| Some(number) != generation) {
                 remove_file(&path)?;
             }
         }
-        Ok(())
-    }
-}
-
-impl State {
-    /// Takes over what a former run left.
-    fn recover(&mut self, dir: &Path, manifest: Manifest) -> Result<(), SpoolError> {
-        let generation = manifest.generation;
-        self.received = manifest.rdb_offset;
-        if !manifest.rdb_applied {
-            let path = rdb_path(dir, generation);
-            match fs::metadata(&path) {
-                Ok(metadata) => self.rdb_received = metadata.len(),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed("examine", &path)(error)),
-            }
-        } else {
-            self.rdb_received = manifest.rdb_len.unwrap_or(0);
-        }
-        let prefix = format!("g{generation}-stream-");
-        let mut starts = Vec::new();
-        for entry in fs::read_dir(dir).map_err(failed("list", dir))? {
-            let entry = entry.map_err(failed("list", dir))?;
-            let name = entry.file_name();
-            let Some(start) = name.to_str().and_then(|name| name.strip_prefix(&prefix)?.parse::<u64>().ok())
-            else {
-                continue;
-            };
-            let len = entry.metadata().map_err(failed("examine", &entry.path()))?.len();
-            starts.push(Segment { start, len });
-        }
-        starts.sort_by_key(|segment| segment.start);
-        for segment in starts {
-            // A gap cannot come from us; what follows it cannot be used.
-            if self.segments.back().is_some_and(|last| last.start + last.len != segment.start) {
-                break;
-            }
-            self.received = segment.start + segment.len;
-            self.segments.push_back(segment);
-        }
-        self.durable = self.received;
-        self.manifest = Some(manifest);
         Ok(())
     }
 }
@@ -392,93 +453,10 @@ fn rdb_path(dir: &Path, generation: u64) -> PathBuf {
     dir.join(format!("g{generation}-rdb"))
 }
 
-fn segment_path(dir: &Path, generation: u64, start: u64) -> PathBuf {
-    dir.join(format!("g{generation}-stream-{start:020}"))
+fn marks_path(dir: &Path, generation: u64, start: u64) -> PathBuf {
+    dir.join(format!("g{generation}-marks-{start:020}"))
 }
 
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a panic is the failure of a test")]
-
-    use std::io::Read;
-
-    use super::*;
-
-    fn replid() -> Replid {
-        Replid::parse(&"ab".repeat(20)).unwrap()
-    }
-
-    #[test]
-    fn bytes_are_read_while_they_arrive_and_survive_a_restart() {
-        let dir = tempfile::tempdir().unwrap();
-        let spool = Spool::open(dir.path()).unwrap();
-        let mut writer = SpoolWriter::new(spool.clone());
-        writer.begin_full_sync(&replid(), 100).unwrap();
-        writer.append_rdb(b"REDIS").unwrap();
-        let mut reader = RdbReader::open(&spool, 1, 0).unwrap();
-        let mut half = [0; 5];
-        reader.read_exact(&mut half).unwrap();
-        let waiting = std::thread::spawn(move || {
-            let mut rest = Vec::new();
-            reader.read_to_end(&mut rest).map(|_| rest)
-        });
-        writer.append_rdb(b"0011mark").unwrap();
-        writer.finish_rdb(9).unwrap();
-        let rest = waiting.join().unwrap().unwrap();
-        assert!(rest == b"0011" || rest == b"0011mark", "a mark may have been read, never less: {rest:?}");
-
-        writer.append_stream(b"hello ").unwrap();
-        writer.append_stream(b"world").unwrap();
-        assert_eq!((spool.received(), spool.durable()), (111, 100));
-        writer.pending_sync().unwrap().unwrap().run().unwrap();
-        assert_eq!(spool.durable(), 111);
-        drop((writer, spool));
-
-        let spool = Spool::open(dir.path()).unwrap();
-        assert_eq!(spool.manifest().unwrap().rdb_len, Some(9));
-        assert_eq!(spool.received(), 111);
-        let mut writer = SpoolWriter::new(spool.clone());
-        writer.append_stream(b"!").unwrap();
-        let mut buffer = Vec::new();
-        StreamReader::new(&spool, 1, 106).fill(&mut buffer, 100, true).unwrap();
-        assert_eq!(buffer, b"world!");
-    }
-
-    #[test]
-    fn a_new_full_sync_ends_old_readers_and_leaves_no_old_files() {
-        let dir = tempfile::tempdir().unwrap();
-        let spool = Spool::open(dir.path()).unwrap();
-        let mut writer = SpoolWriter::new(spool.clone());
-        writer.begin_full_sync(&replid(), 0).unwrap();
-        writer.append_stream(b"old").unwrap();
-        let mut old = StreamReader::new(&spool, 1, 3);
-        let waiting = std::thread::spawn(move || old.fill(&mut Vec::new(), 10, true));
-        writer.begin_full_sync(&replid(), 500).unwrap();
-        assert!(matches!(waiting.join().unwrap(), Err(StreamReadError::End(ReadEnd::Superseded))));
-        let names: Vec<_> =
-            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert!(names.iter().all(|name| !name.to_str().unwrap().starts_with("g1-")), "{names:?}");
-    }
-
-    #[test]
-    fn confirmed_segments_are_freed_and_the_last_one_stays() {
-        let dir = tempfile::tempdir().unwrap();
-        let spool = Spool::open(dir.path()).unwrap();
-        let mut writer = SpoolWriter::new(spool.clone());
-        writer.begin_full_sync(&replid(), 0).unwrap();
-        writer.finish_rdb(0).unwrap();
-        spool.release_rdb().unwrap();
-        let block = vec![b'x'; SEGMENT_BYTES as usize];
-        for _ in 0..3 {
-            writer.append_stream(&block).unwrap();
-        }
-        assert_eq!(spool.usage(), (3 * SEGMENT_BYTES, 3));
-        spool.release_stream(2 * SEGMENT_BYTES - 1).unwrap();
-        assert_eq!(spool.usage().1, 2);
-        spool.release_stream(3 * SEGMENT_BYTES).unwrap();
-        assert_eq!(spool.usage(), (SEGMENT_BYTES, 1));
-        let mut buffer = Vec::new();
-        let mut reader = StreamReader::new(&spool, 1, 3);
-        assert!(matches!(reader.fill(&mut buffer, 10, true), Err(StreamReadError::Gone { offset: 3 })));
-    }
+fn segment_path(dir: &Path, generation: u64, start: u64) -> PathBuf {
+    dir.join(format!("g{generation}-stream-{start:020}"))
 }

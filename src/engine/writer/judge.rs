@@ -27,6 +27,7 @@ pub(super) enum Verdict {
 pub(super) enum Refusal {
     Error(String),
     KeyExists,
+    KeyMissing,
 }
 
 impl Writer {
@@ -57,6 +58,9 @@ impl Writer {
                         | (Reply::Null, Some(CommandKind::SetIfMissing)) => {
                             refusals.push((index, Refusal::KeyExists));
                         }
+                        (Reply::Integer(0), Some(CommandKind::Renew)) => {
+                            refusals.push((index, Refusal::KeyMissing));
+                        }
                         _ => {}
                     }
                 }
@@ -86,10 +90,15 @@ impl Writer {
                 _ => 1,
             };
             let key = escape(arguments.get(named).copied().unwrap_or_default(), 60);
+            if matches!(refusal, Refusal::KeyMissing) && renewal_is_over(&arguments, batch.source.now_ms()) {
+                // It has expired on the source too.
+                continue;
+            }
             self.shared.errors.fetch_add(1, Relaxed);
             batch.source.errors.fetch_add(1, Relaxed);
             let exists = match &refusal {
                 Refusal::KeyExists => true,
+                Refusal::KeyMissing => false,
                 Refusal::Error(error) => error.starts_with("BUSYKEY"),
             };
             let keeps = matches!(
@@ -112,6 +121,19 @@ impl Writer {
                     };
                     let error = "BUSYKEY Target key name already exists.".to_owned();
                     return self.stop(batch, last_confirmed, verb, key, error).await;
+                }
+                Refusal::KeyMissing => {
+                    let text = format!(
+                        "key '{key}' (db {}) had ended on the destination (or was removed there) before {verb} arrived, which renews it on the source: it is missing here. Mostly the lag was longer than its time to live: compare both sides and copy such keys again. Further ones are only counted",
+                        batch.database_of(index)
+                    );
+                    self.events.report(
+                        &self.node(),
+                        "EXPIRED TOO EARLY",
+                        "compare and copy again",
+                        &key,
+                        &text,
+                    );
                 }
                 Refusal::Error(error) => match rule(&error, kind, self.on_bad_value).0 {
                     // At run time a state that passes cannot be waited for any more: the rest is applied already.
@@ -273,4 +295,12 @@ impl Writer {
     fn name_user(&self, cure: &str) -> String {
         cure.replace("<user>", self.endpoint.username.as_deref().unwrap_or("default"))
     }
+}
+
+/// Whether the time that EXPIREAT or PEXPIREAT sets has passed.
+fn renewal_is_over(arguments: &[&[u8]], now_ms: u64) -> bool {
+    let [verb, _, time, ..] = arguments else { return false };
+    let unit = if verb.eq_ignore_ascii_case(b"EXPIREAT") { 1000 } else { 1 };
+    let time = std::str::from_utf8(time).ok().and_then(|time| time.parse::<i64>().ok());
+    time.is_some_and(|time| time.saturating_mul(unit) <= i64::try_from(now_ms).unwrap_or(i64::MAX))
 }

@@ -25,6 +25,7 @@ use tokio::time::{sleep, sleep_until};
 use self::judge::Verdict;
 use super::batch::{Batch, Position, Progress};
 use super::events::EventLog;
+use super::import_mode::ImportMode;
 use super::net::{Connection, NetError};
 use super::quarantine::Quarantine;
 use super::shared::{Wishes, WriterShared};
@@ -91,6 +92,8 @@ pub struct Writer {
     pub quarantine: Arc<Quarantine>,
     /// `[policy] on_bad_value`.
     pub on_bad_value: OnBadValue,
+    /// The destination's import mode.
+    pub import_mode: ImportMode,
     /// The operator's wishes.
     pub wishes: watch::Receiver<Wishes>,
     /// What to send.
@@ -196,9 +199,15 @@ impl Writer {
     async fn connect(&self, first: bool) -> Result<Connection, WriterError> {
         let mut attempt = 0;
         loop {
-            match Connection::open(&self.endpoint).await {
-                Ok(mut connection) => {
-                    let _ = connection.request(&[b"CLIENT", b"SETNAME", b"shakedeck"]).await;
+            let opening = async {
+                let mut connection = Connection::open(&self.endpoint).await?;
+                let _ = connection.request(&[b"CLIENT", b"SETNAME", b"shakedeck"]).await;
+                // A server that was restarted has forgotten its import mode.
+                self.import_mode.declare(&mut connection, &self.events, first).await?;
+                Ok::<_, NetError>(connection)
+            };
+            match opening.await {
+                Ok(connection) => {
                     self.shared.enter(WriterState::Ok, None);
                     return Ok(connection);
                 }

@@ -59,10 +59,10 @@ fn of_source(screen: &Screen, source: &SourceStatus, brief: bool) -> Vec<Entry> 
     if let Some(backlog) = source.backlog_bytes {
         let lasts =
             backlog_seconds(source).map(|seconds| format!(" = {} at this rate", format::forecast(seconds)));
-        let limit = source.output_buffer_limit_bytes.filter(|limit| *limit > 0);
-        let limit =
-            limit.map(|limit| format!("   output buffer limit {}", format::size(limit))).unwrap_or_default();
-        entries.push(("backlog", format!("{}{}{limit}", format::size(backlog), lasts.unwrap_or_default())));
+        entries.push(("backlog", format!("{}{}", format::size(backlog), lasts.unwrap_or_default())));
+    }
+    if let Some(limit) = source.output_buffer_limit_bytes.filter(|limit| *limit > 0) {
+        entries.push(("out buffer", format!("{} may wait for us on the source", format::size(limit))));
     }
     // The wide table shows these already.
     if !brief {

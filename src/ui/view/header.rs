@@ -105,7 +105,8 @@ fn checklist(screen: &Screen) -> Vec<Span<'static>> {
             if gate.ok { (screen.glyphs().yes, Role::Ok) } else { (screen.glyphs().no, Role::Bad) };
         spans.push(Span::styled(format!("   [{mark}] "), screen.style(role)));
         spans.push(screen.text(Role::Value, &gate.text));
-        if !gate.detail.is_empty() {
+        // Where there is nothing to add, the detail repeats the text.
+        if gate.detail != gate.text {
             spans.push(screen.text(Role::Dim, format!(" ({})", gate.detail)));
         }
     }

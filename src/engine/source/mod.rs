@@ -4,6 +4,9 @@
 //! it acknowledges is what is safe on disk, once a second in every phase: a diskless source sends no stream before the
 //! first ACK, may lose that one, and drops replicas that are silent for `repl-timeout`.
 
+mod handshake;
+mod waiting;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -14,16 +17,18 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
+use self::waiting::Alive;
 use super::events::{EventLog, unix_ms};
-use super::net::{Connection, NetError, info_field};
+use super::net::{Connection, NetError};
 use super::room::Room;
 use super::shared::SourceShared;
 use super::spool::{SpoolError, SpoolWriter};
-use crate::config::{self, OnFullResync, Policy, SyncReader};
+use crate::config::{self, Policy, SyncReader};
 use crate::format;
 use crate::psync::{EOF_MARK_LEN, EofFinder, EofSearch, PsyncReply, Replid, Transfer, replconf_ack};
-use crate::resp::Reply;
 use crate::status::Phase;
+
+pub use self::handshake::server_name;
 
 /// A source that is silent for so long is taken for dead; it sends a PING every 10 s (`repl-ping-replica-period`).
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
@@ -108,7 +113,17 @@ impl Source {
     /// Runs until stopped, or until an error that trying again will not cure.
     pub async fn run(self) -> Result<(), SourceError> {
         let mut stop = self.stop.clone();
-        let mut writer = SpoolWriter::new(self.shared.spool.clone());
+        if let Some(torn) = self.shared.spool.take_torn() {
+            self.events.warn(
+                &self.node(),
+                format!(
+                    "the former run ended while it was writing: {} of the stream behind offset {} do not agree with their marks and are cut off; the source is asked for them again",
+                    format::size(torn.bytes),
+                    format::number(torn.kept_to)
+                ),
+            );
+        }
+        let mut writer = SpoolWriter::new(self.shared.spool.clone(), self.limits.max_bytes);
         let mut accepted = self.shared.spool.manifest().is_some();
         let mut attempt = 0u32;
         let mut broken_full_syncs = 0u32;
@@ -204,7 +219,11 @@ impl Source {
                             &self.node(),
                             format!("the source was promoted: its history is now called {replid}; nothing is missing"),
                         );
-                        writer.rename_history(&replid)?;
+                        let rename = |writer: &mut SpoolWriter| Ok(writer.rename_history(&replid)?);
+                        if let Some(end) = self.when_room(&mut connection, writer, Alive::Ack, rename).await?
+                        {
+                            return Ok(end);
+                        }
                     }
                 }
                 self.events.info(
@@ -228,97 +247,6 @@ impl Source {
         }
         *accepted = true;
         self.stream(&mut connection, writer).await
-    }
-
-    /// PING, a few questions that may be refused, REPLCONF.
-    async fn handshake(&self, connection: &mut Connection) -> Result<(), NetError> {
-        if let Reply::Error(reply) = connection.request(&[b"PING"]).await? {
-            let fatal = reply.starts_with("NOAUTH") || reply.starts_with("LOADING");
-            if fatal {
-                return Err(self.refused(reply));
-            }
-        }
-        if let Reply::Bulk(info) = connection.request(&[b"INFO"]).await? {
-            let info = String::from_utf8_lossy(&info).into_owned();
-            let run_id = info_field(&info, "run_id");
-            if run_id.is_some() && run_id == self.destination_run_id.as_deref() {
-                return Err(NetError::Refused {
-                    address: connection.address.clone(),
-                    what: "the migration".into(),
-                    reply: "source and destination are the same server".into(),
-                    cure: "Check the addresses of [sync_reader] and [redis_writer].".into(),
-                });
-            }
-            let mut details = self.shared.details();
-            details.server = server_name(&info);
-            details.role = info_field(&info, "role").map(str::to_owned);
-        }
-        if let Some(value) = config_get(connection, "repl-backlog-size").await? {
-            self.shared.details().backlog_bytes = value.parse().ok();
-        }
-        if let Some(value) = config_get(connection, "client-output-buffer-limit").await? {
-            let hard = value
-                .split_ascii_whitespace()
-                .skip_while(|word| *word != "slave" && *word != "replica")
-                .nth(1);
-            self.shared.details().output_buffer_limit_bytes =
-                hard.and_then(|hard| hard.parse().ok()).filter(|limit| *limit > 0);
-        }
-        // One option a command: an unknown one aborts the rest of its command. `version` lets Valkey 9.1 and later send
-        // its own RDB version, without which hash-field TTLs make every full sync fail.
-        let options: [[&[u8]; 2]; 4] = [
-            [b"listening-port", b"0"],
-            [b"capa", b"eof"],
-            [b"capa", b"psync2"],
-            [b"version", b"255.255.255"],
-        ];
-        for [name, value] in options {
-            if let Reply::Error(reply) = connection.request(&[b"REPLCONF", name, value]).await?
-                && reply.starts_with("NOPERM")
-            {
-                return Err(self.refused(reply));
-            }
-        }
-        Ok(())
-    }
-
-    async fn psync(&self, connection: &mut Connection) -> Result<PsyncReply, SourceError> {
-        let resume =
-            self.shared.spool.manifest().filter(|manifest| manifest.rdb_len.is_some()).map(|manifest| {
-                let next = self.shared.spool.received() + 1;
-                (manifest.replid.to_string(), next.to_string())
-            });
-        let mut command = Vec::new();
-        match &resume {
-            Some((replid, next)) => {
-                crate::resp::append_command(&mut command, &[b"PSYNC", replid.as_bytes(), next.as_bytes()]);
-            }
-            None => crate::resp::append_command(&mut command, &[b"PSYNC", b"?", b"-1"]),
-        }
-        connection.send(&command, "PSYNC").await?;
-        let line = match timeout(SILENCE_LIMIT, connection.read_line("PSYNC")).await {
-            Ok(line) => line?,
-            Err(_) => return Err(self.silent("PSYNC").into()),
-        };
-        let reply = PsyncReply::parse(&String::from_utf8_lossy(&line));
-        if let (PsyncReply::FullResync { replid, offset }, Some((asked, next))) = (&reply, &resume) {
-            let cause = if replid.as_str() == asked {
-                format!("its backlog no longer reaches back to offset {next}; it stands at {offset}")
-            } else {
-                format!(
-                    "its history is now {replid}, not {asked}: it was restarted, or another server took its place"
-                )
-            };
-            if self.policy.on_full_resync == OnFullResync::Stop {
-                return Err(SourceError::FullResyncForbidden {
-                    address: self.shared.address.clone(),
-                    offset: self.shared.spool.received(),
-                    cause,
-                });
-            }
-            self.events.warn(&self.node(), format!("full sync again, because {cause}; a larger 'repl-backlog-size' on the source would have helped. Keys that the source has deleted meanwhile may stay on the destination: set empty_db_before_sync = true if it holds nothing else"));
-        }
-        Ok(reply)
     }
 
     /// Receives the RDB. Returns `Some` when the session must end.
@@ -376,8 +304,22 @@ impl Source {
             Transfer::Length(len) => (Some(*len), None, "disk"),
             Transfer::EofMark(mark) => (None, Some(EofFinder::new(mark)), "diskless"),
         };
+        if let Some(len) = total.filter(|len| *len > self.limits.max_bytes) {
+            return Err(SourceError::Spool(SpoolError {
+                action: "hold the RDB in",
+                path: self.shared.spool.dir().to_owned(),
+                cause: std::io::Error::other(format!(
+                    "it has {}, [spool] max_bytes is {}: raise that and start again",
+                    format::size(len),
+                    format::size(self.limits.max_bytes)
+                )),
+            }));
+        }
         // Only now: before the `$` line the source may still change its mind and keep the old data valid.
-        writer.begin_full_sync(replid, offset)?;
+        let begin = |writer: &mut SpoolWriter| Ok(writer.begin_full_sync(replid, offset)?);
+        if let Some(end) = self.when_room(connection, writer, Alive::Newline, begin).await? {
+            return Ok(Some(end));
+        }
         *accepted = true;
         {
             let mut details = self.shared.details();
@@ -408,6 +350,12 @@ impl Source {
             if total == Some(received) {
                 break received;
             }
+            if room.is_due() {
+                let look = |_: &mut SpoolWriter| room.look(&self.shared.spool);
+                if let Some(end) = self.when_room(connection, writer, Alive::Newline, look).await? {
+                    return Ok(Some(end));
+                }
+            }
             let got = if !connection.buffer.is_empty() {
                 let want = total.map_or(READ_BYTES as u64, |total| (total - received).min(READ_BYTES as u64));
                 let got = connection.buffer.len().min(want as usize);
@@ -416,7 +364,7 @@ impl Source {
             } else {
                 let want = total.map_or(READ_BYTES as u64, |total| (total - received).min(READ_BYTES as u64));
                 tokio::select! {
-                    read = connection.io.read(&mut buffer[..want as usize]), if room.is_there() => match read {
+                    read = connection.io.read(&mut buffer[..want as usize]) => match read {
                         Ok(0) => return Err(self.rdb_cut(connection, received, total).into()),
                         Ok(got) => got,
                         Err(cause) => return Err(connection.lost("the RDB transfer", cause).into()),
@@ -427,14 +375,11 @@ impl Source {
                         {
                             break end;
                         }
-                        self.show_room(room.look(&self.shared.spool)?);
-                        if room.is_there() && maybe_end.is_none() && heard.elapsed() > SILENCE_LIMIT {
+                        if maybe_end.is_none() && heard.elapsed() > SILENCE_LIMIT {
                             return Err(self.silent("the RDB transfer").into());
                         }
                         if last_newline.elapsed() >= Duration::from_secs(1) {
                             last_newline = Instant::now();
-                            // What a real replica sends while it loads. An ACK here could start the stream of a
-                            // diskless source before we know that the RDB has ended.
                             connection.send(b"\n", "the keep-alive").await?;
                         }
                         continue;
@@ -443,10 +388,13 @@ impl Source {
                     () = stopped(&mut stop) => return Ok(Some(SessionEnd::Stopped)),
                 }
             };
-            heard = Instant::now();
             let chunk = &buffer[..got];
+            let append = |writer: &mut SpoolWriter| Ok(writer.append_rdb(chunk)?);
+            if let Some(end) = self.when_room(connection, writer, Alive::Newline, append).await? {
+                return Ok(Some(end));
+            }
             room.used(got);
-            writer.append_rdb(chunk)?;
+            heard = Instant::now();
             received += got as u64;
             self.shared.bytes_received.fetch_add(got as u64, Relaxed);
             if let Some(finder) = &mut finder {
@@ -479,8 +427,9 @@ impl Source {
             ),
         );
         // The fsync of a large file may take a while on a slow disk, but the stream cannot begin before it anyway.
-        tokio::task::block_in_place(|| writer.finish_rdb(rdb_len))?;
-        Ok(None)
+        let finish =
+            |writer: &mut SpoolWriter| Ok(tokio::task::block_in_place(|| writer.finish_rdb(rdb_len))?);
+        self.when_room(connection, writer, Alive::Ack, finish).await
     }
 
     /// Copies the stream until the link breaks or the run stops.
@@ -500,10 +449,19 @@ impl Source {
         let mut ack_now = true;
         let mut syncing: Option<tokio::task::JoinHandle<Result<(), SpoolError>>> = None;
         loop {
+            if room.is_due() {
+                let look = |_: &mut SpoolWriter| room.look(&self.shared.spool);
+                let waited = Instant::now();
+                if let Some(end) = self.when_room(connection, writer, Alive::Ack, look).await? {
+                    return Ok(end);
+                }
+                // A source that we did not read from could not be heard.
+                heard += waited.elapsed();
+            }
             if syncing.is_none() && (ack_now || last_ack.elapsed() >= Duration::from_secs(1)) {
                 ack_now = false;
                 last_ack = Instant::now();
-                match writer.pending_sync()? {
+                match writer.pending_sync() {
                     Some(pending) => syncing = Some(tokio::task::spawn_blocking(move || pending.run())),
                     None => self.acknowledge(connection, self.shared.spool.durable()).await?,
                 }
@@ -514,7 +472,7 @@ impl Source {
                 got
             } else {
                 tokio::select! {
-                    read = connection.io.read(&mut buffer), if room.is_there() => match read {
+                    read = connection.io.read(&mut buffer) => match read {
                         Ok(0) => {
                             let cause = std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "closed by the source");
                             return Err(connection.lost("the stream", cause).into());
@@ -524,17 +482,26 @@ impl Source {
                     },
                     synced = async { match &mut syncing { Some(task) => task.await, None => std::future::pending().await } } => {
                         syncing = None;
-                        synced.map_err(|error| SpoolError {
+                        let synced = synced.map_err(|error| SpoolError {
                             action: "sync",
                             path: self.shared.spool.dir().to_owned(),
                             cause: std::io::Error::other(error),
-                        })??;
+                        })?;
+                        if let Err(error) = synced {
+                            let mut first = Some(error);
+                            let again = |writer: &mut SpoolWriter| match first.take() {
+                                Some(error) => Err(error.into()),
+                                None => Ok(waiting::sync(writer)?),
+                            };
+                            if let Some(end) = self.when_room(connection, writer, Alive::Ack, again).await? {
+                                return Ok(end);
+                            }
+                        }
                         self.acknowledge(connection, self.shared.spool.durable()).await?;
                         continue;
                     }
                     _ = tick.tick() => {
-                        self.show_room(room.look(&self.shared.spool)?);
-                        if room.is_there() && heard.elapsed() > SILENCE_LIMIT {
+                        if heard.elapsed() > SILENCE_LIMIT {
                             return Err(self.silent("the stream").into());
                         }
                         continue;
@@ -545,18 +512,20 @@ impl Source {
                     }
                     () = self.shared.restart.notified() => return Ok(SessionEnd::Restart),
                     () = stopped(&mut stop) => {
-                        if let Some(pending) = writer.pending_sync()? {
-                            tokio::task::block_in_place(|| pending.run())?;
-                        }
+                        waiting::sync_unless_full(writer)?;
                         let _ = self.acknowledge(connection, self.shared.spool.durable()).await;
                         return Ok(SessionEnd::Stopped);
                     }
                 }
             };
-            heard = Instant::now();
             let chunk = &buffer[..got];
+            let arrived = self.shared.now_ms();
+            let append = |writer: &mut SpoolWriter| Ok(writer.append_stream(chunk, arrived)?);
+            if let Some(end) = self.when_room(connection, writer, Alive::Ack, append).await? {
+                return Ok(end);
+            }
             room.used(got);
-            writer.append_stream(chunk)?;
+            heard = Instant::now();
             self.shared.bytes_received.fetch_add(got as u64, Relaxed);
             // `REPLCONF GETACK *` (WAIT, failover) wants an answer at once. Looking for the word is enough: an ACK too
             // many does no harm, and one that is split over two reads waits for the next second.
@@ -580,46 +549,6 @@ impl Source {
     /// Grows with every byte received.
     fn progress(&self) -> u64 {
         self.shared.bytes_received.load(Relaxed)
-    }
-
-    fn show_room(&self, full: Option<String>) {
-        let shown = self.shared.details().reason.clone();
-        match full {
-            Some(reason) => {
-                if shown.as_deref().is_none_or(|shown| !shown.starts_with("SPOOL FULL")) {
-                    self.events.error(&self.node(), reason.clone());
-                }
-                self.shared.set_reason(Some(reason));
-            }
-            None if shown.is_some_and(|shown| shown.starts_with("SPOOL FULL")) => {
-                self.events.info(&self.node(), "the spool has room again; receiving goes on");
-                self.shared.set_reason(None);
-            }
-            None => {}
-        }
-    }
-
-    fn refused(&self, reply: String) -> NetError {
-        let user = self.reader.endpoint.username.as_deref().unwrap_or("default");
-        let cure = if reply.starts_with("NOPERM") {
-            format!(
-                "On the source: ACL SETUSER {user} +psync +replconf +ping (and +info, +config|get for more detail here)."
-            )
-        } else if reply.starts_with("NOAUTH") {
-            "The source wants a password: set 'password' (and 'username') in [sync_reader].".into()
-        } else if reply.starts_with("LOADING") {
-            "The source is loading its data set; it will be asked again.".into()
-        } else if reply.starts_with("NOMASTERLINK") {
-            "The source is a replica that has lost its master: mend that link, or name the master as the source.".into()
-        } else if reply.starts_with("BUSY") || reply.starts_with("MASTERDOWN") {
-            "It will be asked again.".into()
-        } else if reply.contains("unknown command") {
-            "This server does not offer PSYNC to its users, as many managed services do not; ask the provider for it."
-                .into()
-        } else {
-            "Look at the source's log for the reason.".into()
-        };
-        NetError::Refused { address: self.reader.endpoint.address.clone(), what: "PSYNC".into(), reply, cure }
     }
 
     fn silent(&self, what: &str) -> NetError {
@@ -649,21 +578,6 @@ impl Source {
 /// Resolves when the run stops (or its supervisor is gone).
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
-}
-
-/// "redis 7.2.4" or "valkey 8.0.1" from INFO.
-pub fn server_name(info: &str) -> Option<String> {
-    if let Some(version) = info_field(info, "valkey_version") {
-        return Some(format!("valkey {version}"));
-    }
-    info_field(info, "redis_version").map(|version| format!("redis {version}"))
-}
-
-async fn config_get(connection: &mut Connection, name: &str) -> Result<Option<String>, NetError> {
-    match connection.request(&[b"CONFIG", b"GET", name.as_bytes()]).await? {
-        Reply::Array(pair) => Ok(pair.get(1).and_then(Reply::text).map(str::to_owned)),
-        _ => Ok(None),
-    }
 }
 
 /// 0.5 s, 1 s, 2 s … 15 s, each up to a quarter longer or shorter so that many lines do not come back at once.

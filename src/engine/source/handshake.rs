@@ -1,0 +1,171 @@
+//! The handshake: who the source is, what it allows, and PSYNC.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use tokio::time::timeout;
+
+use super::super::events::unix_ms;
+use super::super::net::{Connection, NetError, info_field};
+use super::super::pressure::Patience;
+use super::{SILENCE_LIMIT, Source, SourceError};
+use crate::config::OnFullResync;
+use crate::format;
+use crate::psync::PsyncReply;
+use crate::resp::Reply;
+
+impl Source {
+    /// PING, a few questions that may be refused, REPLCONF.
+    pub(super) async fn handshake(&self, connection: &mut Connection) -> Result<(), NetError> {
+        if let Reply::Error(reply) = connection.request(&[b"PING"]).await? {
+            let fatal = reply.starts_with("NOAUTH") || reply.starts_with("LOADING");
+            if fatal {
+                return Err(self.refused(reply));
+            }
+        }
+        if let Reply::Bulk(info) = connection.request(&[b"INFO"]).await? {
+            let info = String::from_utf8_lossy(&info).into_owned();
+            let run_id = info_field(&info, "run_id");
+            if run_id.is_some() && run_id == self.destination_run_id.as_deref() {
+                return Err(NetError::Refused {
+                    address: connection.address.clone(),
+                    what: "the migration".into(),
+                    reply: "source and destination are the same server".into(),
+                    cure: "Check the addresses of [sync_reader] and [redis_writer].".into(),
+                });
+            }
+            let mut details = self.shared.details();
+            details.server = server_name(&info);
+            details.role = info_field(&info, "role").map(str::to_owned);
+        }
+        self.compare_clocks(connection).await?;
+        let backlog = config_get(connection, "repl-backlog-size").await?.and_then(|value| value.parse().ok());
+        let timeout = config_get(connection, "repl-timeout").await?.and_then(|value| value.parse().ok());
+        let limits = config_get(connection, "client-output-buffer-limit").await?;
+        let patience = limits.and_then(|limits| Patience::parse(&limits, backlog, timeout));
+        {
+            let mut details = self.shared.details();
+            details.backlog_bytes = backlog;
+            details.output_buffer_limit_bytes = patience.and_then(|patience| patience.hard);
+            details.patience = patience;
+        }
+        // One option a command: an unknown one aborts the rest of its command. `version` lets Valkey 9.1 and later send
+        // its own RDB version, without which hash-field TTLs make every full sync fail.
+        let options: [[&[u8]; 2]; 4] = [
+            [b"listening-port", b"0"],
+            [b"capa", b"eof"],
+            [b"capa", b"psync2"],
+            [b"version", b"255.255.255"],
+        ];
+        for [name, value] in options {
+            if let Reply::Error(reply) = connection.request(&[b"REPLCONF", name, value]).await?
+                && reply.starts_with("NOPERM")
+            {
+                return Err(self.refused(reply));
+            }
+        }
+        Ok(())
+    }
+
+    /// Measures how far the source's clock is ahead of ours: times of expiry are counted by the source's.
+    async fn compare_clocks(&self, connection: &mut Connection) -> Result<(), NetError> {
+        let asked = unix_ms();
+        let Reply::Array(time) = connection.request(&[b"TIME"]).await? else { return Ok(()) };
+        let answered = unix_ms();
+        let number = |at: usize| time.get(at).and_then(Reply::text)?.parse::<i64>().ok();
+        if let (Some(seconds), Some(micros)) = (number(0), number(1)) {
+            let theirs = seconds.saturating_mul(1000).saturating_add(micros / 1000);
+            let ours = i64::try_from(asked.midpoint(answered)).unwrap_or(i64::MAX);
+            let skew = theirs.saturating_sub(ours);
+            self.shared.clock_skew_ms.store(skew, Relaxed);
+            self.shared.details().clock_skew_ms = Some(skew);
+            if skew.abs() > 1000 {
+                self.events.warn(
+                    &self.node(),
+                    format!(
+                        "its clock is {} {} this host's; times of expiry are counted by the source's clock: compare it with the destination's",
+                        format::spoken_duration(skew.unsigned_abs() as f64 / 1000.0),
+                        if skew > 0 { "ahead of" } else { "behind" }
+                    ),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn psync(&self, connection: &mut Connection) -> Result<PsyncReply, SourceError> {
+        let resume =
+            self.shared.spool.manifest().filter(|manifest| manifest.rdb_len.is_some()).map(|manifest| {
+                let next = self.shared.spool.received() + 1;
+                (manifest.replid.to_string(), next.to_string())
+            });
+        let mut command = Vec::new();
+        match &resume {
+            Some((replid, next)) => {
+                crate::resp::append_command(&mut command, &[b"PSYNC", replid.as_bytes(), next.as_bytes()]);
+            }
+            None => crate::resp::append_command(&mut command, &[b"PSYNC", b"?", b"-1"]),
+        }
+        connection.send(&command, "PSYNC").await?;
+        let line = match timeout(SILENCE_LIMIT, connection.read_line("PSYNC")).await {
+            Ok(line) => line?,
+            Err(_) => return Err(self.silent("PSYNC").into()),
+        };
+        let reply = PsyncReply::parse(&String::from_utf8_lossy(&line));
+        if let (PsyncReply::FullResync { replid, offset }, Some((asked, next))) = (&reply, &resume) {
+            let cause = if replid.as_str() == asked {
+                format!("its backlog no longer reaches back to offset {next}; it stands at {offset}")
+            } else {
+                format!(
+                    "its history is now {replid}, not {asked}: it was restarted, or another server took its place"
+                )
+            };
+            if self.policy.on_full_resync == OnFullResync::Stop {
+                return Err(SourceError::FullResyncForbidden {
+                    address: self.shared.address.clone(),
+                    offset: self.shared.spool.received(),
+                    cause,
+                });
+            }
+            self.events.warn(&self.node(), format!("full sync again, because {cause}; a larger 'repl-backlog-size' on the source would have helped. Keys that the source has deleted meanwhile may stay on the destination: set empty_db_before_sync = true if it holds nothing else"));
+        }
+        Ok(reply)
+    }
+
+    pub(super) fn refused(&self, reply: String) -> NetError {
+        let user = self.reader.endpoint.username.as_deref().unwrap_or("default");
+        let cure = if reply.starts_with("NOPERM") {
+            format!(
+                "On the source: ACL SETUSER {user} +psync +replconf +ping (and +info, +config|get for more detail here)."
+            )
+        } else if reply.starts_with("NOAUTH") {
+            "The source wants a password: set 'password' (and 'username') in [sync_reader].".into()
+        } else if reply.starts_with("LOADING") {
+            "The source is loading its data set; it will be asked again.".into()
+        } else if reply.starts_with("NOMASTERLINK") {
+            "The source is a replica that has lost its master: mend that link, or name the master as the source.".into()
+        } else if reply.starts_with("BUSY") || reply.starts_with("MASTERDOWN") {
+            "It will be asked again.".into()
+        } else if reply.contains("unknown command") {
+            "This server does not offer PSYNC to its users, as many managed services do not; ask the provider for it."
+                .into()
+        } else {
+            "Look at the source's log for the reason.".into()
+        };
+        NetError::Refused { address: self.reader.endpoint.address.clone(), what: "PSYNC".into(), reply, cure }
+    }
+}
+
+/// "redis 7.2.4" or "valkey 8.0.1" from INFO.
+pub fn server_name(info: &str) -> Option<String> {
+    if let Some(version) = info_field(info, "valkey_version") {
+        return Some(format!("valkey {version}"));
+    }
+    info_field(info, "redis_version").map(|version| format!("redis {version}"))
+}
+
+async fn config_get(connection: &mut Connection, name: &str) -> Result<Option<String>, NetError> {
+    match connection.request(&[b"CONFIG", b"GET", name.as_bytes()]).await? {
+        Reply::Array(pair) => Ok(pair.get(1).and_then(Reply::text).map(str::to_owned)),
+        _ => Ok(None),
+    }
+}
