@@ -461,7 +461,7 @@ fn under_live_writes_there_is_no_false_difference() {
     assert!(text.contains("no repair") && text.contains("in use"), "{text}");
     writer.stop();
     // A migration that could go on holds a checkpoint.
-    run.ctl(&["stop", "--wait"]).expect(0, &[]);
+    run.ctl(&["stop"]).expect(0, &[]);
     let folder = run.folder();
     run.wait_exit(MINUTES).expect(75, &[]);
     let refused = std::process::Command::new(binary())
