@@ -2,6 +2,8 @@
 //!
 //! The only module that knows both the engine and the fronts.
 
+mod verify;
+
 use std::fs::DirBuilder;
 use std::io::{IsTerminal, Seek, SeekFrom, Write};
 use std::os::unix::fs::DirBuilderExt;
@@ -38,6 +40,7 @@ pub fn run(command: Command) -> ExitCode {
     let code = match command {
         Command::Migrate(migrate) => run_migrate(migrate),
         Command::Check(check) => run_check(&check.config),
+        Command::Verify(verify) => verify::run(verify),
         Command::Demo(demo) => run_demo(demo),
         Command::Attach(attach) => run_attach(attach),
         Command::Ctl(ctl) => run_ctl(ctl),
@@ -65,6 +68,12 @@ fn complain(line: &str) {
 
 fn failure(exit_code: i32, message: impl Into<String>) -> Outcome {
     Outcome { exit_code, message: message.into(), hint: None }
+}
+
+/// Makes a data directory: only for the owner, because what is in it holds the operator's data.
+fn private_dir(dir: &Path) -> Result<(), Outcome> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(|error| failure(exit::SPOOL, format!("cannot create '{}': {error}", dir.display())))
 }
 
 /// Reads a configuration.
@@ -118,12 +127,7 @@ impl Run {
     async fn start(plan: Plan) -> Result<Run, Outcome> {
         // The log begins before the engine, so that it holds everything.
         let dir = plan.advanced.dir.clone();
-        // Only for the owner: the spool and the quarantine hold the operator's data.
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&dir)
-            .map_err(|error| failure(exit::SPOOL, format!("cannot create '{}': {error}", dir.display())))?;
+        private_dir(&dir)?;
         let log_file = dir.join(&plan.advanced.log_file);
         start_log(&log_file, plan.advanced.log_level)?;
         let status_port = plan.advanced.status_port;

@@ -15,6 +15,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::headless::{Action, ExitWhen, LogFormat};
 use crate::status::{State, Throttle};
+use crate::verify::Mode;
 
 /// What was typed.
 #[derive(Debug, Clone, PartialEq)]
@@ -23,6 +24,8 @@ pub enum Command {
     Migrate(Migrate),
     /// `shakedeck check`
     Check(Check),
+    /// `shakedeck verify`
+    Verify(Verify),
     /// `shakedeck rdb`
     Rdb(Rdb),
     /// `shakedeck demo`
@@ -53,6 +56,7 @@ impl Command {
         let root = Root::try_parse_from(arguments)?;
         Ok(match (root.verb, root.config) {
             (Some(Verb::Check(check)), _) => Command::Check(check),
+            (Some(Verb::Verify(verify)), _) => Command::Verify(verify),
             (Some(Verb::Rdb(rdb)), _) => Command::Rdb(rdb),
             (Some(Verb::Demo(demo)), _) => Command::Demo(demo),
             (Some(Verb::Attach(attach)), _) => Command::Attach(attach),
@@ -118,6 +122,8 @@ struct Root {
 enum Verb {
     /// Read a configuration and say what it means, without touching data
     Check(Check),
+    /// Compare source and destination key by key, and list what differs
+    Verify(Verify),
     /// Look into an RDB file
     Rdb(Rdb),
     /// Migrate between two servers inside this process and compare them: nothing to install
@@ -204,6 +210,54 @@ pub struct Check {
     #[arg(value_name = "shake.toml")]
     pub config: PathBuf,
 }
+
+/// `shakedeck verify`
+#[derive(Debug, Clone, PartialEq, Args)]
+#[command(after_help = VERIFY_HELP)]
+pub struct Verify {
+    /// Configuration of the migration
+    #[arg(value_name = "shake.toml")]
+    pub config: PathBuf,
+    /// count: keys per database; meta: type, time of expiry, length; digest: DEBUG DIGEST-VALUE; full: values
+    #[arg(long, value_name = "MODE", default_value = "meta", value_parser = words(&Mode::ALL.map(|mode| (mode.word(), mode))))]
+    pub mode: Mode,
+    /// Compare only this part of the keys (0.1 = every tenth, always the same ones)
+    #[arg(long, value_name = "PART", default_value = "1", value_parser = parse_part)]
+    pub sample: f64,
+    /// How often to look at keys that are not equal
+    #[arg(long, value_name = "N", default_value = "3", value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub rounds: u32,
+    /// Time between two looks
+    #[arg(long, value_name = "TIME", default_value = "2s", value_parser = humantime::parse_duration)]
+    pub wait: Duration,
+    /// Most keys per second (100k)
+    #[arg(long, value_name = "KEYS", value_parser = parse_some_count)]
+    pub rate: Option<u64>,
+    /// Times of expiry may differ by this much
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = humantime::parse_duration)]
+    pub ttl_tolerance: Duration,
+    /// Make the keys that differ on the destination what they are on the source. NEVER after clients have moved
+    #[arg(long)]
+    pub repair: bool,
+    /// With --repair: also delete keys that only the destination has
+    #[arg(long, requires = "repair")]
+    pub delete_extra: bool,
+    /// Begin anew instead of going on where an interrupted verification has left off
+    #[arg(long)]
+    pub restart: bool,
+    /// Print JSON lines
+    #[arg(long)]
+    pub json: bool,
+    /// Write all differences here, as JSON lines (default: verify-differences.jsonl in the data directory)
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+const VERIFY_HELP: &str = "\
+A key is different only if it still is after the last look; a key that changes at every look is counted as unsettled.
+While a migration runs, 'shakedeck ctl verify' is exact for such keys too.
+
+Exit codes: 0 equal, 6 differences, 2 configuration or a refused repair, 3 source, 4 destination, 75 interrupted.";
 
 /// `shakedeck rdb`
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -327,11 +381,17 @@ enum CtlVerb {
         #[arg(long, value_name = "OPS", value_parser = parse_some_count)]
         ops: Option<u64>,
     },
-    /// Compare source and destination
-    // Listed as soon as the engine can do it; so are the next two.
-    #[command(hide = true)]
-    Verify,
+    /// Compare source and destination, and wait for the result
+    Verify {
+        /// Return when it has begun
+        #[arg(long)]
+        no_wait: bool,
+        /// Print JSON lines
+        #[arg(long)]
+        json: bool,
+    },
     /// Begin the cutover
+    // Listed as soon as the engine can do it; so is the next one.
     #[command(hide = true)]
     Cutover {
         /// The destination's address, as in the status
@@ -395,17 +455,19 @@ impl From<CtlArguments> for Ctl {
                 bytes_per_second: limit.and_then(|limit| limit.0),
                 ops_per_second: ops,
             }),
-            CtlVerb::Verify => Action::Verify,
+            CtlVerb::Verify { no_wait, json } => Action::Verify { wait: !no_wait, format: format_of(json) },
             CtlVerb::Cutover { yes_i_mean } => Action::Cutover { confirmation: yes_i_mean },
             CtlVerb::Abort => Action::Abort,
             CtlVerb::Stop { forget, wait } => Action::Stop { forget, wait: wait.limit() },
             CtlVerb::Wait { goal, timeout } => Action::Wait { goal, timeout },
-            CtlVerb::Events { follow, json } => {
-                Action::Events { follow, format: if json { LogFormat::Json } else { LogFormat::Plain } }
-            }
+            CtlVerb::Events { follow, json } => Action::Events { follow, format: format_of(json) },
         };
         Ctl { dir: arguments.dir, action }
     }
+}
+
+fn format_of(json: bool) -> LogFormat {
+    if json { LogFormat::Json } else { LogFormat::Plain }
 }
 
 /// Bytes per second; `None` = off.
@@ -461,6 +523,13 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
 
 fn parse_count(text: &str) -> Result<u64, String> {
     parse_scaled(text, COUNT_UNITS).ok_or_else(|| "write a whole number such as 800, 10k or 2M".into())
+}
+
+fn parse_part(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(part) if part > 0.0 && part <= 1.0 => Ok(part),
+        _ => Err("write a part above 0 and up to 1, such as 0.1".into()),
+    }
 }
 
 fn parse_some_count(text: &str) -> Result<u64, String> {
@@ -606,6 +675,28 @@ mod tests {
     }
 
     #[test]
+    fn verify_takes_its_options() {
+        let line = "shakedeck verify a.toml --mode full --sample 0.1 --rounds 5 --rate 100k --ttl-tolerance 2s --wait 5s \
+                    --repair --delete-extra --restart --json --output b.jsonl";
+        let Command::Verify(verify) = parse(line).unwrap() else { panic!() };
+        assert_eq!(
+            (verify.mode, verify.sample, verify.rounds, verify.rate),
+            (Mode::Full, 0.1, 5, Some(100_000))
+        );
+        assert_eq!((verify.ttl_tolerance, verify.wait), (Duration::from_secs(2), Duration::from_secs(5)));
+        assert!(verify.repair && verify.delete_extra && verify.restart && verify.json);
+        assert_eq!(verify.output, Some(PathBuf::from("b.jsonl")));
+        for bad in ["--sample 0", "--sample 2", "--rounds 0", "--mode all", "--delete-extra", "--rate 0"] {
+            assert_eq!(parse(&format!("shakedeck verify a.toml {bad}")).unwrap_err().exit_code(), 2, "{bad}");
+        }
+        assert_eq!(action("shakedeck ctl verify"), Action::Verify { wait: true, format: LogFormat::Plain });
+        assert_eq!(
+            action("shakedeck ctl verify --no-wait --json"),
+            Action::Verify { wait: false, format: LogFormat::Json }
+        );
+    }
+
+    #[test]
     fn the_other_subcommands_are_understood() {
         let Command::Demo(demo) =
             parse("shakedeck demo --seconds 3 --keys 20k --rate 500 --real --headless").unwrap()
@@ -639,10 +730,10 @@ mod tests {
     fn what_does_not_exist_yet_is_not_listed() {
         let mut root = Root::command();
         let help = root.render_long_help().to_string();
-        for verb in ["check", "rdb", "demo", "attach", "ctl", "quarantine", "completions"] {
+        for verb in ["check", "verify", "rdb", "demo", "attach", "ctl", "quarantine", "completions"] {
             assert!(help.contains(&format!("  {verb} ")), "{verb} in\n{help}");
         }
-        for verb in ["verify", "filter-test"] {
+        for verb in ["filter-test"] {
             assert!(!help.contains(&format!("  {verb} ")), "{verb} in\n{help}");
         }
     }

@@ -37,6 +37,8 @@ pub enum Command {
     },
     /// Compare source and destination.
     Verify,
+    /// End a comparison early.
+    StopVerify,
     /// Begin the cutover.
     StartCutover {
         /// The destination's address as typed by the operator.

@@ -9,7 +9,7 @@
 //!  2  ui   headless   demo                            fronts: same input, never see each other
 //!  1  engine                                          all sockets, files, tasks, clocks
 //!  0  config  status  control  format                 words that everybody shares
-//!     command  resp  psync  rdb  expiry               pure: bytes in, values out. No tokio, no files, no clock
+//!     command  resp  psync  rdb  expiry  verify       pure: bytes in, values out. No tokio, no files, no clock
 //! ```
 //!
 //! # The walk of one key
@@ -60,3 +60,4 @@ pub mod rdb;
 pub mod resp;
 pub mod status;
 pub mod ui;
+pub mod verify;

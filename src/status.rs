@@ -69,6 +69,9 @@ pub struct Status {
     pub data_dir: String,
     /// Things the operator must not forget, shown for as long as they last ("TLS NOT VERIFIED: source").
     pub warnings: Vec<String>,
+    /// The verification that runs, or the last one; `None` before the first.
+    #[serde(default)]
+    pub verification: Option<Verification>,
     /// Set when the run has ended: how, in words, and the process's exit code.
     pub outcome: Option<Outcome>,
 }
@@ -472,6 +475,107 @@ pub struct Sample {
     pub ops: Option<f64>,
     /// Worst lag of all sources (bytes) at the end of this second.
     pub lag_bytes: Option<f64>,
+}
+
+/// A comparison of source and destination: how far it is, or what it has found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Verification {
+    /// Whether it runs, and how it ended.
+    pub state: VerificationState,
+    /// "count", "meta", "digest", "full".
+    pub mode: String,
+    /// The look that is being taken or was the last one, from 1.
+    pub round: u32,
+    /// Looks at most.
+    pub rounds: u32,
+    /// What it is doing, or the result, in one sentence.
+    pub message: String,
+    /// When it began (Unix ms).
+    pub started_unix_ms: u64,
+    /// When it ended (Unix ms).
+    pub ended_unix_ms: Option<u64>,
+    /// Keys looked at in the first round, both directions.
+    pub keys_compared: u64,
+    /// Keys that the first round will look at, about.
+    pub keys_total: Option<u64>,
+    /// Speed of the first round (keys per second).
+    pub keys_per_second: f64,
+    /// Time to the end of the first round at this speed; never before 1 %.
+    pub eta_seconds: Option<f64>,
+    /// Keys not (yet) equal: these are looked at again in the next round.
+    pub conflicts: u64,
+    /// Keys that changed at every look, so that nothing can be said of them.
+    pub unsettled: u64,
+    /// Keys whose values cannot be read here (modules); only their type and time of expiry were compared.
+    pub unreadable: u64,
+    /// Keys that differ after the last round.
+    pub differences: u64,
+    /// What differs, by kind ("missing", "extra", "type", "length", "value", "ttl", "field_ttl", "stream", "stream_group",
+    /// "count"); a key can differ in several.
+    pub by_kind: Vec<DifferenceCount>,
+    /// The first differences; the file has all.
+    pub examples: Vec<Difference>,
+    /// The file with all differences, one JSON object per line.
+    pub file: Option<String>,
+    /// Keys mended by `--repair`.
+    pub repaired: u64,
+    /// What the operator should know about this comparison.
+    pub notices: Vec<String>,
+}
+
+/// How a comparison stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VerificationState {
+    /// It goes on.
+    Running,
+    /// No difference was found.
+    Equal,
+    /// Differences stood after the last round.
+    Different,
+    /// It could not be finished.
+    Failed,
+    /// It was stopped.
+    Cancelled,
+}
+
+impl VerificationState {
+    /// The word of the JSON contract.
+    pub fn word(self) -> &'static str {
+        match self {
+            VerificationState::Running => "running",
+            VerificationState::Equal => "equal",
+            VerificationState::Different => "different",
+            VerificationState::Failed => "failed",
+            VerificationState::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// One difference between source and destination; also a line of the differences file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// Database.
+    pub db: u32,
+    /// The key: printable ASCII as it is, `\\` for a backslash, `\xNN` and the like for other bytes.
+    pub key: String,
+    /// What differs.
+    pub kind: String,
+    /// Where inside the key ("field 'a'").
+    pub part: Option<String>,
+    /// The source, in words.
+    pub source: String,
+    /// The destination, in words.
+    pub destination: String,
+}
+
+/// How many differences of one kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DifferenceCount {
+    /// The kind.
+    pub kind: String,
+    /// How many.
+    pub count: u64,
 }
 
 /// How a run ended.

@@ -35,7 +35,7 @@ const PURE: &[&str] = &[
 ];
 const LAYER_0: &[&str] = &[
     "config", "status", "control", "cutover", "format", "resp", "command", "psync", "entry", "filter",
-    "function", "rdb", "expiry",
+    "function", "rdb", "expiry", "verify",
 ];
 
 const RULES: &[Rule] = &[
@@ -66,6 +66,7 @@ const RULES: &[Rule] = &[
     pure("function"),
     pure("rdb"),
     pure("expiry"),
+    pure("verify"),
     Rule { module: "engine", may_use: LAYER_0, forbidden: &["ratatui", "crossterm", "clap", "tui_logger"] },
     Rule {
         module: "ui",
@@ -77,7 +78,7 @@ const RULES: &[Rule] = &[
     // Layer 3: only the application knows everything; only the command line knows clap.
     Rule {
         module: "cli",
-        may_use: &["config", "status", "format", "ui", "headless", "demo"],
+        may_use: &["config", "status", "format", "verify", "ui", "headless", "demo"],
         forbidden: &["ratatui", "crossterm", "tokio"],
     },
     Rule { module: "app", may_use: EVERYTHING, forbidden: &["clap"] },
@@ -87,7 +88,7 @@ const RULES: &[Rule] = &[
 
 const EVERYTHING: &[&str] = &[
     "config", "status", "control", "cutover", "format", "resp", "command", "psync", "entry", "filter",
-    "function", "rdb", "expiry", "engine", "ui", "headless", "demo", "cli", "app",
+    "function", "rdb", "expiry", "verify", "engine", "ui", "headless", "demo", "cli", "app",
 ];
 
 const fn pure(module: &'static str) -> Rule {

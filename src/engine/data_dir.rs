@@ -81,6 +81,13 @@ pub struct DirLock {
 }
 
 impl DirLock {
+    /// The same; the directory is made if need be.
+    pub fn take_new(path: &Path) -> Result<DirLock, DataDirError> {
+        // Only for the owner: the spool holds the operator's data.
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("create", path))?;
+        DirLock::take(path)
+    }
+
     /// Takes the lock of a directory that exists; fails with the pid of who has it.
     pub fn take(path: &Path) -> Result<DirLock, DataDirError> {
         let lock_path = path.join("lock");
@@ -126,9 +133,7 @@ fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataDirErr
 impl DataDir {
     /// Takes the directory, creating it if need be.
     pub fn take(path: &Path, source: &str, destination: &str) -> Result<DataDir, DataDirError> {
-        // Only for the owner: the spool holds the operator's data.
-        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io("create", path))?;
-        let lock = DirLock::take(path)?;
+        let lock = DirLock::take_new(path)?;
         let run_path = path.join("run.json");
         let former = read_run(path)?;
         let is_this = |run: &RunFile| run.source == source && run.destination == destination;
@@ -153,6 +158,11 @@ impl DataDir {
             });
         }
         Ok(DataDir { path: path.to_owned(), run, _lock: lock })
+    }
+
+    /// The run id that a directory holds, without taking it.
+    pub fn run_id_in(path: &Path) -> Option<String> {
+        Some(read_run(path).ok()??.run_id)
     }
 
     /// The directory.

@@ -28,6 +28,7 @@ mod shared;
 mod source;
 mod spool;
 mod supervisor;
+pub mod verify;
 mod writer;
 
 use std::path::PathBuf;
@@ -118,6 +119,7 @@ pub fn start(plan: Plan, log_file: Option<PathBuf>) -> Result<Engine, Outcome> {
         source,
         writer,
         publisher,
+        verifying: None,
         end,
         wishes: watch::channel(Wishes::default()).0,
         stop_source: watch::channel(false).0,

@@ -56,6 +56,8 @@ pub struct Publisher {
     pub destination_server: Option<String>,
     /// How often the operator paused.
     pub paused_times: u32,
+    /// The verification that runs, or the last one.
+    pub verification: Option<Arc<super::verify::Progress>>,
 }
 
 struct SourceRates {
@@ -127,6 +129,7 @@ impl Publisher {
             caught_up_first: None,
             destination_server: None,
             paused_times: 0,
+            verification: None,
         }
     }
 
@@ -231,6 +234,7 @@ impl Publisher {
             log_file: self.identity.log_file.clone(),
             data_dir: self.identity.data_dir.clone(),
             warnings: self.identity.warnings.clone(),
+            verification: self.verification.as_ref().map(|progress| progress.snapshot()),
             outcome,
         }
     }

@@ -53,6 +53,9 @@ pub struct SourceShared {
     pub acknowledge: Notify,
     /// Set while a writer's full queue makes replay wait: index of the writer + 1.
     pub held_back_by: AtomicUsize,
+    /// Replay hands on no command of the stream that begins at or after this offset. Verification sets it for moments, to
+    /// read both sides at one and the same place; else `u64::MAX`.
+    pub apply_limit: AtomicU64,
     details: Mutex<SourceDetails>,
 }
 
@@ -122,6 +125,7 @@ impl SourceShared {
             restart: Notify::new(),
             acknowledge: Notify::new(),
             held_back_by: AtomicUsize::new(0),
+            apply_limit: AtomicU64::new(u64::MAX),
             details: Mutex::new(SourceDetails {
                 phase: Phase::Connecting,
                 reason: None,

@@ -28,6 +28,7 @@ use super::rdb_file;
 use super::replay::{Keeper, Replay, ReplayEnd, ReplayError, building_key};
 use super::shared::{SourceShared, Wishes, WriterShared};
 use super::source::{Source, SourceError};
+use super::verify::Verifying;
 use super::writer::{Writer, WriterError, rebuilding_key};
 use crate::config::{Plan, Reader};
 use crate::control::{Command, EngineEnd};
@@ -60,6 +61,8 @@ pub struct Supervisor {
     pub writer: Arc<WriterShared>,
     /// Makes the status.
     pub publisher: Publisher,
+    /// The verification that runs, or the last one.
+    pub verifying: Option<Verifying>,
     /// The fronts.
     pub end: EngineEnd,
     /// The operator's wishes, seen by every task.
@@ -436,8 +439,10 @@ impl Supervisor {
             Command::RestartSource { address } => {
                 self.events.warn("", format!("no source is called '{}'", address.escape_debug()));
             }
-            Command::Verify | Command::StartCutover { .. } | Command::AbortCutover => {
-                self.events.warn("", "verify and cutover are not in this version yet");
+            Command::Verify => self.verify(),
+            Command::StopVerify => self.verifying.iter().for_each(Verifying::cancel),
+            Command::StartCutover { .. } | Command::AbortCutover => {
+                self.events.warn("", "cutover is not in this version yet");
             }
             Command::Stop { .. } => {}
         }

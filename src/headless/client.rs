@@ -18,10 +18,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::lines::{LogFormat, event_line, missed_line, safe, verdict};
 use super::overview::overview;
 use super::run::EXIT_INTERRUPTED;
+use super::verification::{verification_exit_code, verification_progress, verification_result};
 use super::wire::{LineReader, Reply, Request, SOCKET_NAME, ShortPath};
 use crate::control::{self, Command, EngineEnd, Handle};
 use crate::format;
-use crate::status::{Event, Outcome, State, Status, Throttle};
+use crate::status::{Event, Outcome, State, Status, Throttle, Verification, VerificationState};
 
 /// Longest line taken from a run (bytes); a snapshot of 64 nodes with full rings has well under one million.
 const REPLY_LIMIT: usize = 16 * 1_024 * 1_024;
@@ -49,7 +50,12 @@ pub enum Action {
     /// Set both speed limits; `None` lifts one.
     Throttle(Throttle),
     /// Compare source and destination.
-    Verify,
+    Verify {
+        /// Wait for the result.
+        wait: bool,
+        /// As JSON lines.
+        format: LogFormat,
+    },
     /// Begin the cutover.
     Cutover {
         /// The destination's address as typed by the operator.
@@ -117,6 +123,14 @@ pub enum ClientError {
         /// READY, or why not.
         verdict: String,
     },
+    /// The comparison did not find both sides equal, or could not be finished.
+    #[error("{message}")]
+    Verification {
+        /// Exit code of the process.
+        exit_code: i32,
+        /// Why.
+        message: String,
+    },
     /// The run ended before the goal was reached.
     #[error("the run ended before {goal} was reached: {}", .outcome.message)]
     Ended {
@@ -132,6 +146,7 @@ impl ClientError {
     pub fn exit_code(&self) -> i32 {
         match self {
             ClientError::NoRun { .. } | ClientError::Refused(_) => 2,
+            ClientError::Verification { exit_code, .. } => *exit_code,
             ClientError::Ended { outcome, .. } if outcome.exit_code != 0 => outcome.exit_code,
             ClientError::Ended { .. }
             | ClientError::TimedOut { .. }
@@ -199,7 +214,7 @@ pub async fn ctl(dir: &Path, action: Action, out: &mut (dyn Write + Send)) -> Re
             }
         }
         Action::Throttle(limit) => connection.command(Command::Throttle { limit }, "throttle", out).await?,
-        Action::Verify => connection.command(Command::Verify, "verify", out).await?,
+        Action::Verify { wait, format } => connection.verify(wait, format, out).await?,
         Action::Cutover { confirmation } => {
             connection.command(Command::StartCutover { confirmation }, "cutover", out).await?;
         }
@@ -352,12 +367,55 @@ impl Connection {
         Ok(())
     }
 
+    /// Starts a comparison, or joins the one that runs, and waits for its result.
+    async fn verify(
+        &mut self,
+        wait: bool,
+        format: LogFormat,
+        out: &mut (dyn Write + Send),
+    ) -> Result<(), ClientError> {
+        let value = self.ask(&Request::Status).await?;
+        let before = self.parse::<Status>(value)?.verification;
+        let is_new = move |shown: &Verification| {
+            before.as_ref().is_none_or(|before| {
+                before.state == VerificationState::Running || before.started_unix_ms != shown.started_unix_ms
+            })
+        };
+        self.ask(&Request::Command { command: Command::Verify }).await?;
+        if !wait {
+            let _ = writeln!(out, "verify accepted");
+            return Ok(());
+        }
+        let mut told: Option<Instant> = None;
+        let is_over = |status: &Status| {
+            let Some(shown) = status.verification.as_ref().filter(|shown| is_new(shown)) else {
+                return false;
+            };
+            if shown.state == VerificationState::Running {
+                if told.is_none_or(|at| at.elapsed() >= Duration::from_secs(1)) {
+                    told = Some(Instant::now());
+                    let _ = writeln!(out, "{}", verification_progress(format, shown));
+                }
+                return false;
+            }
+            true
+        };
+        let status = self.wait("the result of the verification", Duration::MAX, is_over).await?;
+        let Some(shown) = &status.verification else { return Ok(()) };
+        let lines = verification_result(format, shown);
+        let _ = writeln!(out, "{}", lines.join("\n"));
+        match verification_exit_code(shown) {
+            0 => Ok(()),
+            exit_code => Err(ClientError::Verification { exit_code, message: shown.message.clone() }),
+        }
+    }
+
     /// Subscribes and waits until a snapshot fits.
     async fn wait(
         &mut self,
         goal: &str,
         limit: Duration,
-        is_reached: impl Fn(&Status) -> bool,
+        mut is_reached: impl FnMut(&Status) -> bool,
     ) -> Result<Box<Status>, ClientError> {
         // A limit too far away for the clock is no limit that anybody will see pass.
         let deadline = Instant::now() + limit.min(Duration::from_secs(365 * 86_400));
@@ -463,7 +521,7 @@ mod tests {
             (Action::Pause { wait: None }, Command::Pause, "pause"),
             (Action::Resume { wait: None }, Command::Resume, "resume"),
             (Action::Throttle(limit), Command::Throttle { limit }, "throttle"),
-            (Action::Verify, Command::Verify, "verify"),
+            (Action::Verify { wait: false, format: LogFormat::Plain }, Command::Verify, "verify"),
             (
                 Action::Cutover { confirmation: "there".into() },
                 Command::StartCutover { confirmation: "there".into() },
@@ -487,6 +545,33 @@ mod tests {
         engine.status.send_modify(|status| Arc::make_mut(status).state = State::Pausing);
         engine.status.send_modify(|status| Arc::make_mut(status).state = State::Paused);
         assert_eq!(asking.await.unwrap().unwrap(), "pause accepted\npaused\n");
+    }
+
+    #[tokio::test]
+    async fn verify_waits_for_its_own_result_and_its_exit_code() {
+        for (state, expected) in
+            [(VerificationState::Equal, 0), (VerificationState::Different, 6), (VerificationState::Failed, 2)]
+        {
+            let (dir, _server, mut engine) = start();
+            // The result of an earlier one is not the answer.
+            let mut old = samples::verification();
+            old.state = VerificationState::Equal;
+            engine.status.send_modify(|status| Arc::make_mut(status).verification = Some(old.clone()));
+            let path = dir.path().to_owned();
+            let action = Action::Verify { wait: true, format: LogFormat::Plain };
+            let asking = tokio::spawn(async move { ctl_text(&path, action).await });
+            assert_eq!(engine.commands.recv().await, Some(Command::Verify));
+            let mut shown = old;
+            shown.started_unix_ms += 1;
+            for state in [VerificationState::Running, state] {
+                shown.state = state;
+                engine.status.send_modify(|status| Arc::make_mut(status).verification = Some(shown.clone()));
+            }
+            match asking.await.unwrap() {
+                Ok(text) => assert!(expected == 0 && text.contains("verification (meta): equal:"), "{text}"),
+                Err(error) => assert_eq!(error.exit_code(), expected),
+            }
+        }
     }
 
     #[tokio::test]

@@ -112,7 +112,9 @@ fn every_status_matches_the_schema() {
     let mut bare = samples::syncing();
     bare.sources.clear();
     bare.destinations.clear();
-    for status in [samples::syncing(), samples::caught_up(), samples::stopped(), bare] {
+    let mut verifying = samples::syncing();
+    verifying.verification = Some(samples::verification());
+    for status in [samples::syncing(), samples::caught_up(), samples::stopped(), bare, verifying] {
         let value = json(&status);
         let errors: Vec<String> = validator
             .iter_errors(&value)
@@ -143,7 +145,9 @@ fn the_schema_can_fail() {
 #[test]
 fn the_schema_describes_every_field_that_is_written() {
     let schema: Value = serde_json::from_str(SCHEMA).unwrap();
-    let status = json(&samples::stopped());
+    let mut status = samples::stopped();
+    status.verification = Some(samples::verification());
+    let status = json(&status);
     let described = |pointer: &str| schema.pointer(pointer).unwrap().as_object().unwrap();
     let parts = [
         ("", "/properties"),
@@ -152,6 +156,8 @@ fn the_schema_describes_every_field_that_is_written() {
         ("/spool", "/properties/spool/properties"),
         ("/counters", "/properties/counters/properties"),
         ("/outcome", "/properties/outcome/properties"),
+        ("/verification", "/properties/verification/properties"),
+        ("/verification/examples/0", "/properties/verification/properties/examples/items/properties"),
         ("/events/0", "/properties/events/items/properties"),
     ];
     for (instance, properties) in parts {

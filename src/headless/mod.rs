@@ -22,9 +22,11 @@ pub mod run;
 mod samples;
 pub mod socket;
 mod summary;
+mod verification;
 pub mod wire;
 
 pub use client::{Action, ClientError, ctl, remote};
 pub use lines::LogFormat;
 pub use run::{ExitWhen, HeadlessOptions, run};
 pub use summary::summary;
+pub use verification::{verification_exit_code, verification_progress, verification_result};

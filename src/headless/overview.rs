@@ -13,6 +13,14 @@ pub(super) fn overview(status: &Status) -> String {
     ];
     lines.extend(status.not_ready.iter().skip(1).map(|reason| format!("           {}", safe(reason))));
     lines.extend(status.warnings.iter().map(|warning| format!("WARNING: {}", safe(warning))));
+    if let Some(shown) = &status.verification {
+        let text = if shown.state == crate::status::VerificationState::Running {
+            super::verification_progress(super::LogFormat::Plain, shown)
+        } else {
+            format!("{}: {}", shown.state.word(), safe(&shown.message))
+        };
+        lines.push(format!("verification ({}): {text}", shown.mode));
+    }
     lines.push(format!("{} -> {}", side(&status.source), side(&status.destination)));
     lines.push(String::new());
 

@@ -76,6 +76,7 @@ pub fn syncing() -> Status {
         log_file: Some("data/shakedeck.log".into()),
         data_dir: "data".into(),
         warnings: vec!["TLS NOT VERIFIED: source".into()],
+        verification: None,
         outcome: None,
     }
 }
@@ -187,4 +188,37 @@ pub fn event(id: u64, level: EventLevel, text: &str) -> Event {
 
 fn step(name: &str, state: StepState, seconds: Option<f64>, note: Option<&str>) -> Step {
     Step { name: name.into(), state, seconds, note: note.map(Into::into) }
+}
+
+/// A verification in its first round.
+pub fn verification() -> Verification {
+    Verification {
+        state: VerificationState::Running,
+        mode: "meta".into(),
+        round: 1,
+        rounds: 3,
+        message: "reading the source, database 0".into(),
+        started_unix_ms: 1_772_421_127_000,
+        ended_unix_ms: None,
+        keys_compared: 412_000,
+        keys_total: Some(2_000_000),
+        keys_per_second: 103_000.0,
+        eta_seconds: Some(15.4),
+        conflicts: 3,
+        unsettled: 0,
+        unreadable: 0,
+        differences: 0,
+        by_kind: vec![DifferenceCount { kind: "field_ttl".into(), count: 1 }],
+        examples: vec![Difference {
+            db: 3,
+            key: "cart:\\x00".into(),
+            kind: "field_ttl".into(),
+            part: Some("field 'a'".into()),
+            source: "expires 2026-03-02 03:12:07.000 UTC".into(),
+            destination: "never expires".into(),
+        }],
+        file: Some("data/verify-differences.jsonl".into()),
+        repaired: 0,
+        notices: vec!["a note".into()],
+    }
 }

@@ -9,8 +9,12 @@ pub enum Action {
     OpenThrottle,
     /// Begins the cutover.
     Cutover,
+    /// Shows the verification.
+    OpenVerify,
     /// Compares source and destination.
     Verify,
+    /// Ends the comparison early.
+    StopVerify,
     /// Asks whether to open the selected source link anew.
     RestartSource,
     /// Moves the focus on.

@@ -32,6 +32,11 @@ pub enum Overlay {
         /// First line shown.
         scroll: usize,
     },
+    /// The verification that runs, or the last one.
+    Verification {
+        /// First line shown.
+        scroll: usize,
+    },
     /// Speed limit.
     Throttle(ThrottleForm),
     /// How to leave.

@@ -10,7 +10,7 @@ use super::action::Action;
 use super::dialog::Overlay;
 use super::model::{Model, Pane};
 use super::theme::Glyphs;
-use crate::status::{State, Status};
+use crate::status::{State, Status, VerificationState};
 
 /// Where a key counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +29,8 @@ pub enum Context {
     Log,
     /// Details of a row.
     Details,
+    /// The verification.
+    Verification,
     /// The speed limit dialog.
     Throttle,
     /// The quit dialog.
@@ -41,11 +43,12 @@ pub enum Context {
 
 impl Context {
     /// In the order of the help.
-    pub const ALL: [Context; 11] = [
+    pub const ALL: [Context; 12] = [
         Context::Screen,
         Context::Errors,
         Context::Log,
         Context::Details,
+        Context::Verification,
         Context::Filter,
         Context::Throttle,
         Context::Quit,
@@ -65,6 +68,7 @@ impl Context {
             Context::Errors => "error list",
             Context::Log => "log",
             Context::Details => "details",
+            Context::Verification => "verification",
             Context::Throttle => "speed limit dialog",
             Context::Quit => "quit dialog",
             Context::Confirm => "question",
@@ -240,6 +244,23 @@ fn not_yet(_: &Model, _: &Status) -> Option<Reason> {
     Reason::new("not yet", "not in this version yet")
 }
 
+fn verifying(status: &Status) -> bool {
+    status.verification.as_ref().is_some_and(|shown| shown.state == VerificationState::Running)
+}
+
+fn verifiable(model: &Model, status: &Status) -> Option<Reason> {
+    running(model, status).or_else(|| match status.state {
+        _ if verifying(status) => Reason::new("runs", "a comparison runs already"),
+        State::Streaming | State::CaughtUp => None,
+        State::Pausing | State::Paused => Reason::new("paused", "paused: nothing is applied; p resumes"),
+        _ => Reason::new("not yet", "nothing can be said before every source streams"),
+    })
+}
+
+fn not_verifying(_: &Model, status: &Status) -> Option<Reason> {
+    if verifying(status) { None } else { Reason::new("none runs", "no comparison runs") }
+}
+
 fn restartable(model: &Model, status: &Status) -> Option<Reason> {
     running(model, status).or_else(|| match (model.focus, model.selected_source(status)) {
         (Pane::Sources, Some(_)) => None,
@@ -325,7 +346,9 @@ impl Binding {
     }
 }
 
-use Context::{Anywhere, Confirm, Details, Errors, Filter, Help, Log, Quit, Screen, Throttle, TypedConfirm};
+use Context::{
+    Anywhere, Confirm, Details, Errors, Filter, Help, Log, Quit, Screen, Throttle, TypedConfirm, Verification,
+};
 use KeyCode::{BackTab, Backspace, Char, Down, End, Enter, Esc, Home, PageDown, PageUp, Tab, Up};
 
 /// Every key.
@@ -335,8 +358,7 @@ pub static BINDINGS: &[Binding] = &[
         .footer(2).danger(Danger::Reversible).unless(pausable),
     key(&[Char('c')], Screen, Action::Cutover, "cutover", "cutover: move the clients to the destination, step by step")
         .footer(3).danger(Danger::Irreversible).unless(not_yet),
-    key(&[Char('v')], Screen, Action::Verify, "verify", "compare source and destination")
-        .footer(5).danger(Danger::Reversible).unless(not_yet),
+    key(&[Char('v')], Screen, Action::OpenVerify, "verify", "compare source and destination, and show what differs").footer(5),
     key(&[Char('b')], Screen, Action::OpenThrottle, "speed limit", "limit the speed towards the destination, or lift the limit")
         .footer(9).danger(Danger::Reversible).unless(running),
     key(&[Char('R')], Screen, Action::RestartSource, "restart link", "drop the selected source's link and open it again (asks)")
@@ -380,6 +402,16 @@ pub static BINDINGS: &[Binding] = &[
     key(&[Up, Char('k')], Details, Action::Up, "scroll", "line up").footer(2),
     key(&[Down, Char('j')], Details, Action::Down, "", "line down"),
     key(&[Esc, Enter], Details, Action::Back, "back", "back to the screen").footer(1),
+
+    key(&[Char('v')], Verification, Action::Verify, "compare", "compare source and destination; only reads")
+        .footer(1).danger(Danger::Reversible).unless(verifiable),
+    key(&[Char('x')], Verification, Action::StopVerify, "end it", "end the comparison early")
+        .footer(2).danger(Danger::Reversible).unless(not_verifying),
+    key(&[Up, Char('k')], Verification, Action::Up, "scroll", "line up").footer(3),
+    key(&[Down, Char('j')], Verification, Action::Down, "", "line down"),
+    key(&[PageUp], Verification, Action::PageUp, "", "ten lines up"),
+    key(&[PageDown], Verification, Action::PageDown, "", "ten lines down"),
+    key(&[Esc], Verification, Action::Back, "back", "back to the screen; a comparison goes on").footer(1),
 
     key(&[Enter], Filter, Action::Accept, "keep the filter", "keep the filter").footer(1),
     key(&[Backspace], Filter, Action::Erase, "", "remove the last character"),

@@ -147,6 +147,7 @@ impl Model {
             Some(Overlay::Errors { .. }) => Context::Errors,
             Some(Overlay::Log) => Context::Log,
             Some(Overlay::Details { .. }) => Context::Details,
+            Some(Overlay::Verification { .. }) => Context::Verification,
             Some(Overlay::Throttle(_)) => Context::Throttle,
             Some(Overlay::Quit) => Context::Quit,
             Some(Overlay::Confirm(Confirm { typed: None, .. })) => Context::Confirm,
@@ -235,7 +236,7 @@ impl Model {
                     typed: None,
                 }));
             }
-            Action::Verify => return Some(Effect::Send(Command::Verify)),
+            Action::OpenVerify => self.overlay = Some(Overlay::Verification { scroll: 0 }),
             Action::NextPane => {
                 self.focus = match self.focus {
                     Pane::Sources => Pane::Writers,
@@ -329,9 +330,10 @@ impl Model {
                 filter.clear();
             }
             (Overlay::Help { scroll, typing, .. }, Action::Filter) => (*scroll, *typing) = (0, true),
-            (Overlay::Help { scroll, .. } | Overlay::Details { scroll }, action)
-                if step(action).is_some() =>
-            {
+            (
+                Overlay::Help { scroll, .. } | Overlay::Details { scroll } | Overlay::Verification { scroll },
+                action,
+            ) if step(action).is_some() => {
                 *scroll = moved(*scroll, action, usize::MAX);
             }
             (Overlay::Errors { selected }, action) if step(action).is_some() => {
@@ -345,6 +347,15 @@ impl Model {
                 let selected = *selected;
                 let text = self.errors(status).get(selected).map(|event| rows::describe_event(event));
                 return self.copy(text?);
+            }
+            (Overlay::Verification { scroll }, Action::Verify) => {
+                *scroll = 0;
+                self.say("asked the engine to compare".into());
+                return Some(Effect::Send(Command::Verify));
+            }
+            (Overlay::Verification { .. }, Action::StopVerify) => {
+                self.say("asked the engine to end the comparison".into());
+                return Some(Effect::Send(Command::StopVerify));
             }
             (Overlay::Log, Action::PageUp) => self.log.transition(TuiWidgetEvent::PrevPageKey),
             (Overlay::Log, Action::PageDown) => self.log.transition(TuiWidgetEvent::NextPageKey),

@@ -191,11 +191,35 @@ fn dangerous_keys_only_open_a_dialog_or_say_why_not() {
 }
 
 #[test]
+fn a_verification_is_started_watched_and_ended_by_its_own_keys() {
+    let mut console = Console::over(statuses::applying());
+    assert_eq!(console.keys("v"), None);
+    console.shows("Nothing has been compared yet");
+    assert_eq!(console.keys("v"), None);
+    assert_eq!(console.model.notice(), Some("v compare: nothing can be said before every source streams"));
+    assert_eq!(console.keys("x"), None);
+    console.status = statuses::caught_up();
+    assert_eq!(console.keys("v"), Some(Effect::Send(Command::Verify)));
+    console.status.verification = Some(statuses::verifying());
+    console.shows("RUNNING");
+    console.shows("412,000 of about 2,000,000 keys");
+    assert_eq!(console.keys("v"), None, "one at a time");
+    assert_eq!(console.keys("x"), Some(Effect::Send(Command::StopVerify)));
+    console.status.verification = Some(statuses::verified());
+    console.shows("DIFFERENT");
+    console.shows("field_ttl");
+    console.model.read_only = true;
+    assert_eq!(console.keys("v"), None);
+    console.key(KeyCode::Esc);
+    assert_eq!(console.model.overlay, None);
+}
+
+#[test]
 fn a_disabled_key_stays_in_the_footer_and_says_why() {
     let mut console = Console::over(statuses::applying());
     console.shows("c cutover (not in this version yet)");
-    assert_eq!(console.keys("v"), None);
-    assert_eq!(console.model.notice(), Some("v verify: not in this version yet"));
+    assert_eq!(console.keys("c"), None);
+    assert_eq!(console.model.notice(), Some("c cutover: not in this version yet"));
     console.after_ms(6_100);
     assert_eq!(console.model.notice(), None, "a notice goes by itself");
 }

@@ -125,6 +125,20 @@ fn overlays_cover_the_panes_but_not_state_verdict_and_keys() {
 }
 
 #[test]
+fn the_verification_shows_progress_and_differences() {
+    for (name, verification) in
+        [("none", None), ("running", Some(statuses::verifying())), ("different", Some(statuses::verified()))]
+    {
+        let mut status = statuses::caught_up();
+        status.verification = verification;
+        for (mut model, look) in [(unicode(), ""), (ascii(), "_ascii")] {
+            assert_eq!(press(&mut model, KeyCode::Char('v'), &status), None);
+            check(&format!("verification_{name}{look}"), model, &status, &[(59, 14), (80, 24), (120, 35)]);
+        }
+    }
+}
+
+#[test]
 fn a_server_cannot_write_to_the_terminal() {
     let status = statuses::failing_node();
     for keys in ["", "e", "\n", "?"] {

@@ -167,6 +167,7 @@ fn base() -> Status {
         log_file: Some("/var/log/migrate/2026-03-02.log".into()),
         data_dir: "/data/spool".into(),
         warnings: Vec::new(),
+        verification: None,
         outcome: None,
     }
 }
@@ -608,4 +609,78 @@ pub fn many_nodes(count: u64) -> Status {
     status.source.nodes = count as usize;
     status.destination.nodes = count as usize;
     status
+}
+
+/// A comparison in its first round.
+pub fn verifying() -> Verification {
+    Verification {
+        state: VerificationState::Running,
+        mode: "full".into(),
+        round: 1,
+        rounds: 3,
+        message: "reading the source, database 0".into(),
+        started_unix_ms: NOW - 4_000,
+        ended_unix_ms: None,
+        keys_compared: 412_000,
+        keys_total: Some(2_000_000),
+        keys_per_second: 103_000.0,
+        eta_seconds: Some(15.4),
+        conflicts: 12,
+        unsettled: 0,
+        unreadable: 0,
+        differences: 0,
+        by_kind: Vec::new(),
+        examples: Vec::new(),
+        file: None,
+        repaired: 0,
+        notices: Vec::new(),
+    }
+}
+
+/// One that has found differences.
+pub fn verified() -> Verification {
+    let difference =
+        |key: &str, kind: &str, part: Option<&str>, source: &str, destination: &str| Difference {
+            db: 0,
+            key: key.into(),
+            kind: kind.into(),
+            part: part.map(str::to_owned),
+            source: source.into(),
+            destination: destination.into(),
+        };
+    let of = |kind: &str| DifferenceCount { kind: kind.into(), count: 1 };
+    Verification {
+        state: VerificationState::Different,
+        round: 3,
+        message: "2,000,412 keys compared, 3 keys differ".into(),
+        ended_unix_ms: Some(NOW),
+        keys_compared: 2_000_412,
+        eta_seconds: None,
+        conflicts: 3,
+        differences: 3,
+        by_kind: vec![of("missing"), of("ttl"), of("field_ttl")],
+        examples: vec![
+            difference("user:{88214}:cart", "missing", None, "hash of 12 elements", "no such key"),
+            difference(
+                "session:\\x1b[31m7f",
+                "ttl",
+                None,
+                "expires 2026-03-02 04:12:07.000 UTC",
+                "never expires",
+            ),
+            difference(
+                "user:{77}:fields",
+                "field_ttl",
+                Some("field 'token'"),
+                "expires 2026-03-02 04:12:07.000 UTC",
+                "expires 2026-03-02 04:12:09.500 UTC",
+            ),
+        ],
+        file: Some("data/verify-differences.jsonl".into()),
+        notices: vec![
+            "only one of the servers knows times of expiry for hash fields: a field that has one differs"
+                .into(),
+        ],
+        ..verifying()
+    }
 }

@@ -12,6 +12,8 @@ use crate::resp::{CommandParser, RespError};
 
 /// What one read of the stream may bring.
 const READ_BYTES: usize = 256 * 1024;
+/// Time between two looks at the limit while the stream is held.
+const HELD_FOR: std::time::Duration = std::time::Duration::from_millis(1);
 
 impl Replay {
     /// Replays the stream from where `batch` stands.
@@ -27,6 +29,15 @@ impl Replay {
         let mut in_transaction: Option<Mark> = None;
         let mut read = 0u64;
         loop {
+            if in_transaction.is_none() && offset >= self.shared.apply_limit.load(Relaxed) {
+                // What is before the limit must arrive; then moments pass.
+                self.shared.entries_read.fetch_add(std::mem::take(&mut read), Relaxed);
+                if !self.send(&mut batch) || self.shared.spool.is_stopped() {
+                    return Ok(End::Stopped);
+                }
+                std::thread::sleep(HELD_FOR);
+                continue;
+            }
             let rest = buffer.get(start..).unwrap_or_default();
             let parsed = match parser.advance(rest) {
                 Ok(parsed) => parsed,

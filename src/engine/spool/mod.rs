@@ -282,6 +282,11 @@ impl Spool {
         self.grown.notify_all();
     }
 
+    /// True while readers are told to end.
+    pub fn is_stopped(&self) -> bool {
+        self.lock().stopped
+    }
+
     /// New readers may begin after [`Spool::stop`].
     pub fn reopen(&self) {
         self.lock().stopped = false;

@@ -12,6 +12,7 @@ mod log;
 mod overlay;
 mod sources;
 mod table;
+mod verification;
 mod writers;
 
 use ratatui::buffer::Buffer;

@@ -7,7 +7,7 @@ use ratatui::text::{Line, Span};
 
 use super::details::{self, backlog_seconds};
 use super::header::wrap;
-use super::{PaneFrame, Screen, events, log};
+use super::{PaneFrame, Screen, events, log, verification};
 use crate::format;
 use crate::ui::dialog::{Confirm, Overlay, ThrottleForm, limit_in_words};
 use crate::ui::keymap::{BINDINGS, Context, Danger};
@@ -29,6 +29,10 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
             let area = centred(areas.body, 100, 20);
             clear(buffer, area);
             details::draw_into(buffer, screen, area, *scroll, false);
+        }
+        Overlay::Verification { scroll } => {
+            clear(buffer, areas.body);
+            verification::draw(buffer, screen, areas.body, *scroll);
         }
         Overlay::Throttle(form) => dialog(buffer, screen, areas.body, "speed limit", throttle(screen, form)),
         Overlay::Quit => {

@@ -1,0 +1,281 @@
+//! Asking one side about many keys at once.
+
+use super::link::{Link, Server, VerifyError};
+use crate::resp::Reply;
+use crate::verify::{KeyType, Look};
+
+/// Values up to this size are held and compared whole; larger ones in pieces.
+pub const WHOLE_BYTES: u64 = 1 << 20;
+/// Elements up to which a value counts as small where nobody tells its bytes.
+const WHOLE_ELEMENTS: u64 = 512;
+/// Bytes of payloads asked for at a time.
+const PAYLOAD_BYTES: u64 = 4 << 20;
+
+/// What is asked besides type and time of expiry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ask<'a> {
+    /// Nothing.
+    Nothing,
+    /// The length, by the command that fits this type.
+    Lengths(&'a [KeyType]),
+    /// DEBUG DIGEST-VALUE.
+    Digests,
+}
+
+/// The source's place in its stream of writes, where the looks were taken in one transaction.
+pub type Offset = Option<u64>;
+
+/// Type, time of expiry and what else is asked, and the server's clock (Unix ms).
+pub async fn look(
+    link: &mut Link,
+    server: &Server,
+    keys: &[Vec<u8>],
+    ask: Ask<'_>,
+) -> Result<(Vec<Look>, i64), VerifyError> {
+    link.push(&[b"TIME"]);
+    push_looks(link, server, keys, ask);
+    if ask == Ask::Digests {
+        let mut command: Vec<&[u8]> = vec![b"DEBUG", b"DIGEST-VALUE"];
+        command.extend(keys.iter().map(Vec::as_slice));
+        link.push(&command);
+    }
+    let mut replies = link.flush().await?.into_iter();
+    let now = clock(link, replies.next())?;
+    let mut looks = take_looks(link, server, keys, ask, now, &mut replies)?;
+    if ask == Ask::Digests {
+        match replies.next() {
+            Some(Reply::Array(digests)) => {
+                for (look, digest) in looks.iter_mut().zip(digests) {
+                    look.digest = text_of(digest).filter(|_| look.exists());
+                }
+            }
+            Some(Reply::Error(reply)) => return Err(link.refused("DEBUG DIGEST-VALUE", reply)),
+            other => return Err(link.odd("DEBUG DIGEST-VALUE", &format!("{other:?}"))),
+        }
+    }
+    Ok((looks, now))
+}
+
+fn text_of(reply: Reply) -> Option<Vec<u8>> {
+    match reply {
+        Reply::Bulk(text) => Some(text),
+        Reply::Status(text) => Some(text.into_bytes()),
+        _ => None,
+    }
+}
+
+fn push_looks(link: &mut Link, server: &Server, keys: &[Vec<u8>], ask: Ask<'_>) {
+    let expiry: &[u8] = if server.tells_expiry() { b"PEXPIRETIME" } else { b"PTTL" };
+    for (index, key) in keys.iter().enumerate() {
+        link.push(&[b"TYPE", key]);
+        link.push(&[expiry, key]);
+        if let Some(verb) = length_verb(ask, index) {
+            link.push(&[verb, key]);
+        }
+    }
+}
+
+fn length_verb(ask: Ask<'_>, index: usize) -> Option<&'static [u8]> {
+    match ask {
+        Ask::Lengths(types) => types.get(index).and_then(KeyType::length_command),
+        Ask::Nothing | Ask::Digests => None,
+    }
+}
+
+fn take_looks(
+    link: &Link,
+    server: &Server,
+    keys: &[Vec<u8>],
+    ask: Ask<'_>,
+    now: i64,
+    replies: &mut impl Iterator<Item = Reply>,
+) -> Result<Vec<Look>, VerifyError> {
+    let mut looks = Vec::with_capacity(keys.len());
+    for index in 0..keys.len() {
+        let kind = match replies.next() {
+            Some(Reply::Status(text)) => KeyType::of(&text),
+            Some(Reply::Error(reply)) => return Err(link.refused("TYPE", reply)),
+            other => return Err(link.odd("TYPE", &format!("{other:?}"))),
+        };
+        let expire_at = match replies.next() {
+            Some(Reply::Integer(-1 | -2)) => None,
+            Some(Reply::Integer(at)) if server.tells_expiry() => Some(at),
+            Some(Reply::Integer(left)) => Some(now.saturating_add(left)),
+            Some(Reply::Error(reply)) => return Err(link.refused("PTTL", reply)),
+            other => return Err(link.odd("PTTL", &format!("{other:?}"))),
+        };
+        let length = match length_verb(ask, index) {
+            None => None,
+            Some(verb) => length_of(link, verb, replies.next())?,
+        };
+        looks.push(Look { kind, expire_at, length, digest: None });
+    }
+    Ok(looks)
+}
+
+fn length_of(link: &Link, verb: &[u8], reply: Option<Reply>) -> Result<Option<u64>, VerifyError> {
+    match reply {
+        Some(Reply::Integer(length)) => Ok(u64::try_from(length).ok()),
+        // The type was another one a moment ago, or is on the other side: the types are compared first.
+        Some(Reply::Error(reply)) if reply.starts_with("WRONGTYPE") => Ok(None),
+        Some(Reply::Error(reply)) => Err(link.refused(&String::from_utf8_lossy(verb), reply)),
+        other => Err(link.odd(&String::from_utf8_lossy(verb), &format!("{other:?}"))),
+    }
+}
+
+/// Adds the lengths to looks taken before.
+pub async fn add_lengths(link: &mut Link, keys: &[Vec<u8>], looks: &mut [Look]) -> Result<(), VerifyError> {
+    let verbs: Vec<Option<&[u8]>> = looks.iter().map(|look| look.kind.length_command()).collect();
+    for (key, verb) in keys.iter().zip(&verbs) {
+        if let Some(verb) = verb {
+            link.push(&[verb, key]);
+        }
+    }
+    let mut replies = link.flush().await?.into_iter();
+    for (look, verb) in looks.iter_mut().zip(verbs) {
+        if let Some(verb) = verb {
+            look.length = length_of(link, verb, replies.next())?;
+        }
+    }
+    Ok(())
+}
+
+/// The size of each value in bytes, about; `None` where it is too large to be held, or there is none.
+pub async fn sizes(
+    link: &mut Link,
+    server: &Server,
+    keys: &[Vec<u8>],
+    looks: &[Look],
+) -> Result<Vec<Option<u64>>, VerifyError> {
+    let asked = |look: &Look| server.memory_usage && look.exists() && look.kind != KeyType::String;
+    for (key, _) in keys.iter().zip(looks).filter(|(_, look)| asked(look)) {
+        link.push(&[b"MEMORY", b"USAGE", key]);
+    }
+    let mut replies = link.flush().await?.into_iter();
+    Ok(looks
+        .iter()
+        .map(|look| {
+            let bytes = match (&look.kind, look.length) {
+                (KeyType::None, _) => return None,
+                (KeyType::String, Some(length)) => length,
+                _ if asked(look) => match replies.next() {
+                    Some(Reply::Integer(bytes)) => u64::try_from(bytes).unwrap_or(u64::MAX),
+                    _ => WHOLE_BYTES,
+                },
+                (_, Some(length)) if length > WHOLE_ELEMENTS => return None,
+                _ => WHOLE_BYTES / 16,
+            };
+            (bytes <= WHOLE_BYTES || !is_piecewise(&look.kind)).then_some(bytes)
+        })
+        .collect())
+}
+
+/// Types that can be read in pieces.
+fn is_piecewise(kind: &KeyType) -> bool {
+    !matches!(kind, KeyType::Other(_) | KeyType::None)
+}
+
+/// Payloads of the keys that have a size; `None` for the others and for keys that are gone.
+pub async fn payloads(
+    link: &mut Link,
+    keys: &[Vec<u8>],
+    sizes: &[Option<u64>],
+) -> Result<Vec<Option<Vec<u8>>>, VerifyError> {
+    let mut found = Vec::with_capacity(keys.len());
+    let mut bytes = 0;
+    let mut asked = Vec::new();
+    for (key, size) in keys.iter().zip(sizes) {
+        asked.push(size.is_some());
+        if let Some(size) = size {
+            link.push(&[b"DUMP", key]);
+            bytes += size;
+        }
+        if bytes >= PAYLOAD_BYTES {
+            take_payloads(link, &mut asked, &mut found).await?;
+            bytes = 0;
+        }
+    }
+    take_payloads(link, &mut asked, &mut found).await?;
+    Ok(found)
+}
+
+async fn take_payloads(
+    link: &mut Link,
+    asked: &mut Vec<bool>,
+    found: &mut Vec<Option<Vec<u8>>>,
+) -> Result<(), VerifyError> {
+    let mut replies = link.flush().await?.into_iter();
+    for asked in asked.drain(..) {
+        found.push(if asked { payload_of(link, replies.next())? } else { None });
+    }
+    Ok(())
+}
+
+fn payload_of(link: &Link, reply: Option<Reply>) -> Result<Option<Vec<u8>>, VerifyError> {
+    match reply {
+        Some(Reply::Bulk(payload)) => Ok(Some(payload)),
+        Some(Reply::Null) => Ok(None),
+        Some(Reply::Error(reply)) => Err(link.refused("DUMP", reply)),
+        other => Err(link.odd("DUMP", &format!("{other:?}"))),
+    }
+}
+
+/// What the source says of many keys in one transaction, with its place in the stream of writes at that moment.
+pub struct Moment {
+    /// Looks, with lengths.
+    pub looks: Vec<Look>,
+    /// Payloads of the keys that have a size.
+    pub payloads: Vec<Option<Vec<u8>>>,
+    /// The clock (Unix ms).
+    pub now: i64,
+    /// The place.
+    pub offset: u64,
+}
+
+/// Takes such a moment; `types` and `sizes` are those of a look before. `None` when the server cannot tell its place.
+pub async fn moment(
+    link: &mut Link,
+    server: &Server,
+    keys: &[Vec<u8>],
+    types: &[KeyType],
+    sizes: &[Option<u64>],
+) -> Result<Option<Moment>, VerifyError> {
+    let ask = Ask::Lengths(types);
+    link.push(&[b"MULTI"]);
+    link.push(&[b"INFO", b"replication"]);
+    link.push(&[b"TIME"]);
+    push_looks(link, server, keys, ask);
+    for (key, _) in keys.iter().zip(sizes).filter(|(_, size)| size.is_some()) {
+        link.push(&[b"DUMP", key]);
+    }
+    link.push(&[b"EXEC"]);
+    let mut replies = match link.flush().await?.pop() {
+        Some(Reply::Array(replies)) => replies.into_iter(),
+        Some(Reply::Error(reply)) => return Err(link.refused("MULTI", reply)),
+        other => return Err(link.odd("EXEC", &format!("{other:?}"))),
+    };
+    let Some(offset) = replies.next().as_ref().and_then(Reply::text).and_then(place_of) else {
+        return Ok(None);
+    };
+    let now = clock(link, replies.next())?;
+    let looks = take_looks(link, server, keys, ask, now, &mut replies)?;
+    let mut payloads = Vec::with_capacity(keys.len());
+    for size in sizes {
+        payloads.push(if size.is_some() { payload_of(link, replies.next())? } else { None });
+    }
+    Ok(Some(Moment { looks, payloads, now, offset }))
+}
+
+/// The place in the stream of writes that a server hands to its replicas.
+pub fn place_of(info: &str) -> Offset {
+    super::super::net::info_field(info, "master_repl_offset")?.parse().ok()
+}
+
+fn clock(link: &Link, reply: Option<Reply>) -> Result<i64, VerifyError> {
+    let Some(Reply::Array(parts)) = &reply else { return Err(link.odd("TIME", &format!("{reply:?}"))) };
+    let number = |at: usize| parts.get(at).and_then(Reply::text).and_then(|text| text.parse::<i64>().ok());
+    match (number(0), number(1)) {
+        (Some(seconds), Some(micros)) => Ok(seconds.saturating_mul(1_000).saturating_add(micros / 1_000)),
+        _ => Err(link.odd("TIME", &format!("{reply:?}"))),
+    }
+}
