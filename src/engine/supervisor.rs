@@ -389,10 +389,13 @@ impl Supervisor {
     /// The outcome of a source that is gone for good, once everything that it sent is applied.
     fn drained(&self, gone: Outcome) -> Outcome {
         let applied = self.source.offset_applied.load(Relaxed);
+        let arrived = self.source.spool.received_at(applied).map_or(String::new(), |unix_ms| {
+            format!(", which had arrived by {} UTC", format::date_time_utc(unix_ms))
+        });
         Outcome {
             exit_code: gone.exit_code,
             message: format!(
-                "{}. Everything received before is applied: the destination stands at offset {applied} of {}",
+                "{}. Everything received before is applied: the destination stands at offset {applied} of {}{arrived}",
                 gone.message.trim_end_matches('.'),
                 self.source.address
             ),

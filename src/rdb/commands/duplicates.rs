@@ -12,12 +12,15 @@ use super::super::{Dialect, RdbError, describe_type};
 /// speed; a clash only makes the names be compared.
 pub(super) struct Duplicates {
     seen: HashSet<u64, PassThrough>,
+    /// Names to make room for with the first one: growing step by step costs more than all the rest.
+    expected: usize,
     suspected: bool,
 }
 
 impl Duplicates {
-    pub fn new() -> Self {
-        Self { seen: HashSet::default(), suspected: false }
+    /// For a value of `len` bytes in memory.
+    pub fn new(len: usize) -> Self {
+        Self { seen: HashSet::default(), expected: len / 24, suspected: false }
     }
 
     /// Notes the name of an element, if it must be the only one.
@@ -25,9 +28,11 @@ impl Duplicates {
         if let Element::Member(name)
         | Element::Field { field: name, .. }
         | Element::Scored { member: name, .. } = element
-            && !self.seen.insert(hash(name))
         {
-            self.suspected = true;
+            if self.seen.capacity() == 0 {
+                self.seen.reserve(self.expected);
+            }
+            self.suspected |= !self.seen.insert(hash(name));
         }
     }
 

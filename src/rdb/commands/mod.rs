@@ -89,7 +89,7 @@ pub fn value_to_commands(
         rebuild.pending_ids = ids.into_sorted();
     }
     let mut builder = CommandBuilder::new(rebuild);
-    let mut duplicates = Duplicates::new();
+    let mut duplicates = Duplicates::new(raw.len());
     visit_value(type_byte, raw, dialect, &mut |element| {
         duplicates.add(&element);
         builder.add(element, sink)
