@@ -94,8 +94,16 @@ fn what_a_dead_source_has_sent_is_applied_and_the_place_is_said() {
     run.wait_status(MINUTES, "the source given up", |status| status["sources"][0]["phase"] == "failed");
     assert_eq!(run.status_json()["state"], "paused", "a pause outlasts the source");
     run.ctl(&["resume"]).expect(0, &[]);
-    run.wait_exit(MINUTES)
-        .expect(3, &["taken for dead", "Everything received before is applied", &offset[..3], "which had arrived by 20", " UTC"]);
+    run.wait_exit(MINUTES).expect(
+        3,
+        &[
+            "taken for dead",
+            "Everything received before is applied",
+            &offset[..3],
+            "which had arrived by 20",
+            " UTC",
+        ],
+    );
     source.restart();
     compare::assert_equal(&source, &destination);
 }

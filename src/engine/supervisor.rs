@@ -5,7 +5,7 @@
 //! destination stands.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -244,6 +244,7 @@ impl Supervisor {
             source: self.source.address.clone(),
             checkpoint: destination.checkpoint_text,
             began_before: receiving || self.source.spool.manifest().is_some(),
+            introduced: AtomicBool::new(false),
             rebuilding_key: rebuilding_key(self.data_dir.run_id()),
             shared: self.writer.clone(),
             acceptance: acceptance.clone(),

@@ -51,7 +51,7 @@ impl Writer {
         while beside.connection.is_none() {
             let opening = async {
                 let mut connection = Connection::open(&self.endpoint).await?;
-                self.introduce(&mut connection, false).await?;
+                self.introduce(&mut connection).await?;
                 if let Some(former) = beside.id {
                     connection.request(&[b"CLIENT", b"KILL", b"ID", former.to_string().as_bytes()]).await?;
                 }
@@ -79,7 +79,7 @@ impl Writer {
     pub(super) async fn first_connection(&self) -> Result<(Connection, Option<String>), WriterError> {
         if !self.began_before {
             let mut connection = Connection::open(&self.endpoint).await?;
-            self.introduce(&mut connection, true).await?;
+            self.introduce(&mut connection).await?;
             self.watch(&mut connection).await?;
             self.shared.enter(WriterState::Ok, None);
             return Ok((connection, None));
@@ -146,7 +146,7 @@ impl Writer {
     /// `Ok(Err(reason))`: connected, but the destination takes no writes at the moment.
     async fn open_fenced(&self) -> Result<Result<Connection, String>, NetError> {
         let mut connection = Connection::open(&self.endpoint).await?;
-        self.introduce(&mut connection, false).await?;
+        self.introduce(&mut connection).await?;
         if let Reply::Error(reply) = fence(&mut connection, &self.checkpoint_key).await? {
             return match self.passing(&reply, CommandKind::Stream) {
                 Some(reason) => Ok(Err(reason)),
@@ -162,10 +162,11 @@ impl Writer {
         Ok(Ok(connection))
     }
 
-    async fn introduce(&self, connection: &mut Connection, first: bool) -> Result<(), NetError> {
+    async fn introduce(&self, connection: &mut Connection) -> Result<(), NetError> {
         // Refused by some providers: only a name.
         connection.request(&[b"CLIENT", b"SETNAME", b"shakedeck"]).await?;
         // A server that was restarted has forgotten its import mode.
+        let first = !self.introduced.swap(true, Relaxed);
         self.import_mode.declare(connection, &self.events, first).await
     }
 

@@ -20,7 +20,7 @@ mod rebuild;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use bytes::Buf;
@@ -97,6 +97,8 @@ pub struct Writer {
     pub checkpoint: Option<String>,
     /// Something may have been sent before that has not arrived yet.
     pub began_before: bool,
+    /// A connection was opened before: what there is to say about its settings has been said.
+    pub introduced: AtomicBool,
     /// Where refused values are rebuilt ([`rebuilding_key`]).
     pub rebuilding_key: Vec<u8>,
     /// What it tells.
