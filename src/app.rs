@@ -113,14 +113,17 @@ fn run_migrate(migrate: cli::Migrate) -> Result<i32, Outcome> {
     };
     let signals = runtime.block_on(async { Signals::listen() })?;
     let run = runtime.block_on(Run::start(plan))?;
-    let outcome = front.show(&runtime, signals, run.engine.handle.clone(), run.engine.finished)?;
-    Ok(outcome.exit_code)
+    let Run { engine, services } = run;
+    let outcome = front.show(&runtime, signals, engine.handle.clone(), engine.finished);
+    // Whoever waits in another terminal is told how it ended.
+    runtime.block_on(services.socket.close());
+    Ok(outcome?.exit_code)
 }
 
 /// A migration and what listens beside its front.
 struct Run {
     engine: Engine,
-    _services: Services,
+    services: Services,
 }
 
 impl Run {
@@ -133,7 +136,7 @@ impl Run {
         let status_port = plan.advanced.status_port;
         let engine = engine::start(plan, Some(log_file))?;
         let services = Services::start(&dir, status_port, &engine.handle).await?;
-        Ok(Run { engine, _services: services })
+        Ok(Run { engine, services })
     }
 }
 
@@ -162,7 +165,9 @@ impl Front {
             return Ok(runtime.block_on(self.lines(handle, finished, true)));
         }
         // Goal and time-out are watched while the console is open, too.
-        let watched = self.headless.exit_when.is_some() || self.headless.timeout.is_some();
+        let watched = self.headless.exit_when.is_some()
+            || self.headless.timeout.is_some()
+            || self.headless.cutover_when_ready;
         let watching =
             watched.then(|| runtime.spawn(headless::run(handle.clone(), self.headless_options(false))));
         let options = ui_options(&self.screen, false, outside);
@@ -200,7 +205,7 @@ impl Front {
     async fn lines(&self, handle: Handle, finished: JoinHandle<Outcome>, watch: bool) -> Outcome {
         let mut options = self.headless_options(true);
         if !watch {
-            (options.exit_when, options.timeout) = (None, None);
+            (options.exit_when, options.timeout, options.cutover_when_ready) = (None, None, false);
         }
         let outcome = headless::run(handle, options).await;
         let _ = finished.await;
@@ -211,6 +216,7 @@ impl Front {
         HeadlessOptions {
             format: self.headless.log_format,
             interval: self.interval,
+            cutover_when_ready: self.headless.cutover_when_ready,
             exit_when: self.headless.exit_when,
             timeout: self.headless.timeout,
             resume: self.resume.clone(),
@@ -490,7 +496,7 @@ impl DemoRelay {
 
 /// What listens beside the front for as long as a run lasts.
 struct Services {
-    _socket: headless::socket::Server,
+    socket: headless::socket::Server,
     _http: Option<headless::http::Server>,
 }
 
@@ -506,7 +512,7 @@ impl Services {
                     .map_err(|error| failure(exit::CONFIG, error.to_string()))?,
             ),
         };
-        Ok(Services { _socket: socket, _http: http })
+        Ok(Services { socket, _http: http })
     }
 }
 
@@ -557,6 +563,16 @@ impl Signals {
 }
 
 fn run_ctl(ctl: cli::Ctl) -> Result<i32, Outcome> {
+    // A switched migration usually has no run any more: then it is done here.
+    if let headless::Action::Unfence { config: Some(config) } = &ctl.action {
+        let plan = load(config)?;
+        let lifted = runtime(1)?.block_on(engine::unfence(&plan, &ctl.dir))?;
+        match lifted.is_empty() {
+            true => println!("no server refuses writes because of a cutover from '{}'", ctl.dir.display()),
+            false => println!("{} takes writes again", lifted.join(", ")),
+        }
+        return Ok(exit::DONE);
+    }
     runtime(1)?.block_on(async {
         headless::ctl(&ctl.dir, ctl.action, &mut std::io::stdout())
             .await

@@ -166,6 +166,9 @@ pub struct Headless {
     /// How the lines are written
     #[arg(long, value_name = "FORMAT", default_value = "plain", value_parser = words(LOG_FORMATS))]
     pub log_format: LogFormat,
+    /// Begin the cutover as soon as everything is ready
+    #[arg(long)]
+    pub cutover_when_ready: bool,
     /// Stop in order, with exit code 0, when this is reached
     #[arg(long, value_name = "GOAL", value_parser = words(&ExitWhen::ALL.map(|goal| (goal.word(), goal))))]
     pub exit_when: Option<ExitWhen>,
@@ -390,17 +393,25 @@ enum CtlVerb {
         #[arg(long)]
         json: bool,
     },
-    /// Begin the cutover
-    // Listed as soon as the engine can do it; so is the next one.
-    #[command(hide = true)]
+    /// Begin the cutover and wait for its end: exit code 0 switched, 7 went back
     Cutover {
         /// The destination's address, as in the status
         #[arg(long, value_name = "DESTINATION")]
         yes_i_mean: String,
+        /// Your word that nobody writes to the source any more, where it does not allow CLIENT PAUSE
+        #[arg(long)]
+        writes_have_stopped: bool,
     },
     /// Break the cutover off and go back to streaming
-    #[command(hide = true)]
     Abort,
+    /// Hand over, where [cutover] hand_over = "ask" waits for it
+    Go,
+    /// Let the old source take writes again after a cutover
+    Unfence {
+        /// Configuration, for where no run is left
+        #[arg(value_name = "shake.toml")]
+        config: Option<PathBuf>,
+    },
     /// Finish what is in flight and end; the migration can be resumed
     Stop {
         /// Remove the checkpoint from the destination too: the migration can NOT be resumed afterwards
@@ -456,7 +467,11 @@ impl From<CtlArguments> for Ctl {
                 ops_per_second: ops,
             }),
             CtlVerb::Verify { no_wait, json } => Action::Verify { wait: !no_wait, format: format_of(json) },
-            CtlVerb::Cutover { yes_i_mean } => Action::Cutover { confirmation: yes_i_mean },
+            CtlVerb::Cutover { yes_i_mean, writes_have_stopped } => {
+                Action::Cutover { confirmation: yes_i_mean, writes_stopped: writes_have_stopped }
+            }
+            CtlVerb::Go => Action::Go,
+            CtlVerb::Unfence { config } => Action::Unfence { config },
             CtlVerb::Abort => Action::Abort,
             CtlVerb::Stop { forget, wait } => Action::Stop { forget, wait: wait.limit() },
             CtlVerb::Wait { goal, timeout } => Action::Wait { goal, timeout },
@@ -576,15 +591,21 @@ mod tests {
         assert_eq!(migrate.config, PathBuf::from("shake.toml"));
         assert_eq!(
             migrate.headless,
-            Headless { headless: false, log_format: LogFormat::Plain, exit_when: None, timeout: None }
+            Headless {
+                headless: false,
+                log_format: LogFormat::Plain,
+                cutover_when_ready: false,
+                exit_when: None,
+                timeout: None
+            }
         );
         assert_eq!(migrate.screen, Screen { ascii: false, theme: None, read_only: false, mouse: false });
     }
 
     #[test]
     fn every_option_of_a_migration_is_understood() {
-        let line = "shakedeck --headless --log-format json --exit-when caught-up --timeout 30m --ascii --theme mono \
-                    --read-only --mouse dir/shake.toml";
+        let line = "shakedeck --headless --log-format json --cutover-when-ready --exit-when caught-up --timeout 30m \
+                    --ascii --theme mono --read-only --mouse dir/shake.toml";
         let Command::Migrate(migrate) = parse(line).unwrap() else { panic!() };
         assert_eq!(migrate.config, PathBuf::from("dir/shake.toml"));
         assert_eq!(
@@ -592,6 +613,7 @@ mod tests {
             Headless {
                 headless: true,
                 log_format: LogFormat::Json,
+                cutover_when_ready: true,
                 exit_when: Some(ExitWhen::CaughtUp),
                 timeout: Some(Duration::from_secs(1_800)),
             }
@@ -667,7 +689,7 @@ mod tests {
         );
         assert_eq!(
             action("shakedeck ctl cutover --yes-i-mean 10.0.2.21:6379"),
-            Action::Cutover { confirmation: "10.0.2.21:6379".into() }
+            Action::Cutover { confirmation: "10.0.2.21:6379".into(), writes_stopped: false }
         );
         let Command::Ctl(ctl) = parse("shakedeck ctl events --follow").unwrap() else { panic!() };
         assert_eq!(ctl.dir, PathBuf::from("data"));

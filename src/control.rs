@@ -43,7 +43,16 @@ pub enum Command {
     StartCutover {
         /// The destination's address as typed by the operator.
         confirmation: String,
+        /// The operator's word that nobody writes to the source any more, for where it does not allow CLIENT PAUSE.
+        #[serde(default)]
+        writes_stopped: bool,
     },
+    /// Ask the sources what a cutover needs, and show it in the checklist.
+    Preflight,
+    /// Hand over: the operator has moved the clients (`[cutover] hand_over = "ask"`).
+    HandOver,
+    /// Let the old source take writes again.
+    Unfence,
     /// Go back to streaming.
     AbortCutover,
     /// Finish what is in flight and end.

@@ -8,7 +8,7 @@
 //!  3  main  cli  app                                  wires the rest; the only place that knows everything
 //!  2  ui   headless   demo                            fronts: same input, never see each other
 //!  1  engine                                          all sockets, files, tasks, clocks
-//!  0  config  status  control  format                 words that everybody shares
+//!  0  config  status  control  cutover  format        words that everybody shares
 //!     command  resp  psync  rdb  expiry  verify       pure: bytes in, values out. No tokio, no files, no clock
 //! ```
 //!
@@ -40,6 +40,16 @@
 //! writes is lost, and no checkpoint can tell. Withholding one EXEC costs no throughput that could be measured, because the destination
 //! parses and queues the next batch while it answers the first.
 //!
+//! # The cutover
+//!
+//! [`cutover`] is a pure state machine: states, inputs, effects. `engine::handover` runs the effects on every source master, and says at its
+//! head why "drained" is exact. The order at the end is the whole point: refuse writes while they are paused, read the offset once
+//! more, wait until the destination has confirmed it, end applying, note the switch on disk, let the blocked writers go. After the switch
+//! `engine::afterwards` holds the old source, or runs the link back: a second engine with the sides swapped, begun at an offset instead of with an RDB.
+//!
+//! Rejected: making the old source a replica of the new one. It would refuse strays with `-READONLY` by itself, but it needs a way from the old
+//! server to the new one, and a full sync where the versions differ.
+//!
 //! # Engine and fronts
 //!
 //! The engine publishes an `Arc<`[`status::Status`]`>` four times a second; fronts send [`control::Command`]s and see the effect in a later
@@ -50,6 +60,7 @@ pub mod cli;
 pub mod command;
 pub mod config;
 pub mod control;
+pub mod cutover;
 pub mod demo;
 pub mod engine;
 pub mod expiry;

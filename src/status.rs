@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use serde::{Deserialize, Serialize};
 
+use crate::cutover::{self, FenceKind};
+
 /// The whole migration at one moment. Times are Unix milliseconds, sizes are bytes, rates are per second.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -69,6 +71,9 @@ pub struct Status {
     pub data_dir: String,
     /// Things the operator must not forget, shown for as long as they last ("TLS NOT VERIFIED: source").
     pub warnings: Vec<String>,
+    /// The cutover: checklist, steps, and what came of the last one.
+    #[serde(default)]
+    pub cutover: CutoverStatus,
     /// The verification that runs, or the last one; `None` before the first.
     #[serde(default)]
     pub verification: Option<Verification>,
@@ -587,6 +592,91 @@ pub struct Outcome {
     pub message: String,
     /// What to do next, where there is something to do.
     pub hint: Option<String>,
+}
+
+/// The cutover as the operator sees it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CutoverStatus {
+    /// Where it stands.
+    pub state: cutover::State,
+    /// What the sources allow; empty until somebody asked for it (the wizard does, and every start).
+    pub preflight: Vec<Gate>,
+    /// When these checks were made (Unix ms).
+    pub preflight_unix_ms: Option<u64>,
+    /// How writes will be, or are, kept away from the source.
+    pub fence: FenceKind,
+    /// Cutovers begun since the start of this process.
+    pub attempts: u32,
+    /// When the last one was begun (Unix ms).
+    pub started_unix_ms: Option<u64>,
+    /// When the first pause was asked for (Unix ms): writers are blocked since then.
+    pub fenced_unix_ms: Option<u64>,
+    /// When the pause ends by itself unless it is renewed (Unix ms).
+    pub fence_ends_unix_ms: Option<u64>,
+    /// How long writers were blocked, once they are not (seconds).
+    pub blocked_seconds: Option<f64>,
+    /// The steps of the last one, in order.
+    pub steps: Vec<CutoverStep>,
+    /// Each source master in it.
+    pub nodes: Vec<CutoverNode>,
+    /// How the last one ended: "switched", or why it went back.
+    pub result: Option<String>,
+    /// True when the last one went back.
+    pub aborted: bool,
+    /// Report of the last one, as text.
+    pub report: Option<String>,
+    /// The file that holds it; the same as JSON is beside it.
+    pub report_file: Option<String>,
+    /// Old sources that refuse writes because a cutover told them so.
+    pub refusing: Vec<String>,
+    /// The link that copies the destination's new writes back to the old source.
+    pub reverse: Option<ReverseStatus>,
+}
+
+/// One step of a cutover.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CutoverStep {
+    /// The state that it stands for.
+    pub state: cutover::State,
+    /// How far it is.
+    pub progress: StepState,
+    /// Evidence or reason, in words.
+    pub detail: String,
+    /// When it began (Unix ms).
+    pub began_unix_ms: Option<u64>,
+    /// How long it took, once it is over (seconds).
+    pub seconds: Option<f64>,
+}
+
+/// One source master in a cutover.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CutoverNode {
+    /// Its address.
+    pub address: String,
+    /// Its offset, read after the fence.
+    pub fenced_offset: Option<u64>,
+    /// What the destination has confirmed.
+    pub applied_offset: u64,
+    /// Commands of its stream that the destination had confirmed when it was drained; more must not come.
+    pub commands: Option<u64>,
+}
+
+/// The link back.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ReverseStatus {
+    /// From here (the new source).
+    pub from: String,
+    /// To here (the old one).
+    pub to: String,
+    /// State of that line, as of a migration.
+    pub state: State,
+    /// Why it is not ready for a rollback, the most important reason first.
+    pub not_ready: Vec<String>,
+    /// What the old source has not confirmed yet (bytes).
+    pub lag_bytes: u64,
+    /// Commands copied back so far.
+    pub applied: u64,
 }
 
 /// Counters of the hot path, one set per source and per writer; added to once per batch, read by the publisher.

@@ -11,6 +11,8 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use shakedeck::config::*;
+use shakedeck::cutover::{Hook, SourceAfter};
+use shakedeck::verify::Mode;
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/config");
 const SHAKE_TOML: &str = include_str!("../shake.toml");
@@ -215,6 +217,16 @@ fn every_supported_key_reaches_the_plan() {
         max_lag_bytes = 10
         max_lag = "250ms"
         hold_for = "1m 30s"
+        fence_timeout = "5s"
+        drain_timeout = "6s"
+        max_blocked = "7s"
+        verify = "full"
+        sample = 8
+        hand_over = "ask"
+        source_after = "hold"
+        reverse = true
+        on_abort = "/bin/hook"
+        hook_timeout = "9s"
         "#,
     )
     .unwrap();
@@ -268,6 +280,16 @@ fn every_supported_key_reaches_the_plan() {
             max_lag_bytes: 10,
             max_lag: Duration::from_millis(250),
             hold_for: Duration::from_secs(90),
+            fence_timeout: Duration::from_secs(5),
+            drain_timeout: Duration::from_secs(6),
+            max_blocked: Duration::from_secs(7),
+            verify: Some(Mode::Full),
+            sample: 8,
+            ask_to_go: true,
+            source_after: SourceAfter::Hold,
+            reverse: true,
+            hooks: [(Hook::OnAbort, "/bin/hook".into())].into(),
+            hook_timeout: Duration::from_secs(9),
         },
         notices: plan.notices.clone(),
     };
@@ -286,8 +308,21 @@ fn the_defaults_are_those_of_the_documentation() {
             source_gone_after: Duration::from_secs(3600),
         }
     );
-    let cutover =
-        Cutover { max_lag_bytes: 1 << 20, max_lag: Duration::from_secs(1), hold_for: Duration::from_secs(2) };
+    let cutover = Cutover {
+        max_lag_bytes: 1 << 20,
+        max_lag: Duration::from_secs(1),
+        hold_for: Duration::from_secs(2),
+        fence_timeout: Duration::from_secs(10),
+        drain_timeout: Duration::from_secs(30),
+        max_blocked: Duration::from_secs(60),
+        verify: Some(Mode::Count),
+        sample: 10_000,
+        ask_to_go: false,
+        source_after: SourceAfter::Refuse,
+        reverse: false,
+        hooks: BTreeMap::new(),
+        hook_timeout: Duration::from_secs(30),
+    };
     assert_eq!(plan.cutover, cutover);
     assert_eq!(plan.advanced.on_existing_key, OnExistingKey::Panic);
     assert_eq!(plan.advanced.max_bulk_len, 512_000_000);

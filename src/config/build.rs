@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::cutover::{Hook, SourceAfter};
+
 use super::keys::{Role, SECTIONS};
 use super::value::Value;
 use super::{
@@ -54,11 +56,7 @@ pub(super) fn build(settings: &mut Settings, outside: &Outside<'_>) -> Option<Pl
             },
             source_gone_after: settings.time("policy", "source_gone_after"),
         },
-        cutover: Cutover {
-            max_lag_bytes: settings.number("cutover", "max_lag_bytes"),
-            max_lag: settings.time("cutover", "max_lag"),
-            hold_for: settings.time("cutover", "hold_for"),
-        },
+        cutover: cutover(settings),
         notices,
     })
 }
@@ -289,6 +287,43 @@ fn different_servers(settings: &mut Settings, source: &Address, destination: &Ad
             "source and destination are the same server",
             "write the address of the other server",
         );
+    }
+}
+
+fn cutover(settings: &mut Settings) -> Cutover {
+    // A pause is renewed three times in its length, each over the network.
+    if settings.time("cutover", "fence_timeout") < Duration::from_secs(1)
+        && settings.value("cutover", "fence_timeout").is_some()
+    {
+        settings.problem(
+            settings.at("cutover", "fence_timeout"),
+            "a fence of less than a second cannot be renewed in time",
+            "write at least \"1s\"; \"10s\" is the default",
+        );
+    }
+    Cutover {
+        max_lag_bytes: settings.number("cutover", "max_lag_bytes"),
+        max_lag: settings.time("cutover", "max_lag"),
+        hold_for: settings.time("cutover", "hold_for"),
+        fence_timeout: settings.time("cutover", "fence_timeout"),
+        drain_timeout: settings.time("cutover", "drain_timeout"),
+        max_blocked: settings.time("cutover", "max_blocked"),
+        verify: settings.text("cutover", "verify").parse().ok(),
+        sample: settings.number("cutover", "sample"),
+        ask_to_go: settings.text("cutover", "hand_over") == "ask",
+        source_after: match settings.text("cutover", "source_after") {
+            "hold" => SourceAfter::Hold,
+            "release" => SourceAfter::Release,
+            _ => SourceAfter::Refuse,
+        },
+        reverse: settings.flag("cutover", "reverse"),
+        hooks: Hook::ALL
+            .into_iter()
+            .map(|hook| (hook, settings.text("cutover", hook.word())))
+            .filter(|(_, path)| !path.is_empty())
+            .map(|(hook, path)| (hook, PathBuf::from(path)))
+            .collect(),
+        hook_timeout: settings.time("cutover", "hook_timeout"),
     }
 }
 

@@ -233,6 +233,21 @@ const CUTOVER: &[Key] = &[
     yes("max_lag_bytes", Kind::Size { min: 0 }, "\"1 MiB\""),
     yes("max_lag", Kind::Time, "\"1s\""),
     yes("hold_for", Kind::Time, "\"2s\""),
+    yes("fence_timeout", Kind::Time, "\"10s\""),
+    yes("drain_timeout", Kind::Time, "\"30s\""),
+    yes("max_blocked", Kind::Time, "\"1m\""),
+    yes("verify", Kind::Choice(&["off", "count", "meta", "digest", "full"]), "\"count\""),
+    yes("sample", Kind::Size { min: 0 }, "10_000"),
+    yes("hand_over", Kind::Choice(&["auto", "ask"]), "\"auto\""),
+    yes("source_after", Kind::Choice(&["refuse", "hold", "release"]), "\"refuse\""),
+    yes("reverse", Kind::Flag, "false"),
+    yes("on_ready", Kind::Text, "\"\""),
+    yes("before_fence", Kind::Text, "\"\""),
+    yes("after_drain", Kind::Text, "\"\""),
+    yes("before_switch", Kind::Text, "\"\""),
+    yes("after_switch", Kind::Text, "\"\""),
+    yes("on_abort", Kind::Text, "\"\""),
+    yes("hook_timeout", Kind::Time, "\"30s\""),
 ];
 
 /// Every section, in the order of `shake.toml`.

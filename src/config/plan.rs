@@ -1,9 +1,12 @@
 //! What the operator wants, after parsing: values that cannot be wrong. Nothing here is checked a second time later.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use crate::cutover::{Hook, SourceAfter};
+use crate::verify::Mode;
 
 /// A whole migration.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -236,7 +239,7 @@ pub enum OnBadValue {
 }
 
 /// `[cutover]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cutover {
     /// Lag gate (bytes).
     pub max_lag_bytes: u64,
@@ -244,4 +247,24 @@ pub struct Cutover {
     pub max_lag: Duration,
     /// How long the lag must have been under both gates.
     pub hold_for: Duration,
+    /// Length of one pause; renewed at a third of it, so this is how long a crash of ours blocks writers at most.
+    pub fence_timeout: Duration,
+    /// How long the destination may take to confirm the fenced offsets.
+    pub drain_timeout: Duration,
+    /// How long writers may be blocked in all; past it the cutover goes back by itself.
+    pub max_blocked: Duration,
+    /// What is compared while fenced; `None` = nothing.
+    pub verify: Option<Mode>,
+    /// How many keys are compared then, chosen at random; 0 = all.
+    pub sample: u64,
+    /// True: everything is proved and the operator says go; false: hand over at once.
+    pub ask_to_go: bool,
+    /// What becomes of the old source.
+    pub source_after: SourceAfter,
+    /// After the switch the destination's writes flow back to the old source.
+    pub reverse: bool,
+    /// Executables, by the moment at which they run.
+    pub hooks: BTreeMap<Hook, PathBuf>,
+    /// How long a hook may run.
+    pub hook_timeout: Duration,
 }

@@ -130,6 +130,10 @@ pub fn where_to_begin(
             events.info("", format!("going on in the stream, after offset {offset}"));
             at
         }
+        // Begun without a full sync: both sides were equal at this offset.
+        None if manifest.begin_after.is_some() && spool.holds(manifest.rdb_offset) => {
+            Position::Stream { offset: manifest.rdb_offset, db: 0 }
+        }
         // What the destination has was received here, and was not safe on this disk when the machine went down.
         Some(at @ Position::Stream { offset, .. })
             if manifest.rdb_len.is_some() && !receiving && offset > spool.received() =>

@@ -188,7 +188,12 @@ impl DataDir {
 }
 
 fn spool_path(dir: &Path, source: &str) -> PathBuf {
-    dir.join(source.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.' && c != '-', "_"))
+    dir.join(spool_name(source))
+}
+
+/// Name of the folder of the spool of one source.
+pub fn spool_name(source: &str) -> String {
+    source.replace(|c: char| !c.is_ascii_alphanumeric() && c != '.' && c != '-', "_")
 }
 
 /// Time of the start and four random digits: unique enough, and an operator can read it aloud.

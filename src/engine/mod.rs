@@ -8,10 +8,12 @@
 //! ```
 
 mod acceptance;
+mod afterwards;
 mod batch;
 mod begin;
 mod data_dir;
 mod events;
+mod handover;
 mod import_mode;
 mod ledger;
 mod net;
@@ -31,7 +33,7 @@ mod supervisor;
 pub mod verify;
 mod writer;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -39,6 +41,7 @@ use tokio::task::JoinHandle;
 
 use self::data_dir::DataDir;
 use self::events::EventLog;
+use self::handover::{Board, Desk, Home, Record};
 pub use self::outcome::exit;
 use self::outcome::{data_dir_failed, outcome};
 use self::publish::{Identity, Publisher};
@@ -66,6 +69,11 @@ pub struct Engine {
 ///
 /// Fails at once when the data directory cannot be used; everything later is told by the status.
 pub fn start(plan: Plan, log_file: Option<PathBuf>) -> Result<Engine, Outcome> {
+    start_line(plan, log_file, None)
+}
+
+/// The same for a line back: its cutover is a rollback, which lets `home` take writes again.
+fn start_line(plan: Plan, log_file: Option<PathBuf>, home: Option<Home>) -> Result<Engine, Outcome> {
     let (source_address, source_endpoint, file) = match &plan.reader {
         Reader::Sync(reader) => (reader.endpoint.address.to_string(), Some(&reader.endpoint), None),
         Reader::Rdb { filepath } => {
@@ -76,6 +84,14 @@ pub fn start(plan: Plan, log_file: Option<PathBuf>) -> Result<Engine, Outcome> {
     let destination_address = plan.writer.endpoint.address.to_string();
     let data_dir =
         DataDir::take(&plan.advanced.dir, &source_address, &destination_address).map_err(data_dir_failed)?;
+    let record = Record::read(data_dir.path()).map_err(|error| data_dir_failed(error.into()))?;
+    if let Some(record) = record.as_ref().filter(|record| record.switched && !record.rolled_back) {
+        let can_go_on =
+            plan.cutover.reverse && handover::reverse_directory(data_dir.path()).join("run.json").exists();
+        if !can_go_on {
+            return Err(already_switched(record, data_dir.path()));
+        }
+    }
     let spool =
         Spool::open(&data_dir.spool_path(&source_address)).map_err(|error| data_dir_failed(error.into()))?;
 
@@ -102,15 +118,19 @@ pub fn start(plan: Plan, log_file: Option<PathBuf>) -> Result<Engine, Outcome> {
         log_file: log_file.map(|path| path.display().to_string()),
         warnings,
     };
+    let board = Arc::new(Board::default());
     let mut publisher = Publisher::new(
         identity,
         plan.clone(),
+        board.clone(),
         vec![source.clone()],
         vec![writer.clone()],
         events.clone(),
         quarantine.clone(),
     );
     let (handle, end) = channel(publisher.snapshot(Wishes::default(), None, None));
+    let (desk_plan, desk_events) = (plan.clone(), events.clone());
+    let (run_id, dir) = (data_dir.run_id().to_owned(), data_dir.path().to_owned());
     let supervisor = Supervisor {
         plan,
         data_dir,
@@ -123,6 +143,36 @@ pub fn start(plan: Plan, log_file: Option<PathBuf>) -> Result<Engine, Outcome> {
         end,
         wishes: watch::channel(Wishes::default()).0,
         stop_source: watch::channel(false).0,
+        desk: Desk::new(desk_plan, run_id, dir, desk_events, board.clone()),
+        board,
+        record,
+        home,
+        stop_wish: None,
     };
     Ok(Engine { handle, finished: tokio::spawn(supervisor.run()) })
+}
+
+/// Lets servers take writes again which a cutover from this data directory has made refuse them, without a run.
+/// Returns their addresses. Must be called inside a tokio runtime.
+pub async fn unfence(plan: &Plan, dir: &Path) -> Result<Vec<String>, Outcome> {
+    handover::lift_refusals(plan, dir).await.map_err(|problem| outcome(exit::SOURCE, problem))
+}
+
+/// Starting again would copy the old source over what is newer by now.
+fn already_switched(record: &Record, dir: &Path) -> Outcome {
+    Outcome {
+        exit_code: exit::CONFIG,
+        message: format!(
+            "this migration was switched at {}: clients belong on {}, and starting it again would overwrite what was written \
+             there since",
+            crate::format::date_time_utc(record.unix_ms),
+            record.destination
+        ),
+        hint: Some(format!(
+            "To let {source} take writes again: shakedeck ctl --dir {dir} unfence shake.toml. For another migration set \
+             another [advanced] dir, or remove '{dir}'.",
+            source = record.source,
+            dir = dir.display()
+        )),
+    }
 }

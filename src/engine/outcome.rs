@@ -24,6 +24,8 @@ pub mod exit {
     pub const QUARANTINE: i32 = 5;
     /// Verification found differences.
     pub const DIFFERENT: i32 = 6;
+    /// The cutover went back.
+    pub const CUTOVER_ABORTED: i32 = 7;
     /// Spool or disk.
     pub const SPOOL: i32 = 8;
     /// Interrupted, can be resumed.

@@ -6,14 +6,16 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use super::events::{EventLog, unix_ms};
+use super::handover::Board;
 use super::quarantine::Quarantine;
 use super::room::disk_free;
 use super::shared::{SourceDetails, SourceShared, Wishes, WriterShared};
 use crate::config::Plan;
+use crate::cutover;
 use crate::format;
 use crate::status::{
-    Counters, DestinationStatus, Gate, HISTORY_CAPACITY, Outcome, Phase, Sample, Side, SourceStatus,
-    SpoolStatus, State, Status, Step, StepState, WriterState,
+    Counters, CutoverStatus, DestinationStatus, Gate, HISTORY_CAPACITY, Outcome, Phase, Sample, Side,
+    SourceStatus, SpoolStatus, State, Status, Step, StepState, WriterState,
 };
 
 /// Window over which rates are measured.
@@ -37,6 +39,7 @@ pub struct Identity {
 pub struct Publisher {
     identity: Identity,
     plan: Plan,
+    board: Arc<Board>,
     sources: Vec<Arc<SourceShared>>,
     writers: Vec<Arc<WriterShared>>,
     events: Arc<EventLog>,
@@ -95,6 +98,7 @@ impl Publisher {
     pub fn new(
         identity: Identity,
         plan: Plan,
+        board: Arc<Board>,
         sources: Vec<Arc<SourceShared>>,
         writers: Vec<Arc<WriterShared>>,
         events: Arc<EventLog>,
@@ -116,6 +120,7 @@ impl Publisher {
             spool_growth: Rate::new(GROWTH_WINDOW),
             identity,
             plan,
+            board,
             sources,
             writers,
             events,
@@ -152,7 +157,7 @@ impl Publisher {
         let all_stream = sources.iter().all(|source| matches!(source.phase, Phase::Stream | Phase::Drained));
         let worst_bytes = sources.iter().map(|source| source.lag_bytes).max().unwrap_or(0);
         let worst_seconds = sources.iter().filter_map(|source| source.lag_seconds).fold(0.0, f64::max);
-        let gate = self.plan.cutover;
+        let gate = &self.plan.cutover;
         let low = all_stream
             && worst_bytes <= gate.max_lag_bytes
             && worst_seconds <= gate.max_lag.as_secs_f64()
@@ -165,9 +170,12 @@ impl Publisher {
             self.caught_up_first = Some((now - self.started).as_secs_f64());
         }
 
+        let cutover = self.board.view();
         let idle = self.writers.iter().all(|writer| writer.idle.load(Relaxed));
         let state = match ending {
             Some(state) => state,
+            None if cutover.state == cutover::State::Done => State::Switched,
+            None if cutover.state.is_active() || cutover.state.is_switched() => State::CuttingOver,
             None if wishes.paused && idle => State::Paused,
             None if wishes.paused => State::Pausing,
             None if caught_up => State::CaughtUp,
@@ -185,6 +193,7 @@ impl Publisher {
             gates.iter().filter(|gate| !gate.ok).map(|gate| gate.detail.clone()).collect();
         let not_ready = match (&outcome, ending) {
             (Some(_), _) | (_, Some(_)) => vec!["the run has ended or is ending".to_owned()],
+            _ if cutover.state.is_switched() => vec!["the cutover is done".to_owned()],
             _ => not_ready,
         };
         self.sample(now, ops, &sources);
@@ -213,7 +222,7 @@ impl Publisher {
                 address: self.writers.first().map(|writer| writer.address.clone()).unwrap_or_default(),
                 nodes: self.writers.len(),
             },
-            timeline: self.timeline(&details, now_ms, state),
+            timeline: self.timeline(&details, now_ms, state, &cutover),
             counters: Counters {
                 entries_read: self.sources.iter().map(|source| source.entries_read.load(Relaxed)).sum(),
                 entries_applied: self.sources.iter().map(|source| source.entries_applied.load(Relaxed)).sum(),
@@ -234,6 +243,7 @@ impl Publisher {
             log_file: self.identity.log_file.clone(),
             data_dir: self.identity.data_dir.clone(),
             warnings: self.identity.warnings.clone(),
+            cutover,
             verification: self.verification.as_ref().map(|progress| progress.snapshot()),
             outcome,
         }
@@ -372,7 +382,7 @@ impl Publisher {
     ) -> Vec<Gate> {
         let gate =
             |name: &str, text: String, ok: bool, detail: String| Gate { name: name.into(), text, ok, detail };
-        let limits = self.plan.cutover;
+        let limits = &self.plan.cutover;
         let unfinished =
             sources.iter().find(|source| !matches!(source.phase, Phase::Stream | Phase::Drained));
         let rdb = match unfinished {
@@ -458,7 +468,13 @@ impl Publisher {
         }
     }
 
-    fn timeline(&self, details: &[SourceDetails], now_ms: u64, state: State) -> Vec<Step> {
+    fn timeline(
+        &self,
+        details: &[SourceDetails],
+        now_ms: u64,
+        state: State,
+        cutover: &CutoverStatus,
+    ) -> Vec<Step> {
         // With several sources a step lasts from the first that enters it to the last that leaves it.
         let total = details.len();
         let step = |name: &str, from: &[Phase], to: &[Phase]| {
@@ -516,7 +532,23 @@ impl Publisher {
             step("rdb apply", &[RdbApply], &[Stream, Drained]),
             stream,
             caught_up,
-            Step { name: "cutover".into(), state: StepState::Pending, seconds: None, note: None },
+            Step {
+                name: "cutover".into(),
+                state: match cutover.state {
+                    cutover::State::Live => StepState::Pending,
+                    cutover::State::Done => StepState::Done,
+                    _ => StepState::Active,
+                },
+                seconds: match cutover.state {
+                    cutover::State::Live => None,
+                    cutover::State::Done => cutover.steps.iter().map(|step| step.seconds).sum(),
+                    _ => {
+                        let began = cutover.started_unix_ms.unwrap_or(now_ms);
+                        Some(now_ms.saturating_sub(began) as f64 / 1000.0)
+                    }
+                },
+                note: None,
+            },
         ]
     }
 

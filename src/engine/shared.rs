@@ -203,6 +203,8 @@ pub struct Wishes {
     pub paused: bool,
     /// Speed limit.
     pub throttle: Throttle,
+    /// Apply nothing, because the cutover is at its end.
+    pub sealed: bool,
     /// Finish what is in flight and end.
     pub stop: bool,
 }

@@ -14,8 +14,11 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::batch::BATCH_BYTES;
 use super::begin::{Destination, where_to_begin};
-use super::data_dir::{DataDir, DataDirError};
+use super::data_dir::DataDir;
 use super::events::EventLog;
+use super::handover::{
+    Board, Desk, End, Handover, Home, Record, SourceSide, lift_refusals, reverse_directory,
+};
 use super::import_mode::ImportMode;
 use super::ledger::{self, Ledger};
 use super::net::{Connection, NetError};
@@ -32,6 +35,7 @@ use super::verify::Verifying;
 use super::writer::{Writer, WriterError, rebuilding_key};
 use crate::config::{Plan, Reader};
 use crate::control::{Command, EngineEnd};
+use crate::cutover::Input;
 use crate::format;
 use crate::resp::Reply;
 use crate::status::{Outcome, Phase, State, WriterState};
@@ -41,7 +45,7 @@ const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// How long a writer may take to end: a little more than it gives its destination.
 const WRITER_LIMIT: Duration = Duration::from_secs(12);
 /// Time between two snapshots.
-const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(250);
+pub(super) const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(250);
 /// Time between two looks at a destination that cannot be reached when applying shall begin.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
@@ -69,10 +73,24 @@ pub struct Supervisor {
     pub wishes: watch::Sender<Wishes>,
     /// True = the source task ends.
     pub stop_source: watch::Sender<bool>,
+    /// Where cutovers are begun and end.
+    pub desk: Desk,
+    /// What is shown of them.
+    pub board: Arc<Board>,
+    /// What a cutover of a former process has left.
+    pub record: Option<Record>,
+    /// Of a line back: the migration that it can undo.
+    pub home: Option<Home>,
+    /// A stop that came while a cutover was under way: forget or not.
+    pub stop_wish: Option<bool>,
 }
 
 /// Why a run ends.
-enum Ending {
+pub(super) enum Ending {
+    /// The cutover has switched.
+    Switched(Box<Handover>),
+    /// The time after the switch is over too.
+    After(Outcome),
     /// The operator, or a script, wished it.
     Wished { forget: bool },
     /// All that was asked for is done.
@@ -99,7 +117,7 @@ impl Supervisor {
     /// Runs the migration to its end.
     pub async fn run(mut self) -> Outcome {
         let checkpoint_key = format!("shakedeck:checkpoint:{}", self.data_dir.run_id());
-        let ending = self.migrate(&checkpoint_key).await;
+        let ending = self.whole_run(&checkpoint_key).await;
         let outcome = self.conclude(ending, &checkpoint_key).await;
         let state = match outcome.exit_code {
             exit::DONE | exit::QUARANTINE | exit::INTERRUPTED => State::Stopped,
@@ -112,6 +130,43 @@ impl Supervisor {
         }
         self.publish(Some(state), Some(outcome.clone()));
         outcome
+    }
+
+    /// The migration, and what follows a switch.
+    async fn whole_run(&mut self, checkpoint_key: &str) -> Ending {
+        match self.record.take() {
+            Some(record) if record.switched && !record.rolled_back => {
+                return self.after_switch(None, false, checkpoint_key).await;
+            }
+            Some(_) => {
+                // A process that died while it handed over, or a rollback: the migration begins or goes on.
+                let (plan, dir) = (self.plan.clone(), self.data_dir.path().to_owned());
+                match self.meanwhile(lift_refusals(&plan, &dir)).await {
+                    Ok(Ok(lifted)) if lifted.is_empty() => {}
+                    Ok(Ok(lifted)) => {
+                        let lifted = lifted.join(", ");
+                        self.events.warn(
+                            "",
+                            format!("{lifted} refused writes since a former cutover and takes them again"),
+                        );
+                    }
+                    Ok(Err(problem)) => return Ending::Failed(outcome(exit::SOURCE, problem)),
+                    Err(ending) => return ending,
+                }
+                if let Err(error) = Record::remove(&dir) {
+                    return Ending::Failed(data_dir_failed(error.into()));
+                }
+                let _ = std::fs::remove_dir_all(reverse_directory(&dir));
+            }
+            None => {}
+        }
+        match self.migrate(checkpoint_key).await {
+            Ending::Switched(handover) => {
+                let stop_at_once = self.stop_wish.is_some();
+                self.after_switch(Some(handover), stop_at_once, checkpoint_key).await
+            }
+            ending => ending,
+        }
     }
 
     /// Starts both sides and watches them; returns after every task has ended.
@@ -319,6 +374,11 @@ impl Supervisor {
                     }
                 }
                 command = self.end.commands.recv() => match command {
+                    Some(Command::Stop { forget }) if self.desk.is_active() => {
+                        // First the way back, so that nobody stays blocked; its end ends the run.
+                        self.desk.tell(Input::Abort);
+                        self.stop_wish = Some(forget);
+                    }
                     Some(Command::Stop { forget }) => {
                         // What was received before the wish is applied first, where that is a matter of moments.
                         let caught_up = self.end.status.borrow().state == State::CaughtUp;
@@ -331,6 +391,14 @@ impl Supervisor {
                     Some(command) => self.obey(command),
                     // Every front is gone: the migration goes on.
                     None => std::future::pending().await,
+                },
+                end = self.desk.ended() => match (end, self.stop_wish) {
+                    (End::Switched(handover), _) => {
+                        self.source.enter(Phase::Drained, None);
+                        break Some(Ending::Switched(handover));
+                    }
+                    (End::Back, Some(forget)) => break Some(Ending::Wished { forget }),
+                    (End::Back, None) => self.publish(None, None),
                 },
                 result = &mut source.handle, if !source.ended => {
                     source.ended = true;
@@ -370,9 +438,13 @@ impl Supervisor {
                 }
             }
         };
+        if self.desk.is_active() && ending.is_some() {
+            self.take_back().await;
+        }
         // In this order: what is in flight is answered, then nothing more is read.
         if ending.is_some() {
-            self.publish(Some(State::Stopping), None);
+            let state = (!matches!(ending, Some(Ending::Switched(_)))).then_some(State::Stopping);
+            self.publish(state, None);
             self.wishes.send_modify(|wishes| wishes.stop = true);
         }
         if !writer_ended && tokio::time::timeout(WRITER_LIMIT, &mut writer).await.is_err() {
@@ -385,6 +457,45 @@ impl Supervisor {
         }
         self.source.spool.reopen();
         ending
+    }
+
+    /// The run ends for another reason while a cutover is under way: its writers must not stay blocked.
+    async fn take_back(&mut self) {
+        self.desk.tell(Input::Abort);
+        let mut tick = interval(SNAPSHOT_INTERVAL);
+        loop {
+            tokio::select! {
+                _ = self.desk.ended() => return,
+                _ = tick.tick() => self.publish(None, None),
+            }
+        }
+    }
+
+    fn handover(&self, writes_stopped: bool) -> Handover {
+        Handover {
+            plan: self.plan.clone(),
+            run_id: self.data_dir.run_id().to_owned(),
+            dir: self.data_dir.path().to_owned(),
+            sources: self.source_sides(),
+            writer: self.writer.clone(),
+            wishes: self.wishes.clone(),
+            events: self.events.clone(),
+            board: self.board.clone(),
+            status: self.end.status.subscribe(),
+            writes_stopped,
+            home: self.home.clone(),
+            progress: Default::default(),
+        }
+    }
+
+    fn source_sides(&self) -> Vec<SourceSide> {
+        match &self.plan.reader {
+            Reader::Sync(reader) => {
+                vec![SourceSide { endpoint: reader.endpoint.clone(), shared: self.source.clone() }]
+            }
+            // A file has no writers.
+            Reader::Rdb { .. } => Vec::new(),
+        }
     }
 
     /// The outcome of a source that is gone for good, once everything that it sent is applied.
@@ -409,7 +520,11 @@ impl Supervisor {
     }
 
     fn obey(&mut self, command: Command) {
+        self.desk.note(&command);
         match command {
+            Command::Pause | Command::Resume | Command::RestartSource { .. } if self.desk.is_active() => {
+                self.events.warn("", "not now: a cutover is in progress (abort it first)");
+            }
             Command::Pause => {
                 if !self.wishes.borrow().paused {
                     self.publisher.paused_times += 1;
@@ -445,9 +560,23 @@ impl Supervisor {
             }
             Command::Verify => self.verify(),
             Command::StopVerify => self.verifying.iter().for_each(Verifying::cancel),
-            Command::StartCutover { .. } | Command::AbortCutover => {
-                self.events.warn("", "cutover is not in this version yet");
+            Command::StartCutover { confirmation, writes_stopped } => {
+                if self.source_sides().is_empty() {
+                    self.desk.refuse("an RDB file has no writers that could be moved".into());
+                } else if self.source.spool.manifest().is_none() {
+                    self.desk.refuse("nothing was received from the source yet".into());
+                } else {
+                    let handover = self.handover(writes_stopped);
+                    self.desk.start(&confirmation, || handover);
+                }
             }
+            Command::AbortCutover => self.desk.tell(Input::Abort),
+            Command::HandOver => self.desk.tell(Input::Go),
+            Command::Preflight => {
+                let sides = self.source_sides();
+                self.desk.examine(sides);
+            }
+            Command::Unfence => self.desk.lift(),
             Command::Stop { .. } => {}
         }
         self.publish(None, None);
@@ -468,7 +597,9 @@ impl Supervisor {
             )
         };
         let message = match ending {
-            Ending::Failed(outcome) => return outcome,
+            Ending::Failed(outcome) | Ending::After(outcome) => return outcome,
+            // Followed by the time after the switch, which has an ending of its own.
+            Ending::Switched(_) => return outcome(exit::DONE, format!("switched: {stands}")),
             Ending::Wished { forget: false } => {
                 // A source that never answered is what the operator has to know, not that we stopped waiting for it.
                 let details = self.source.details().clone();
@@ -487,6 +618,24 @@ impl Supervisor {
             Ending::Wished { forget: true } => format!("finished on request: {stands}"),
             Ending::Complete => format!("finished: {stands}"),
         };
+        if let Err(problem) = self.forget(checkpoint_key).await {
+            return outcome(exit::DESTINATION, problem);
+        }
+        if let Err(error) = self.data_dir.forget() {
+            return data_dir_failed(error);
+        }
+        match self.quarantine.count() {
+            0 => Outcome { exit_code: exit::DONE, message, hint: None },
+            count => Outcome {
+                exit_code: exit::QUARANTINE,
+                message: format!("{message}; {count} entries are in quarantine"),
+                hint: Some(format!("look at '{}'", self.quarantine.path().display())),
+            },
+        }
+    }
+
+    /// Removes what must not outlive the migration: checkpoint and half-built values on the destination, the spool here.
+    pub(super) async fn forget(&mut self, checkpoint_key: &str) -> Result<(), String> {
         let forgotten = async {
             let mut connection = Connection::open(&self.plan.writer.endpoint).await?;
             connection.request(&[b"DEL", checkpoint_key.as_bytes()]).await?;
@@ -504,32 +653,20 @@ impl Supervisor {
             }
             Ok::<_, NetError>(())
         };
-        if let Err(error) = forgotten.await {
-            return outcome(
-                exit::DESTINATION,
-                format!("the checkpoint key '{checkpoint_key}' could not be removed: {error}"),
-            );
-        }
-        if let Err(error) = ledger::forget(self.source.spool.dir())
+        forgotten.await.map_err(|error| {
+            format!("the checkpoint key '{checkpoint_key}' could not be removed: {error}")
+        })?;
+        ledger::forget(self.source.spool.dir())
             .and_then(|()| self.source.spool.forget())
-            .map_err(DataDirError::from)
-            .and_then(|()| self.data_dir.forget())
-        {
-            return data_dir_failed(error);
-        }
-        match self.quarantine.count() {
-            0 => Outcome { exit_code: exit::DONE, message, hint: None },
-            count => Outcome {
-                exit_code: exit::QUARANTINE,
-                message: format!("{message}; {count} entries are in quarantine"),
-                hint: Some(format!("look at '{}'", self.quarantine.path().display())),
-            },
-        }
+            .map_err(|error| error.to_string())
     }
 
-    fn publish(&mut self, ending: Option<State>, outcome: Option<Outcome>) {
+    pub(super) fn publish(&mut self, ending: Option<State>, outcome: Option<Outcome>) {
         let wishes = *self.wishes.borrow();
         let status = self.publisher.snapshot(wishes, ending, outcome);
+        if status.ready {
+            self.desk.ready();
+        }
         self.end.status.send_replace(Arc::new(status));
     }
 }

@@ -17,10 +17,11 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::lines::{LogFormat, event_line, missed_line, safe, verdict};
 use super::overview::overview;
-use super::run::EXIT_INTERRUPTED;
+use super::run::{EXIT_INTERRUPTED, EXIT_WENT_BACK};
 use super::verification::{verification_exit_code, verification_progress, verification_result};
 use super::wire::{LineReader, Reply, Request, SOCKET_NAME, ShortPath};
 use crate::control::{self, Command, EngineEnd, Handle};
+use crate::cutover;
 use crate::format;
 use crate::status::{Event, Outcome, State, Status, Throttle, Verification, VerificationState};
 
@@ -28,6 +29,9 @@ use crate::status::{Event, Outcome, State, Status, Throttle, Verification, Verif
 const REPLY_LIMIT: usize = 16 * 1_024 * 1_024;
 /// How long a run may take to answer. It answers from memory; longer means that it is stopped or starved.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long an old source may take to be put back.
+const UNFENCE_LIMIT: Duration = Duration::from_secs(30);
 
 /// What `shakedeck ctl` is asked to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,13 +60,22 @@ pub enum Action {
         /// As JSON lines.
         format: LogFormat,
     },
-    /// Begin the cutover.
+    /// Begin the cutover, and wait for its end.
     Cutover {
         /// The destination's address as typed by the operator.
         confirmation: String,
+        /// The operator's word that nobody writes to the source any more.
+        writes_stopped: bool,
     },
     /// Break the cutover off.
     Abort,
+    /// Hand over, with `[cutover] hand_over = "ask"`.
+    Go,
+    /// Let the old source take writes again.
+    Unfence {
+        /// For where no run is left: how to reach the servers. The application does that; here it is only carried.
+        config: Option<PathBuf>,
+    },
     /// Finish what is in flight and end.
     Stop {
         /// Remove the checkpoint too: the migration cannot be resumed afterwards.
@@ -123,6 +136,9 @@ pub enum ClientError {
         /// READY, or why not.
         verdict: String,
     },
+    /// The cutover did not come to its end.
+    #[error("the cutover did not happen: {0}; streaming goes on")]
+    WentBack(String),
     /// The comparison did not find both sides equal, or could not be finished.
     #[error("{message}")]
     Verification {
@@ -146,6 +162,7 @@ impl ClientError {
     pub fn exit_code(&self) -> i32 {
         match self {
             ClientError::NoRun { .. } | ClientError::Refused(_) => 2,
+            ClientError::WentBack(_) => EXIT_WENT_BACK,
             ClientError::Verification { exit_code, .. } => *exit_code,
             ClientError::Ended { outcome, .. } if outcome.exit_code != 0 => outcome.exit_code,
             ClientError::Ended { .. }
@@ -215,10 +232,21 @@ pub async fn ctl(dir: &Path, action: Action, out: &mut (dyn Write + Send)) -> Re
         }
         Action::Throttle(limit) => connection.command(Command::Throttle { limit }, "throttle", out).await?,
         Action::Verify { wait, format } => connection.verify(wait, format, out).await?,
-        Action::Cutover { confirmation } => {
-            connection.command(Command::StartCutover { confirmation }, "cutover", out).await?;
+        Action::Cutover { confirmation, writes_stopped } => {
+            let value = connection.ask(&Request::Status).await?;
+            let before = connection.parse::<Status>(value)?.cutover.attempts;
+            let command = Command::StartCutover { confirmation, writes_stopped };
+            connection.command(command, "cutover", out).await?;
+            return connection.watch_cutover(before, out).await;
         }
         Action::Abort => connection.command(Command::AbortCutover, "abort", out).await?,
+        Action::Go => connection.command(Command::HandOver, "go", out).await?,
+        Action::Unfence { .. } => {
+            connection.command(Command::Unfence, "unfence", out).await?;
+            let is_lifted = |status: &Status| status.cutover.refusing.is_empty();
+            connection.wait("unfenced", UNFENCE_LIMIT, is_lifted).await?;
+            let _ = writeln!(out, "unfenced");
+        }
         Action::Wait { goal, timeout } => {
             let status =
                 connection.wait(goal.word(), timeout, |status| is_reached(goal, status.state)).await?;
@@ -365,6 +393,36 @@ impl Connection {
         self.ask(&Request::Command { command }).await?;
         let _ = writeln!(out, "{name} accepted");
         Ok(())
+    }
+
+    /// Prints the steps of the cutover that was begun after `before` others, until it has ended.
+    async fn watch_cutover(&mut self, before: u32, out: &mut (dyn Write + Send)) -> Result<(), ClientError> {
+        self.ask(&Request::Subscribe).await?;
+        let mut shown = None;
+        loop {
+            let status = match self.next().await? {
+                Some(Reply::Status(status)) => status,
+                Some(_) => continue,
+                None => return Err(self.lost("it went away before the cutover had ended")),
+            };
+            let cutover = &status.cutover;
+            if cutover.attempts == before {
+                continue;
+            }
+            if shown != Some(cutover.state) && cutover.state != cutover::State::Live {
+                shown = Some(cutover.state);
+                let _ = writeln!(out, "{}", cutover.state.word());
+            }
+            let Some(result) = &cutover.result else { continue };
+            if let Some(report) = &cutover.report {
+                let lines: Vec<String> = report.lines().map(safe).collect();
+                let _ = writeln!(out, "{}", lines.join("\n"));
+            }
+            return match cutover.aborted {
+                true => Err(ClientError::WentBack(safe(result))),
+                false => Ok(()),
+            };
+        }
     }
 
     /// Starts a comparison, or joins the one that runs, and waits for its result.
@@ -522,11 +580,7 @@ mod tests {
             (Action::Resume { wait: None }, Command::Resume, "resume"),
             (Action::Throttle(limit), Command::Throttle { limit }, "throttle"),
             (Action::Verify { wait: false, format: LogFormat::Plain }, Command::Verify, "verify"),
-            (
-                Action::Cutover { confirmation: "there".into() },
-                Command::StartCutover { confirmation: "there".into() },
-                "cutover",
-            ),
+            (Action::Go, Command::HandOver, "go"),
             (Action::Abort, Command::AbortCutover, "abort"),
             (Action::Stop { forget: true, wait: None }, Command::Stop { forget: true }, "stop"),
         ];

@@ -158,6 +158,7 @@ fn the_schema_describes_every_field_that_is_written() {
         ("/outcome", "/properties/outcome/properties"),
         ("/verification", "/properties/verification/properties"),
         ("/verification/examples/0", "/properties/verification/properties/examples/items/properties"),
+        ("/cutover", "/properties/cutover/properties"),
         ("/events/0", "/properties/events/items/properties"),
     ];
     for (instance, properties) in parts {

@@ -20,6 +20,8 @@ use crate::status::{Outcome, Phase, State, Status};
 pub const EXIT_INTERRUPTED: i32 = 75;
 /// Exit code "finished, but entries are in quarantine".
 const EXIT_QUARANTINE: i32 = 5;
+/// Exit code "cutover aborted".
+pub const EXIT_WENT_BACK: i32 = 7;
 /// How long the engine may take to finish what is in flight after a stop that was sent from here.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
@@ -72,6 +74,8 @@ pub struct HeadlessOptions {
     pub format: LogFormat,
     /// Time between two progress lines.
     pub interval: Duration,
+    /// Begin the cutover as soon as everything is ready, once.
+    pub cutover_when_ready: bool,
     /// Stop when this is reached; `None` = run until the engine ends.
     pub exit_when: Option<ExitWhen>,
     /// Stop with exit code 75 after this time; `None` = no limit.
@@ -87,6 +91,7 @@ impl fmt::Debug for HeadlessOptions {
         f.debug_struct("HeadlessOptions")
             .field("format", &self.format)
             .field("interval", &self.interval)
+            .field("cutover_when_ready", &self.cutover_when_ready)
             .field("exit_when", &self.exit_when)
             .field("timeout", &self.timeout)
             .field("resume", &self.resume)
@@ -118,6 +123,7 @@ pub async fn run(mut handle: Handle, options: HeadlessOptions) -> Outcome {
     // Said before the stop: afterwards every reason is "stopped".
     let mut verdict_at_end = None;
     let mut engine_is_alive = true;
+    let mut cutover_begun = false;
 
     let status = loop {
         let status = handle.status();
@@ -128,6 +134,17 @@ pub async fn run(mut handle: Handle, options: HeadlessOptions) -> Outcome {
         }
         if ending.is_none() && options.exit_when.is_some_and(|goal| goal.reached(&status)) {
             ending = options.exit_when.map(|goal| Ending::new(Why::Reached(goal)));
+        }
+        if options.cutover_when_ready && ending.is_none() {
+            if !cutover_begun && status.ready && status.state == State::CaughtUp {
+                let confirmation = status.destination.address.clone();
+                cutover_begun =
+                    handle.send(Command::StartCutover { confirmation, writes_stopped: false }).is_ok();
+            }
+            // Whoever waits for the switch waits in vain. Without that goal the migration goes on.
+            if status.cutover.aborted && options.exit_when == Some(ExitWhen::Switched) {
+                ending = Some(Ending::new(Why::WentBack));
+            }
         }
         if let Some(ending) = &mut ending {
             ending.ask(&handle);
@@ -156,7 +173,13 @@ pub async fn run(mut handle: Handle, options: HeadlessOptions) -> Outcome {
 
     let why = ending.map(|ending| ending.why);
     let verdict_at_end = verdict_at_end.unwrap_or_else(|| verdict(&status));
-    let outcome = final_outcome(why, status.outcome.clone(), engine_is_alive, &verdict_at_end);
+    let outcome = final_outcome(
+        why,
+        status.outcome.clone(),
+        engine_is_alive,
+        &verdict_at_end,
+        status.cutover.result.as_deref(),
+    );
     // What was done in full, or ended on reaching its goal, has nothing to go on with.
     let can_resume = !matches!(outcome.exit_code, 0 | EXIT_QUARANTINE);
     let resume = options.resume.as_deref().filter(|_| can_resume);
@@ -171,6 +194,7 @@ pub async fn run(mut handle: Handle, options: HeadlessOptions) -> Outcome {
 enum Why {
     Reached(ExitWhen),
     TimedOut(Duration, Option<ExitWhen>),
+    WentBack,
 }
 
 /// A stop that is under way.
@@ -198,7 +222,13 @@ impl Ending {
 ///
 /// The engine answers a stop with 0 or "interrupted". Errors keep their code; entries in quarantine (5) keep theirs
 /// where the goal was reached, and give way to "interrupted" where it was not.
-fn final_outcome(why: Option<Why>, engine: Option<Outcome>, engine_is_alive: bool, verdict: &str) -> Outcome {
+fn final_outcome(
+    why: Option<Why>,
+    engine: Option<Outcome>,
+    engine_is_alive: bool,
+    verdict: &str,
+    cutover: Option<&str>,
+) -> Outcome {
     let Some(engine) = engine else {
         let (message, hint) = if engine_is_alive {
             let limit = format::spoken_duration(STOP_LIMIT.as_secs_f64());
@@ -215,10 +245,17 @@ fn final_outcome(why: Option<Why>, engine: Option<Outcome>, engine_is_alive: boo
         return Outcome { exit_code: EXIT_INTERRUPTED, message, hint: Some(hint.into()) };
     };
     match (why, engine.exit_code) {
+        // It knows more than that the goal is reached: where the clients belong, and what the old source does.
+        (Some(Why::Reached(ExitWhen::Switched)), 0) => engine,
         (Some(Why::Reached(goal)), 0 | EXIT_INTERRUPTED) => Outcome {
             exit_code: 0,
             message: format!("{} reached, stopped as asked", goal.word()),
             hint: None,
+        },
+        (Some(Why::WentBack), 0 | EXIT_QUARANTINE | EXIT_INTERRUPTED) => Outcome {
+            exit_code: EXIT_WENT_BACK,
+            message: format!("the cutover {}; {}", cutover.unwrap_or("went back"), engine.message),
+            hint: engine.hint,
         },
         (Some(Why::TimedOut(timeout, goal)), 0 | EXIT_QUARANTINE | EXIT_INTERRUPTED) => {
             let goal = goal.map(|goal| format!(" before {} was reached", goal.word())).unwrap_or_default();
@@ -269,6 +306,7 @@ mod tests {
         HeadlessOptions {
             format: LogFormat::Plain,
             interval: Duration::from_secs(10),
+            cutover_when_ready: false,
             exit_when: None,
             timeout: None,
             resume: Some("shakedeck shake.toml".into()),
@@ -394,7 +432,7 @@ mod tests {
             (8, 8, 8, 8),
         ];
         for (code, when_reached, when_timed_out, alone) in table {
-            let code_for = |why| final_outcome(why, engine(code), true, "READY").exit_code;
+            let code_for = |why| final_outcome(why, engine(code), true, "READY", None).exit_code;
             assert_eq!(
                 (code_for(reached), code_for(timed_out), code_for(None)),
                 (when_reached, when_timed_out, alone),

@@ -76,6 +76,7 @@ pub fn syncing() -> Status {
         log_file: Some("data/shakedeck.log".into()),
         data_dir: "data".into(),
         warnings: vec!["TLS NOT VERIFIED: source".into()],
+        cutover: CutoverStatus::default(),
         verification: None,
         outcome: None,
     }

@@ -13,8 +13,8 @@
 //! ```
 //!
 //! Commands: `pause`, `resume`, `throttle` (`"limit":{"bytes_per_second":50000000,"ops_per_second":null}`),
-//! `acknowledge_errors`, `restart_source` (`"address"`), `verify`, `stop_verify`, `start_cutover` (`"confirmation"`),
-//! `abort_cutover`, `stop` (`"forget":false`). A connection may send several requests and stays open until either
+//! `acknowledge_errors`, `restart_source` (`"address"`), `verify`, `stop_verify`, `preflight`,
+//! `start_cutover` (`"confirmation"`, `"writes_stopped":false`), `abort_cutover`, `hand_over`, `unfence`, `stop` (`"forget":false`). A connection may send several requests and stays open until either
 //! side closes it; at the end of the run subscribers get the last snapshot and then the end of the stream. A client
 //! that reads slowly skips snapshots (`{"missed_events":12}` tells followers of a gap); one that does not read at all
 //! for a minute is dropped. Thirty-two clients at once.

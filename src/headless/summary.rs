@@ -118,6 +118,10 @@ pub fn summary(status: &Status, outcome: &Outcome, resume: Option<&str>) -> Stri
     for (name, value) in rows {
         text.push_str(format!("\n  {name:<12} {value}").trim_end());
     }
+    if let Some(report) = &status.cutover.report {
+        let lines: Vec<String> = report.lines().map(safe).collect();
+        text = format!("{}\n{text}", lines.join("\n"));
+    }
     text
 }
 

@@ -7,8 +7,14 @@ pub enum Action {
     TogglePause,
     /// Opens the speed limit dialog.
     OpenThrottle,
-    /// Begins the cutover.
+    /// Opens the question before a cutover, or the steps of the one that runs.
     Cutover,
+    /// Takes the cutover back.
+    Abort,
+    /// Hands over.
+    HandOver,
+    /// Lets the old source take writes again (asks).
+    Unfence,
     /// Shows the verification.
     OpenVerify,
     /// Compares source and destination.

@@ -5,8 +5,9 @@
 
 use super::action::Action;
 use crate::control::Command;
+use crate::cutover::FenceKind;
 use crate::format;
-use crate::status::Throttle;
+use crate::status::{Status, Throttle};
 
 /// What lies over the panes.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +40,15 @@ pub enum Overlay {
     },
     /// Speed limit.
     Throttle(ThrottleForm),
+    /// The question before a cutover: checks, and the destination's address to be typed.
+    CutoverStart {
+        /// What has been typed so far.
+        typed: String,
+        /// When it was opened (Unix ms): checks of the sources that are older do not count.
+        opened_unix_ms: u64,
+    },
+    /// The steps of the cutover that runs, or of the last one.
+    Cutover,
     /// How to leave.
     Quit,
     /// A question; the command is the one that is sent on yes.
@@ -142,5 +152,13 @@ pub fn limit_in_words(limit: Throttle) -> String {
         (None, None) => "no speed limit".into(),
         (Some(one), None) | (None, Some(one)) => format!("limit {one}"),
         (Some(bytes), Some(ops)) => format!("limit {bytes} and {ops}"),
+    }
+}
+
+/// What must be typed to begin a cutover: the destination, and the operator's word where nothing else stops writers.
+pub fn cutover_words(status: &Status) -> String {
+    match status.cutover.fence {
+        FenceKind::Word => format!("{} writes have stopped", status.destination.address),
+        _ => status.destination.address.clone(),
     }
 }

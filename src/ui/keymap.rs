@@ -10,6 +10,7 @@ use super::action::Action;
 use super::dialog::Overlay;
 use super::model::{Model, Pane};
 use super::theme::Glyphs;
+use crate::cutover;
 use crate::status::{State, Status, VerificationState};
 
 /// Where a key counts.
@@ -33,6 +34,10 @@ pub enum Context {
     Verification,
     /// The speed limit dialog.
     Throttle,
+    /// The question before a cutover.
+    CutoverStart,
+    /// The steps of a cutover.
+    Cutover,
     /// The quit dialog.
     Quit,
     /// A yes-or-no question.
@@ -43,7 +48,7 @@ pub enum Context {
 
 impl Context {
     /// In the order of the help.
-    pub const ALL: [Context; 12] = [
+    pub const ALL: [Context; 14] = [
         Context::Screen,
         Context::Errors,
         Context::Log,
@@ -51,6 +56,8 @@ impl Context {
         Context::Verification,
         Context::Filter,
         Context::Throttle,
+        Context::CutoverStart,
+        Context::Cutover,
         Context::Quit,
         Context::Confirm,
         Context::TypedConfirm,
@@ -70,6 +77,8 @@ impl Context {
             Context::Details => "details",
             Context::Verification => "verification",
             Context::Throttle => "speed limit dialog",
+            Context::CutoverStart => "question before the cutover",
+            Context::Cutover => "cutover",
             Context::Quit => "quit dialog",
             Context::Confirm => "question",
             Context::TypedConfirm => "question that wants a name",
@@ -78,7 +87,7 @@ impl Context {
 
     /// True where characters are text.
     pub fn takes_text(self) -> bool {
-        matches!(self, Context::Filter | Context::Throttle | Context::TypedConfirm)
+        matches!(self, Context::Filter | Context::Throttle | Context::TypedConfirm | Context::CutoverStart)
     }
 }
 
@@ -157,6 +166,11 @@ impl Binding {
             Action::TogglePause if matches!(status.state, State::Paused | State::Pausing) => "resume",
             Action::Quit if status.state.is_final() || model.engine_gone => "leave",
             Action::Stop if model.is_stopping(status) => "leave the screen now",
+            Action::Cutover => match (status.state, &status.cutover.reverse) {
+                (State::Switched, Some(_)) => "roll back",
+                (State::CuttingOver | State::Switched, _) => "cutover steps",
+                _ => self.label,
+            },
             _ => self.label,
         }
     }
@@ -240,8 +254,76 @@ fn pausable(model: &Model, status: &Status) -> Option<Reason> {
     })
 }
 
-fn not_yet(_: &Model, _: &Status) -> Option<Reason> {
-    Reason::new("not yet", "not in this version yet")
+/// Lag and errors change while one looks; what a dialog cannot wait for is said here.
+fn cuttable(model: &Model, status: &Status) -> Option<Reason> {
+    let done = status.state == State::Switched && status.cutover.reverse.is_none();
+    if status.state == State::CuttingOver || done {
+        return None;
+    }
+    running(model, status).or_else(|| {
+        let gate = status
+            .gates
+            .iter()
+            .find(|gate| !gate.ok && matches!(gate.name.as_str(), "pause" | "rdb" | "writers"));
+        match gate {
+            Some(gate) => Some(Reason {
+                short: format!("not ready: {}", gate.name),
+                long: format!("not ready: {}", gate.detail),
+            }),
+            None if status.gates.is_empty() => Reason::new("not ready", "the engine has not judged yet"),
+            None => None,
+        }
+    })
+}
+
+fn startable(model: &Model, status: &Status) -> Option<Reason> {
+    let Some(Overlay::CutoverStart { typed, opened_unix_ms }) = &model.overlay else { return None };
+    if let Some(gate) = status.gates.iter().find(|gate| !gate.ok) {
+        return Some(Reason { short: format!("not ready: {}", gate.name), long: gate.detail.clone() });
+    }
+    if status.cutover.preflight_unix_ms.is_none_or(|asked| asked < *opened_unix_ms) {
+        return Reason::new("asking", "the sources are still being asked");
+    }
+    if let Some(check) = status.cutover.preflight.iter().find(|check| !check.ok) {
+        return Some(Reason { short: check.name.clone(), long: check.detail.clone() });
+    }
+    match *typed == super::dialog::cutover_words(status) {
+        true => None,
+        false => Reason::new("type it first", "type the words as shown, then Enter"),
+    }
+}
+
+fn abortable(_: &Model, status: &Status) -> Option<Reason> {
+    match status.cutover.state {
+        state if state.can_abort() => None,
+        cutover::State::Aborting => Reason::new("aborting", "it is going back already"),
+        cutover::State::HandingOver => {
+            Reason::new("too late", "it is handing over, which cannot be taken back")
+        }
+        state if state.is_switched() => Reason::new("switched", "there is no way back from the switch"),
+        _ => Reason::new("none", "no cutover is in progress"),
+    }
+}
+
+fn waits_for_go(_: &Model, status: &Status) -> Option<Reason> {
+    match status.cutover.state {
+        cutover::State::Waiting => None,
+        _ => Reason::new("not yet", "the cutover does not wait for it"),
+    }
+}
+
+fn refusing(model: &Model, status: &Status) -> Option<Reason> {
+    match status.cutover.refusing.is_empty() {
+        true => Reason::new("none", "no server refuses writes because of a cutover"),
+        false => stoppable(model, status),
+    }
+}
+
+fn leavable(_: &Model, status: &Status) -> Option<Reason> {
+    match status.cutover.state.is_active() && status.state == State::CuttingOver {
+        true => Reason::new("cutover", "a cutover is in progress: abort it first"),
+        false => None,
+    }
 }
 
 fn verifying(status: &Status) -> bool {
@@ -347,7 +429,8 @@ impl Binding {
 }
 
 use Context::{
-    Anywhere, Confirm, Details, Errors, Filter, Help, Log, Quit, Screen, Throttle, TypedConfirm, Verification,
+    Anywhere, Confirm, Cutover, CutoverStart, Details, Errors, Filter, Help, Log, Quit, Screen, Throttle,
+    TypedConfirm, Verification,
 };
 use KeyCode::{BackTab, Backspace, Char, Down, End, Enter, Esc, Home, PageDown, PageUp, Tab, Up};
 
@@ -357,7 +440,7 @@ pub static BINDINGS: &[Binding] = &[
     key(&[Char('p')], Screen, Action::TogglePause, "pause", "pause: stop applying, go on receiving into the spool; again: resume")
         .footer(2).danger(Danger::Reversible).unless(pausable),
     key(&[Char('c')], Screen, Action::Cutover, "cutover", "cutover: move the clients to the destination, step by step")
-        .footer(3).danger(Danger::Irreversible).unless(not_yet),
+        .footer(3).danger(Danger::Irreversible).unless(cuttable),
     key(&[Char('v')], Screen, Action::OpenVerify, "verify", "compare source and destination, and show what differs").footer(5),
     key(&[Char('b')], Screen, Action::OpenThrottle, "speed limit", "limit the speed towards the destination, or lift the limit")
         .footer(9).danger(Danger::Reversible).unless(running),
@@ -383,7 +466,7 @@ pub static BINDINGS: &[Binding] = &[
     key(&[Char('-')], Screen, Action::ZoomOut, "", "charts: a longer window"),
     key(&[Esc], Screen, Action::Back, "", "clear the filter; in the events: follow the newest"),
     key(&[Char('?')], Screen, Action::OpenHelp, "help", "list every key").footer(1),
-    key(&[Char('q')], Screen, Action::Quit, "quit", "leave: asks whether to detach or to stop").footer(1),
+    key(&[Char('q')], Screen, Action::Quit, "quit", "leave: asks whether to detach or to stop").footer(1).unless(leavable),
 
     key(&[Char('a')], Errors, Action::Acknowledge, "mark all as read", "mark all errors as read: unread errors block the cutover")
         .footer(1).danger(Danger::Reversible).unless(has_unread),
@@ -425,6 +508,19 @@ pub static BINDINGS: &[Binding] = &[
     key(&[Backspace], Throttle, Action::Erase, "", "remove the last digit"),
     key(&[Esc], Throttle, Action::Back, "leave it as it is", "change nothing").footer(1),
 
+    key(&[Enter], CutoverStart, Action::Accept, "begin the cutover", "begin: writers on the source are blocked from here on")
+        .footer(1).danger(Danger::Irreversible).unless(startable),
+    key(&[Backspace], CutoverStart, Action::Erase, "", "remove the last character"),
+    key(&[Esc], CutoverStart, Action::Back, "go back", "go back; nothing has been done").footer(1),
+
+    key(&[Char('a')], Cutover, Action::Abort, "ABORT (unfences)", "abort: let writers through again and go on streaming; free until the hand-over")
+        .footer(1).danger(Danger::Reversible).unless(abortable),
+    key(&[Char('h')], Cutover, Action::HandOver, "hand over", "hand over, with hand_over = \"ask\": the clients are moved")
+        .footer(2).danger(Danger::Reversible).unless(waits_for_go),
+    key(&[Char('u')], Cutover, Action::Unfence, "unfence", "let the old source take writes again (asks)")
+        .footer(3).danger(Danger::CostsTime).unless(refusing),
+    key(&[Esc], Cutover, Action::Back, "screen", "back to the screen; the cutover goes on").footer(1),
+
     key(&[Char('d')], Quit, Action::Detach, "detach", "detach: close the screen, the migration goes on").footer(1),
     key(&[Char('s')], Quit, Action::Stop, "stop", "stop the migration in order and quit; a later start can resume it")
         .footer(1).danger(Danger::CostsTime).unless(stoppable),
@@ -447,7 +543,7 @@ pub static BINDINGS: &[Binding] = &[
     key(&[Char('/')], Help, Action::Filter, "filter", "show only keys whose line holds a text").footer(2),
     key(&[Esc, Char('?')], Help, Action::Back, "back", "back to the screen").footer(1),
 
-    key(&[Char('c')], Anywhere, Action::Quit, "quit", "the same as q: never stops anything without asking").control(),
+    key(&[Char('c')], Anywhere, Action::Quit, "quit", "the same as q: never stops anything without asking").control().unless(leavable),
     key(&[Char('l')], Anywhere, Action::Redraw, "redraw", "draw the whole screen anew").control(),
 ];
 
@@ -474,8 +570,8 @@ mod tests {
     fn nothing_dangerous_is_on_a_key_that_is_pressed_by_habit() {
         let habit = [KeyCode::Enter, KeyCode::Esc, KeyCode::Char('q'), KeyCode::Char(' ')];
         for binding in BINDINGS.iter().filter(|binding| binding.danger > Danger::Reversible) {
-            // In the dialog that wants the name typed, Enter ends the typing.
-            let typed = binding.context == Context::TypedConfirm;
+            // In the dialogs that want the name typed, Enter ends the typing.
+            let typed = matches!(binding.context, Context::TypedConfirm | Context::CutoverStart);
             assert!(typed || !binding.keys.iter().any(|key| habit.contains(key)), "{}", binding.help);
             assert!(!binding.control, "{}", binding.help);
         }

@@ -9,11 +9,12 @@ use tui_logger::TuiWidgetEvent;
 
 use super::Exit;
 use super::action::{Action, moved, step};
-use super::dialog::{Confirm, Overlay, ThrottleForm, limit_in_words};
+use super::dialog::{self, Confirm, Overlay, ThrottleForm, limit_in_words};
 use super::keymap::{self, Context, Danger};
 use super::rows::{self, SortColumn};
 use super::theme::Look;
 use crate::control::{Command, SendError};
+use crate::cutover::FenceKind;
 use crate::status::{DestinationStatus, Event, EventLevel, SourceStatus, State, Status};
 
 /// What the loop must do after an update.
@@ -98,6 +99,8 @@ pub struct Model {
     pub leave_at_end: bool,
     /// True: no newer snapshot will ever come.
     pub engine_gone: bool,
+    /// Cutovers whose steps were shown by themselves.
+    seen_cutovers: u32,
     selected_source: Option<String>,
     selected_writer: Option<String>,
     /// Id of the event at the top of the pane; `None` = follow the newest.
@@ -128,6 +131,7 @@ impl Model {
             pending: None,
             leave_at_end: false,
             engine_gone: false,
+            seen_cutovers: 0,
             selected_source: None,
             selected_writer: None,
             event_anchor: None,
@@ -149,6 +153,8 @@ impl Model {
             Some(Overlay::Details { .. }) => Context::Details,
             Some(Overlay::Verification { .. }) => Context::Verification,
             Some(Overlay::Throttle(_)) => Context::Throttle,
+            Some(Overlay::CutoverStart { .. }) => Context::CutoverStart,
+            Some(Overlay::Cutover) => Context::Cutover,
             Some(Overlay::Quit) => Context::Quit,
             Some(Overlay::Confirm(Confirm { typed: None, .. })) => Context::Confirm,
             Some(Overlay::Confirm(_)) => Context::TypedConfirm,
@@ -192,6 +198,11 @@ impl Model {
                 let word = pending.word.to_lowercase();
                 self.say(format!("{word}: not confirmed by the engine after 5 s; press the key again"));
             }
+        }
+        // Whoever began it, on whichever screen: a cutover is seen.
+        if status.state == State::CuttingOver && self.seen_cutovers != status.cutover.attempts {
+            self.seen_cutovers = status.cutover.attempts;
+            self.overlay = Some(Overlay::Cutover);
         }
         let over = status.state.is_final() || self.engine_gone;
         (self.leave_at_end && over).then_some(Effect::Leave(Exit::Quit))
@@ -237,6 +248,17 @@ impl Model {
                 }));
             }
             Action::OpenVerify => self.overlay = Some(Overlay::Verification { scroll: 0 }),
+            Action::Cutover => {
+                let rollback = status.cutover.reverse.is_some();
+                let done = status.state == State::Switched && !rollback;
+                if status.state == State::CuttingOver || done {
+                    self.overlay = Some(Overlay::Cutover);
+                    return None;
+                }
+                self.overlay =
+                    Some(Overlay::CutoverStart { typed: String::new(), opened_unix_ms: self.now_unix_ms });
+                return Some(Effect::Send(Command::Preflight));
+            }
             Action::NextPane => {
                 self.focus = match self.focus {
                     Pane::Sources => Pane::Writers,
@@ -369,6 +391,34 @@ impl Model {
                 Err(problem) => form.problem = Some(problem),
             },
             (Overlay::Throttle(form), action) if ThrottleForm::takes(action) => form.edit(action),
+            (Overlay::CutoverStart { typed, .. }, Action::Type(character)) if typed.len() < 300 => {
+                typed.push(character)
+            }
+            (Overlay::CutoverStart { typed, .. }, Action::Erase) => drop(typed.pop()),
+            (Overlay::CutoverStart { typed, .. }, Action::Accept) => {
+                if *typed != dialog::cutover_words(status) {
+                    return None;
+                }
+                let command = Command::StartCutover {
+                    confirmation: status.destination.address.clone(),
+                    writes_stopped: status.cutover.fence == FenceKind::Word,
+                };
+                self.overlay = Some(Overlay::Cutover);
+                return Some(Effect::Send(command));
+            }
+            (Overlay::Cutover, Action::Abort) => return Some(Effect::Send(Command::AbortCutover)),
+            (Overlay::Cutover, Action::HandOver) => return Some(Effect::Send(Command::HandOver)),
+            (Overlay::Cutover, Action::Unfence) => {
+                self.overlay = Some(Overlay::Confirm(Confirm {
+                    title: "unfence",
+                    text: vec![
+                        format!("Lets {} take writes again.", status.cutover.refusing.join(", ")),
+                        "Nobody copies them: a client that still writes there loses what it writes.".into(),
+                    ],
+                    command: Command::Unfence,
+                    typed: None,
+                }));
+            }
             (Overlay::Quit, Action::Detach) => return Some(Effect::Leave(Exit::Detached)),
             (Overlay::Quit, Action::Stop) if stopping => return Some(Effect::Leave(Exit::Quit)),
             (Overlay::Quit, Action::Stop) => return self.stop(Command::Stop { forget: false }, status),

@@ -11,7 +11,7 @@ use shakedeck::ui::model::{Effect, Model, Pane};
 use shakedeck::ui::theme::{Look, Palette, UNICODE};
 use shakedeck::ui::view;
 
-use crate::statuses;
+use crate::{statuses, wizard};
 
 /// A console over one status; `shown` is what stands on the screen.
 struct Console {
@@ -217,9 +217,9 @@ fn a_verification_is_started_watched_and_ended_by_its_own_keys() {
 #[test]
 fn a_disabled_key_stays_in_the_footer_and_says_why() {
     let mut console = Console::over(statuses::applying());
-    console.shows("c cutover (not in this version yet)");
+    console.shows("c cutover (not ready: ");
     assert_eq!(console.keys("c"), None);
-    assert_eq!(console.model.notice(), Some("c cutover: not in this version yet"));
+    assert_eq!(console.model.notice(), Some("c cutover: not ready: 10.0.1.13 at 62 %, about 20m30s"));
     console.after_ms(6_100);
     assert_eq!(console.model.notice(), None, "a notice goes by itself");
 }
@@ -423,4 +423,69 @@ fn a_mouse_click_finds_the_row_below_it() {
         console.model.select(pane, address);
         assert!(console.shown().lines().nth(line).unwrap().contains('>'));
     }
+}
+
+#[test]
+fn a_cutover_begins_only_with_every_check_met_and_the_destination_typed() {
+    let mut console = Console::over(statuses::caught_up());
+    assert_eq!(console.keys("c"), Some(Effect::Send(Command::Preflight)));
+    let typed = console.status.destination.address.clone();
+    console.keys(&typed);
+    assert_eq!(console.key(KeyCode::Enter), None);
+    console.shows("the sources are still being asked");
+    console.status.cutover.preflight_unix_ms = Some(statuses::NOW + 10);
+    console.key(KeyCode::Backspace);
+    assert_eq!(console.key(KeyCode::Enter), None);
+    console.shows("type the words as shown");
+    console.keys(&typed[typed.len() - 1..]);
+    console.status.gates[0].ok = false;
+    assert_eq!(
+        console.key(KeyCode::Enter),
+        None,
+        "a gate that fails while the dialog is open keeps Enter off"
+    );
+    console.status.gates[0].ok = true;
+    let begin = Command::StartCutover { confirmation: typed, writes_stopped: false };
+    assert_eq!(console.key(KeyCode::Enter), Some(Effect::Send(begin)));
+}
+
+#[test]
+fn a_running_cutover_shows_itself_is_aborted_by_one_key_and_cannot_be_quit() {
+    let mut console = Console::over(wizard::draining());
+    console.after_ms(100);
+    console.shows("drain");
+    console.shows("BLOCKED");
+    console.shows("left 412,880");
+    assert_eq!(console.keys("h"), None);
+    console.shows("the cutover does not wait for it");
+    assert_eq!(console.control('c'), None);
+    console.shows("a cutover is in progress: abort it first");
+    assert_eq!(console.keys("a"), Some(Effect::Send(Command::AbortCutover)));
+    console.key(KeyCode::Esc);
+    console.after_ms(100);
+    assert_eq!(console.model.overlay, None, "closed, it stays closed");
+    console.keys("c");
+    console.status = wizard::waiting_for_go();
+    console.shows("press h");
+    assert_eq!(console.keys("h"), Some(Effect::Send(Command::HandOver)));
+    console.status = wizard::switched();
+    assert_eq!(console.keys("a"), None);
+    console.shows("there is no way back from the switch");
+    assert_eq!(console.keys("u"), None);
+    console.shows("Nobody copies them");
+    assert_eq!(console.keys("y"), Some(Effect::Send(Command::Unfence)));
+}
+
+#[test]
+fn where_nobody_can_be_paused_the_word_must_be_typed_too() {
+    let mut console = Console::over(statuses::caught_up());
+    console.keys("c");
+    console.status.cutover.preflight_unix_ms = Some(statuses::NOW + 10);
+    console.status.cutover.fence = shakedeck::cutover::FenceKind::Word;
+    let address = console.status.destination.address.clone();
+    console.keys(&address);
+    assert_eq!(console.key(KeyCode::Enter), None);
+    console.keys(" writes have stopped");
+    let begin = Command::StartCutover { confirmation: address, writes_stopped: true };
+    assert_eq!(console.key(KeyCode::Enter), Some(Effect::Send(begin)));
 }

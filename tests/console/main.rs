@@ -7,6 +7,7 @@ mod screens;
 mod statuses;
 #[path = "../support/svg.rs"]
 mod svg;
+mod wizard;
 
 // Where the named snapshots look for it, here and in the library's own tests.
 use shakedeck::status;

@@ -4,12 +4,12 @@ use ratatui::buffer::Buffer;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use ratatui::layout::Rect;
 use ratatui::style::{Color, Modifier};
-use shakedeck::status::Status;
+use shakedeck::status::{Gate, State, Status};
 use shakedeck::ui::model::{Effect, Model};
 use shakedeck::ui::theme::{ASCII, Look, Palette, UNICODE};
 use shakedeck::ui::view;
 
-use crate::{statuses, svg};
+use crate::{statuses, svg, wizard};
 
 fn unicode() -> Model {
     let mut model = Model::new(Look { palette: Palette::Ansi16, glyphs: &UNICODE });
@@ -134,6 +134,49 @@ fn the_verification_shows_progress_and_differences() {
         for (mut model, look) in [(unicode(), ""), (ascii(), "_ascii")] {
             assert_eq!(press(&mut model, KeyCode::Char('v'), &status), None);
             check(&format!("verification_{name}{look}"), model, &status, &[(59, 14), (80, 24), (120, 35)]);
+        }
+    }
+}
+
+/// The wizard in every step that lasts, the question before it, and what stands there afterwards.
+#[test]
+fn the_cutover_reads_well() {
+    let question = |mut status: Status| {
+        status.cutover.preflight_unix_ms = Some(statuses::NOW);
+        let gate = |name: &str, text: &str, ok: bool, detail: &str| Gate {
+            name: name.into(),
+            text: text.into(),
+            ok,
+            detail: detail.into(),
+        };
+        status.cutover.preflight = vec![
+            gate("control", "every source master answers", true, "3 answered"),
+            gate("role", "the sources are masters", true, "no write can come from elsewhere"),
+            gate("fence", "writes can be blocked", true, "CLIENT PAUSE WRITE"),
+            gate("after", "afterwards: refuses writes", false, "10.0.1.11:6379: CONFIG SET is denied"),
+        ];
+        status
+    };
+    let cases: [(&str, Status, &str); 5] = [
+        ("cutover_question", question(statuses::caught_up()), "c10.0.2"),
+        ("cutover_draining", wizard::draining(), ""),
+        ("cutover_waiting", wizard::waiting_for_go(), ""),
+        ("cutover_went_back", wizard::went_back(), ""),
+        ("cutover_switched", wizard::switched(), "c"),
+    ];
+    for (name, status, keys) in cases {
+        for (mut model, look) in [(unicode(), ""), (ascii(), "_ascii")] {
+            // Opens by itself while it runs; what came of it stays until it is closed.
+            let running = Status { state: State::CuttingOver, ..status.clone() };
+            if keys.is_empty() {
+                model.tick(statuses::NOW, &running);
+            }
+            for key in keys.chars() {
+                press(&mut model, KeyCode::Char(key), &status);
+            }
+            let drawn = text(&screen(&mut model, &status, 80, 24));
+            assert!(drawn.contains("Esc"), "the way back is in the footer: {drawn}");
+            check(&format!("{name}{look}"), model, &status, &[(59, 14), (80, 24), (120, 35)]);
         }
     }
 }

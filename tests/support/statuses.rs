@@ -167,6 +167,7 @@ fn base() -> Status {
         log_file: Some("/var/log/migrate/2026-03-02.log".into()),
         data_dir: "/data/spool".into(),
         warnings: Vec::new(),
+        cutover: CutoverStatus::default(),
         verification: None,
         outcome: None,
     }

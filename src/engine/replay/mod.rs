@@ -178,7 +178,9 @@ impl Replay {
         if !self.sync_aof {
             return Ok(if self.send(&mut batch) { End::AllHandedOver } else { End::Stopped });
         }
-        self.stream(manifest.generation, batch)
+        let at_the_beginning = start == Position::Stream { offset: manifest.rdb_offset, db: 0 };
+        let begin_after = manifest.begin_after.as_deref().filter(|_| at_the_beginning);
+        self.stream(manifest.generation, batch, begin_after)
     }
 
     fn send(&self, batch: &mut Batch) -> bool {

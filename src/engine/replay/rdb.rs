@@ -192,6 +192,12 @@ impl Replay {
         // leave it. The SELECT is there so that it is sent at all.
         batch.progress.at = Position::Stream { offset, db: stream_db };
         batch.ends_rdb = true;
+        batch.close_pairs();
+        if batch.commands.is_empty() {
+            // Never without a command, so that the destination's checkpoint says that the RDB is whole there.
+            batch.push(CommandKind::Select, &[b"SELECT", stream_db.to_string().as_bytes()]);
+            batch.end_db = stream_db;
+        }
         batch.select(stream_db);
         batch.push(CommandKind::Select, &[b"SELECT", stream_db.to_string().as_bytes()]);
         if !self.send_even_if_void(batch) {

@@ -3,6 +3,8 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use memchr::memmem;
+
 use super::super::batch::{Batch, CommandKind, Mark, PairVerb, Position};
 use super::super::spool::{ReadEnd, StreamReadError, StreamReader};
 use super::{End, Replay, ReplayError};
@@ -16,8 +18,14 @@ const READ_BYTES: usize = 256 * 1024;
 const HELD_FOR: std::time::Duration = std::time::Duration::from_millis(1);
 
 impl Replay {
-    /// Replays the stream from where `batch` stands.
-    pub(super) fn stream(&self, generation: u64, mut batch: Batch) -> Result<End, ReplayError> {
+    /// Replays the stream from where `batch` stands; if `begin_after` is given, from behind the first command that holds
+    /// this text, which is known to stand in database 0.
+    pub(super) fn stream(
+        &self,
+        generation: u64,
+        mut batch: Batch,
+        begin_after: Option<&str>,
+    ) -> Result<End, ReplayError> {
         let Position::Stream { mut offset, db } = batch.progress.at else { return Ok(End::Stopped) };
         batch.end_db = db;
         batch.start_db = db;
@@ -28,6 +36,7 @@ impl Replay {
         // Where the commands of the transaction that is being read begin in the batch.
         let mut in_transaction: Option<Mark> = None;
         let mut read = 0u64;
+        let mut seeking = begin_after.map(|text| memmem::Finder::new(text.as_bytes()));
         loop {
             if in_transaction.is_none() && offset >= self.shared.apply_limit.load(Relaxed) {
                 // What is before the limit must arrive; then moments pass.
@@ -71,8 +80,13 @@ impl Replay {
             let argument = |index: usize| arguments.get(index).and_then(|range| raw.get(range.clone()));
             let verb = argument(0).unwrap_or_default();
             let verb_kind = Verb::of(verb);
+            let passed_over = seeking.is_some();
+            if seeking.as_ref().is_some_and(|marker| marker.find(raw).is_some()) {
+                seeking = None;
+            }
             match verb_kind {
                 Verb::Control => {}
+                _ if passed_over => {}
                 Verb::Select => {
                     let db = argument(1).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
                     match db {

@@ -76,6 +76,7 @@ impl SpoolWriter {
             rdb_offset: offset,
             rdb_len: None,
             rdb_applied: false,
+            begin_after: None,
             rdb_lent: false,
         };
         spool.write_manifest(&manifest)?;

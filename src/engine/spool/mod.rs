@@ -99,6 +99,10 @@ pub struct Manifest {
     pub rdb_len: Option<u64>,
     /// True when the destination has confirmed the whole RDB and its file is gone.
     pub rdb_applied: bool,
+    /// Begun without a full sync ([`Spool::seed`]): the stream counts only behind the first command that holds this text,
+    /// in database 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begin_after: Option<String>,
     /// True when the RDB is a file of the operator, which is read where it lies and never removed.
     #[serde(default)]
     pub rdb_lent: bool,
@@ -184,6 +188,24 @@ impl Spool {
         Ok(Arc::new(spool))
     }
 
+    /// Makes the spool of a source whose data is on the destination already: as if a full sync of length 0 had stood for
+    /// `offset`. The stream is continued from there and applied from behind `begin_after` on.
+    pub fn seed(dir: &Path, replid: &Replid, offset: u64, begin_after: &str) -> Result<(), SpoolError> {
+        fs::create_dir_all(dir).map_err(failed("create", dir))?;
+        let manifest = Manifest {
+            version: 1,
+            generation: 1,
+            replid: replid.clone(),
+            former_replids: Vec::new(),
+            rdb_offset: offset,
+            rdb_len: Some(0),
+            rdb_applied: true,
+            rdb_lent: false,
+            begin_after: Some(begin_after.to_owned()),
+        };
+        replace_file(&dir.join("manifest.json"), &serde_json::to_vec_pretty(&manifest).unwrap_or_default())
+    }
+
     /// The folder.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -231,6 +253,7 @@ impl Spool {
             rdb_len: Some(len),
             rdb_applied: false,
             rdb_lent: true,
+            begin_after: None,
         };
         self.write_manifest(&manifest)?;
         self.lock().manifest = Some(manifest);

@@ -169,8 +169,9 @@ impl Writer {
             if wishes.stop && stop_deadline.is_none() {
                 stop_deadline = Some(Instant::now() + STOP_LIMIT);
             }
-            self.shared.idle.store(wishes.paused && flights.is_empty(), Relaxed);
-            let may_send = !wishes.paused && !wishes.stop && Instant::now() >= not_before;
+            let paused = wishes.paused || wishes.sealed;
+            self.shared.idle.store(paused && flights.is_empty(), Relaxed);
+            let may_send = !paused && !wishes.stop && Instant::now() >= not_before;
             if may_send
                 && flights.len() < 2
                 && let Some(batch) = pending.pop_front()
@@ -224,7 +225,7 @@ impl Writer {
                         None => queue_open = false,
                     }
                 }
-                () = sleep_until(not_before.into()), if !may_send && !wishes.paused && !wishes.stop => {}
+                () = sleep_until(not_before.into()), if !may_send && !paused && !wishes.stop => {}
                 changed = self.wishes.changed() => if changed.is_err() { return Ok(()) },
                 () = sleep_until(stop_deadline.unwrap_or_else(Instant::now).into()), if stop_deadline.is_some() => {
                     self.events.warn(&self.node(), format!(

@@ -52,8 +52,25 @@ fn verdict(screen: &Screen, wide: bool, width: u16) -> Vec<Span<'static>> {
         let first = outcome_lines(outcome, usize::from(width)).into_iter().next().unwrap_or_default();
         return vec![Span::styled(format!(" {mark} "), screen.style(role)), screen.text(role, first)];
     }
+    if status.state == State::CuttingOver {
+        let cutover = &status.cutover;
+        let text = match cutover.fenced_unix_ms.filter(|_| cutover.blocked_seconds.is_none()) {
+            Some(since) => format!(
+                "CUTTING OVER: {}; writers BLOCKED for {}",
+                cutover.state.word(),
+                format::spoken_duration(model.now_unix_ms.saturating_sub(since) as f64 / 1_000.0)
+            ),
+            None => format!("CUTTING OVER: {}", cutover.state.word()),
+        };
+        return vec![Span::styled(format!(" ! {text}"), screen.style(Role::Warn).bold())];
+    }
     if status.state == State::Switched {
-        let text = "SWITCHED: clients belong on the destination now";
+        // With a reverse link the sides of the status are swapped: the clients are where it reads.
+        let home = match &status.cutover.reverse {
+            Some(reverse) => reverse.from.clone(),
+            None => status.destination.address.clone(),
+        };
+        let text = format!("SWITCHED: clients belong on {} now", format::escape(home, 200));
         return vec![Span::styled(format!(" {} {text}", glyphs.yes), screen.style(Role::Ok).bold())];
     }
     if model.is_stale(status) {

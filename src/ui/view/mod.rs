@@ -4,6 +4,7 @@
 //! one gate between untrusted bytes and the terminal.
 
 mod chart;
+mod cutover;
 mod details;
 mod events;
 mod footer;

@@ -7,7 +7,7 @@ use ratatui::text::{Line, Span};
 
 use super::details::{self, backlog_seconds};
 use super::header::wrap;
-use super::{PaneFrame, Screen, events, log, verification};
+use super::{PaneFrame, Screen, cutover, events, log, verification};
 use crate::format;
 use crate::ui::dialog::{Confirm, Overlay, ThrottleForm, limit_in_words};
 use crate::ui::keymap::{BINDINGS, Context, Danger};
@@ -35,6 +35,14 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
             verification::draw(buffer, screen, areas.body, *scroll);
         }
         Overlay::Throttle(form) => dialog(buffer, screen, areas.body, "speed limit", throttle(screen, form)),
+        Overlay::CutoverStart { typed, opened_unix_ms } => {
+            let title = if screen.status.cutover.reverse.is_some() { "roll back" } else { "start cutover" };
+            dialog(buffer, screen, areas.body, title, cutover::question(screen, typed, *opened_unix_ms));
+        }
+        Overlay::Cutover => {
+            clear(buffer, areas.body);
+            cutover::draw(buffer, screen, areas);
+        }
         Overlay::Quit => {
             let title = if screen.model.attached { "leave" } else { "quit" };
             dialog(buffer, screen, areas.body, title, quit(screen));
@@ -49,6 +57,7 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
 pub(super) fn in_one_line(screen: &Screen, overlay: &Overlay) -> Line<'static> {
     let text = match overlay {
         Overlay::Quit => " d detach, goes on   s stop it   Esc go back",
+        Overlay::Cutover => " the cutover's steps need a larger window; a aborts it",
         Overlay::Confirm(_) => " a question is open: enlarge the window, or Esc",
         _ => " a window is open: Esc closes it",
     };
@@ -97,7 +106,7 @@ fn dialog(buffer: &mut Buffer, screen: &Screen, body: Rect, title: &str, lines: 
 }
 
 /// `x  what it does`, as the choices of a dialog are written.
-fn choice(screen: &Screen, context: Context, skip_danger: bool) -> Vec<Line<'static>> {
+pub(super) fn choice(screen: &Screen, context: Context, skip_danger: bool) -> Vec<Line<'static>> {
     let (model, status) = (screen.model, screen.status);
     let shown = BINDINGS.iter().filter(|binding| binding.context == context && binding.footer > 0);
     shown

@@ -1,0 +1,249 @@
+//! After the switch: what is left of the migration is cleaned up, and the run stays to tell how it stands, to hold the
+//! old source, and to copy back what is written on the new one.
+//!
+//! With a reverse link the status that is published is the one of that link, a migration of its own with the sides
+//! swapped; so its lag, its gates and its cutover, which is the rollback, are seen and steered like any other.
+
+use std::sync::Arc;
+
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::Engine;
+use super::events::unix_ms;
+use super::handover::{Handover, Home, Record, lift_old_source, reverse_plan};
+use super::outcome::{exit, outcome};
+use super::supervisor::{Ending, SNAPSHOT_INTERVAL, Supervisor};
+use crate::control::Command;
+use crate::cutover;
+use crate::status::{EventLevel, Outcome, ReverseStatus, State, Status};
+
+/// How the time after the switch ended.
+enum Afterwards {
+    /// The operator, or a script, wished it.
+    Stopped,
+    /// Clients are back on the old source.
+    RolledBack,
+}
+
+impl Supervisor {
+    /// From the switch to the end of the run. `None` = the switch was made by a former process.
+    pub(super) async fn after_switch(
+        &mut self,
+        handover: Option<Box<Handover>>,
+        stop_at_once: bool,
+        checkpoint_key: &str,
+    ) -> Ending {
+        let mut reverse = None;
+        // Kept to the end: with source_after = "hold" it renews the pause.
+        let mut kept = handover;
+        if let Some(handover) = &mut kept {
+            reverse = handover.take_reverse();
+            let closing = self.forget(checkpoint_key).await;
+            let finishing = handover.finish(closing);
+            tokio::pin!(finishing);
+            let mut tick = interval(SNAPSHOT_INTERVAL);
+            loop {
+                tokio::select! {
+                    () = &mut finishing => break,
+                    _ = tick.tick() => self.publish(None, None),
+                }
+            }
+        } else if self.plan.cutover.reverse
+            && let Some(back) = reverse_plan(&self.plan, self.data_dir.path())
+        {
+            self.board.update(|shown| shown.state = cutover::State::Done);
+            let home = Home { plan: self.plan.clone(), dir: self.data_dir.path().to_owned() };
+            match super::start_line(back, None, Some(home)) {
+                Ok(engine) => {
+                    self.events.info(
+                        "",
+                        "this migration was switched by a former process; the reverse link goes on",
+                    );
+                    reverse = Some(engine);
+                }
+                Err(outcome) => return Ending::Failed(outcome),
+            }
+        }
+        if stop_at_once {
+            self.end_reverse(&mut reverse).await;
+            return self.switched_ending(Afterwards::Stopped);
+        }
+        let end = self.watch(&mut reverse).await;
+        self.end_reverse(&mut reverse).await;
+        self.switched_ending(end)
+    }
+
+    async fn watch(&mut self, reverse: &mut Option<Engine>) -> Afterwards {
+        let mut tick = interval(SNAPSHOT_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut told_end = false;
+        let mut next_event = 0;
+        loop {
+            let back = reverse.as_ref().map(|engine| engine.handle.status());
+            if let Some(status) = &back {
+                // One log for the operator.
+                for event in status.events.iter().filter(|event| event.id >= next_event) {
+                    let node = if event.node.is_empty() { "reverse link" } else { &event.node };
+                    match event.level {
+                        EventLevel::Info => self.events.info(node, event.text.clone()),
+                        EventLevel::Warn => self.events.warn(node, event.text.clone()),
+                        EventLevel::Error => self.events.error(node, event.text.clone()),
+                    }
+                }
+                next_event = status.events.last().map_or(next_event, |event| event.id + 1);
+                if status.state == State::Switched {
+                    self.rolled_back().await;
+                    let before = self.board.view().attempts;
+                    let mut rollback = status.cutover.clone();
+                    rollback.attempts += before;
+                    self.board.update(|shown| *shown = rollback);
+                    return Afterwards::RolledBack;
+                }
+                if let Some(outcome) = &status.outcome
+                    && !std::mem::replace(&mut told_end, true)
+                {
+                    self.events.error(
+                        "",
+                        format!(
+                            "the reverse link has ended: {}; a rollback would lose what is written now",
+                            outcome.message
+                        ),
+                    );
+                }
+            }
+            self.publish_after(back.as_deref());
+            tokio::select! {
+                _ = tick.tick() => {}
+                command = self.end.commands.recv() => match command {
+                    Some(Command::Stop { .. }) => return Afterwards::Stopped,
+                    Some(command) => self.obey_after(command, reverse.as_ref()),
+                    None => return Afterwards::Stopped,
+                },
+            }
+        }
+    }
+
+    fn obey_after(&mut self, command: Command, reverse: Option<&Engine>) {
+        self.desk.note(&command);
+        match (command, reverse) {
+            (Command::Unfence, _) => self.desk.lift(),
+            (Command::AcknowledgeErrors, _) => self.events.acknowledge_errors(),
+            (command, Some(engine)) => {
+                if engine.handle.send(command).is_err() {
+                    self.events.warn("", "the reverse link does not take commands any more");
+                }
+            }
+            (_, None) => self.events.info("", "the cutover is done: nothing is applied any more"),
+        }
+    }
+
+    /// The rollback's own cutover has switched: the old source is the source again.
+    async fn rolled_back(&mut self) {
+        let dir = self.data_dir.path().to_owned();
+        // Done by the rollback's hand-over already; tried again in case it failed there. Only ours: what the rollback made
+        // refuse is the former destination, and that must go on refusing.
+        match lift_old_source(&self.plan, &dir).await {
+            Ok(_) => {}
+            Err(problem) => {
+                self.events.error("", format!("rolled back, but the source still refuses writes: {problem}"))
+            }
+        }
+        let former = Record::read(&dir).ok().flatten().unwrap_or_default();
+        let record = Record { rolled_back: true, unix_ms: unix_ms(), ..former };
+        if let Err(error) = record.write(&dir) {
+            self.events.error("", error.to_string());
+        }
+    }
+
+    async fn end_reverse(&mut self, reverse: &mut Option<Engine>) {
+        let Some(mut engine) = reverse.take() else { return };
+        let rolled_back = engine.handle.status().state == State::Switched;
+        let _ = engine.handle.send(Command::Stop { forget: false });
+        while let Some(status) = engine.handle.next_status().await {
+            self.publish_after(Some(&status));
+            if status.outcome.is_some() {
+                break;
+            }
+        }
+        if !rolled_back {
+            self.events
+                .info("", "the reverse link is stopped; a start with the same configuration goes on with it");
+        }
+    }
+
+    fn switched_ending(&self, end: Afterwards) -> Ending {
+        let record = Record::read(self.data_dir.path()).ok().flatten().unwrap_or_default();
+        let refusing = !record.restore.is_empty();
+        Ending::After(match end {
+            Afterwards::RolledBack => Outcome {
+                exit_code: exit::DONE,
+                message: format!("rolled back: clients belong on {} again", record.source),
+                hint: Some(format!(
+                    "{} refuses writes until 'shakedeck ctl --dir {} unfence shake.toml'",
+                    record.destination,
+                    self.data_dir.path().display()
+                )),
+            },
+            Afterwards::Stopped => {
+                let message = format!("switched: clients belong on {}", record.destination);
+                let hint = refusing.then(|| {
+                    format!(
+                        "{} refuses writes until 'shakedeck ctl --dir {} unfence shake.toml'",
+                        record.source,
+                        self.data_dir.path().display()
+                    )
+                });
+                match self.quarantine.count() {
+                    0 => Outcome { exit_code: exit::DONE, message, hint },
+                    count => Outcome {
+                        hint: Some(format!("look at '{}'", self.quarantine.path().display())),
+                        ..outcome(exit::QUARANTINE, format!("{message}; {count} entries are in quarantine"))
+                    },
+                }
+            }
+        })
+    }
+
+    /// The status after the switch: of the link back, if there is one, with what this run knows beside it.
+    fn publish_after(&mut self, back: Option<&Status>) {
+        let own = self.publisher.snapshot(*self.wishes.borrow(), None, None);
+        let Some(back) = back else {
+            self.end.status.send_replace(Arc::new(own));
+            return;
+        };
+        let reverse = ReverseStatus {
+            from: back.source.address.clone(),
+            to: back.destination.address.clone(),
+            state: back.state,
+            not_ready: back.not_ready.clone(),
+            lag_bytes: back.sources.iter().map(|source| source.lag_bytes).max().unwrap_or(0),
+            applied: back.counters.entries_applied,
+        };
+        let mut status = back.clone();
+        status.run_id = own.run_id;
+        status.data_dir = own.data_dir;
+        status.log_file = own.log_file;
+        status.outcome = None;
+        if status.state != State::CuttingOver {
+            status.state = State::Switched;
+        }
+        status.state_reason =
+            Some(format!("what is written on {} flows back to {}", reverse.from, reverse.to));
+        let rollback_begun = back.cutover.attempts > 0;
+        if rollback_begun {
+            status.cutover.attempts += own.cutover.attempts;
+        } else {
+            let checks = std::mem::take(&mut status.cutover);
+            status.cutover = own.cutover;
+            status.cutover.preflight = checks.preflight;
+            status.cutover.preflight_unix_ms = checks.preflight_unix_ms;
+            status.cutover.fence = checks.fence;
+        }
+        status.cutover.refusing = self.board.view().refusing;
+        status.cutover.reverse = Some(reverse);
+        status.events = own.events;
+        status.events_dropped = own.events_dropped;
+        status.unread_errors = own.unread_errors;
+        self.end.status.send_replace(Arc::new(status));
+    }
+}

@@ -1,0 +1,236 @@
+//! The report of one cutover: `cutover-<n>.json` and `cutover-<n>.txt` in the data directory, and printed at the end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::Serialize;
+use tokio::sync::watch;
+
+use super::board::{Board, Moment};
+use crate::config::{Endpoint, Filter, Plan, Reader};
+use crate::cutover::FenceKind;
+use crate::engine::net::{Connection, info_field};
+use crate::engine::spool::{SpoolError, replace_file};
+use crate::engine::verify::{Progress, Settle, Verify, verify};
+use crate::format;
+use crate::resp::Reply;
+use crate::status::{Counters, CutoverNode, CutoverStep, Rejected, Status, VerificationState};
+use crate::verify::Options;
+
+/// Everything that is worth keeping of one cutover.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    run_id: String,
+    version: String,
+    attempt: u32,
+    source: String,
+    destination: String,
+    result: String,
+    started_unix_ms: Option<u64>,
+    fenced_unix_ms: Option<u64>,
+    blocked_seconds: Option<f64>,
+    fence: &'static str,
+    steps: Vec<CutoverStep>,
+    offsets: Vec<CutoverNode>,
+    keys: Vec<Counts>,
+    verified: String,
+    counters: Counters,
+    rejected: Vec<Rejected>,
+    timeline: Vec<Moment>,
+    operator_actions: Vec<Moment>,
+}
+
+/// Keys of one database while writers were blocked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Database.
+    pub db: u32,
+    /// Keys of the source; expired ones count until it removes them, which it does not do while it is paused.
+    pub source: u64,
+    /// Those of them that have a time to live.
+    pub source_expires: u64,
+    /// Keys of the destination, without the checkpoint.
+    pub destination: u64,
+}
+
+impl Report {
+    /// Of a cutover that has just ended.
+    pub fn new(board: &Board, status: &Status, counts: &[Counts], verified: &str, result: &str) -> Report {
+        let shown = board.view();
+        Report {
+            run_id: status.run_id.clone(),
+            version: status.version.clone(),
+            attempt: shown.attempts,
+            source: status.source.address.clone(),
+            destination: status.destination.address.clone(),
+            result: result.to_owned(),
+            started_unix_ms: shown.started_unix_ms,
+            fenced_unix_ms: shown.fenced_unix_ms,
+            blocked_seconds: shown.blocked_seconds,
+            fence: match shown.fence {
+                FenceKind::PauseWrites => "CLIENT PAUSE WRITE",
+                FenceKind::PauseAll => "CLIENT PAUSE",
+                FenceKind::Word => "the operator's word",
+            },
+            steps: shown.steps,
+            offsets: shown.nodes,
+            keys: counts.to_vec(),
+            verified: verified.to_owned(),
+            counters: status.counters,
+            rejected: status.rejected.clone(),
+            timeline: board.timeline(),
+            operator_actions: board.actions(),
+        }
+    }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        let time = |unix_ms: u64| format::date_time_utc(unix_ms);
+        let _ = writeln!(text, "CUTOVER {} of run {}: {}", self.attempt, self.run_id, self.result);
+        let _ = writeln!(text, "  from        {}", self.source);
+        let _ = writeln!(text, "  to          {}", self.destination);
+        let _ = writeln!(text, "  fence       {}", self.fence);
+        if let Some(seconds) = self.blocked_seconds {
+            let _ = writeln!(text, "  blocked     writers waited for {seconds:.3} s");
+        }
+        let _ = writeln!(
+            text,
+            "  compared    {}",
+            if self.verified.is_empty() { "nothing" } else { &self.verified }
+        );
+        for node in &self.offsets {
+            let fenced = node.fenced_offset.map_or("-".into(), format::number);
+            let _ = writeln!(
+                text,
+                "  offsets     {}: fenced at {fenced}, confirmed {}",
+                node.address,
+                format::number(node.applied_offset)
+            );
+        }
+        for keys in &self.keys {
+            let _ = writeln!(
+                text,
+                "  keys        db {}: source {} ({} with a time to live), destination {}",
+                keys.db,
+                format::number(keys.source),
+                format::number(keys.source_expires),
+                format::number(keys.destination)
+            );
+        }
+        let counters = self.counters;
+        let _ = writeln!(
+            text,
+            "  entries     {} applied, {} filtered, {} quarantined",
+            format::number(counters.entries_applied),
+            format::number(counters.filtered),
+            format::number(counters.quarantined)
+        );
+        for rejected in &self.rejected {
+            let _ =
+                writeln!(text, "  rejected    {} x {} ({})", rejected.count, rejected.kind, rejected.policy);
+        }
+        let _ = writeln!(text, "  time line");
+        for moment in &self.timeline {
+            let _ = writeln!(text, "    {}  {}", time(moment.unix_ms), moment.what);
+        }
+        let _ = writeln!(text, "  what the operator did");
+        for moment in &self.operator_actions {
+            let _ = writeln!(text, "    {}  {}", time(moment.unix_ms), moment.what);
+        }
+        text.truncate(text.trim_end().len());
+        text
+    }
+
+    /// Both files.
+    /// Returns the one for people.
+    pub fn write(&self, dir: &Path) -> Result<PathBuf, SpoolError> {
+        let file = |end: &str| dir.join(format!("cutover-{}.{end}", self.attempt));
+        replace_file(&file("json"), &serde_json::to_vec_pretty(self).unwrap_or_default())?;
+        replace_file(&file("txt"), (self.text() + "\n").as_bytes())?;
+        Ok(file("txt"))
+    }
+}
+
+/// Compares the sides while nothing moves; the words say what was found. A difference is the error.
+pub async fn compare(
+    plan: &Plan,
+    kind: FenceKind,
+    differences: PathBuf,
+    counts: &mut Vec<Counts>,
+) -> Result<String, String> {
+    let Reader::Sync(reader) = &plan.reader else { return Ok("nothing to compare".into()) };
+    if kind == FenceKind::PauseAll {
+        return Ok("nothing: a source whose clients are all paused answers no questions".into());
+    }
+    count(plan, &reader.endpoint, counts).await?;
+    let Some(mode) = plan.cutover.verify else { return Ok("nothing, as configured (verify = off)".into()) };
+    let at_most = Some(plan.cutover.sample).filter(|sample| *sample > 0);
+    let options = Options { mode, at_most, rounds: 2, ..Options::default() };
+    let progress = Arc::new(Progress::new(&options));
+    let job = Verify {
+        options,
+        source: vec![reader.endpoint.clone()],
+        destination: vec![plan.writer.endpoint.clone()],
+        filter: plan.filter.clone(),
+        settle: Settle::Still,
+        dir: None,
+        output: Some(differences),
+        resume: false,
+        repair: None,
+        events: None,
+    };
+    // Never cancelled by this: an abort drops the whole comparison.
+    let (_cancel, cancelled) = watch::channel(false);
+    let result = verify(job, progress, cancelled).await.map_err(|error| error.to_string())?;
+    let words = format!("{}: {}", mode.word(), result.message);
+    match result.state {
+        VerificationState::Equal => Ok(words),
+        _ => {
+            let file = result.file.map(|file| format!(" (all in '{file}')")).unwrap_or_default();
+            Err(format!("the sides differ: {words}{file}"))
+        }
+    }
+}
+
+/// Counts the keys of both sides, for the report; nothing is judged by it.
+async fn count(plan: &Plan, source: &Endpoint, counts: &mut Vec<Counts>) -> Result<(), String> {
+    let mut sides = Vec::new();
+    for endpoint in [source, &plan.writer.endpoint] {
+        let mut connection = Connection::open(endpoint).await.map_err(|error| error.to_string())?;
+        match connection.request(&[b"INFO", b"keyspace"]).await.map_err(|error| error.to_string())? {
+            Reply::Bulk(info) => sides.push(keyspace(&String::from_utf8_lossy(&info), &plan.filter)),
+            other => return Err(format!("{}: INFO keyspace: {other:?}", endpoint.address)),
+        }
+    }
+    let [source, destination] = &sides[..] else { return Ok(()) };
+    let dbs: BTreeSet<u32> = source.keys().chain(destination.keys()).copied().collect();
+    *counts = dbs
+        .into_iter()
+        .map(|db| {
+            let (keys, expires) = source.get(&db).copied().unwrap_or_default();
+            let there = destination.get(&db).map_or(0, |(keys, _)| *keys);
+            // The checkpoint is ours.
+            let destination = if db == 0 { there.saturating_sub(1) } else { there };
+            Counts { db, source: keys, source_expires: expires, destination }
+        })
+        .collect();
+    Ok(())
+}
+
+/// Keys, and keys with a time to live, by database.
+fn keyspace(info: &str, filter: &Filter) -> BTreeMap<u32, (u64, u64)> {
+    let kept = |db: &u32| {
+        !filter.block_db.contains(db) && (filter.allow_db.is_empty() || filter.allow_db.contains(db))
+    };
+    let numbers = |db: u32| {
+        let line = info_field(info, &format!("db{db}"))?;
+        let number =
+            |name: &str| line.split(',').find_map(|pair| pair.strip_prefix(name)?.parse::<u64>().ok());
+        Some((db, (number("keys=")?, number("expires=").unwrap_or(0))))
+    };
+    let dbs = info.lines().filter_map(|line| line.strip_prefix("db")?.split_once(':')?.0.parse().ok());
+    dbs.filter(kept).filter_map(numbers).collect()
+}

@@ -1,0 +1,230 @@
+//! The steps up to the proof: preflight, fence, drain, verify.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
+use super::control::{SourceControl, Standing};
+use super::fence::{Fence, pause_all};
+use super::{Handover, SourceSide, report, reverse};
+use crate::config::Plan;
+use crate::cutover::{FenceKind, Hook, SourceFacts, fence_kind, preflight};
+use crate::engine::events::unix_ms;
+use crate::engine::net::NetError;
+use crate::status::{CutoverNode, Gate};
+
+/// How long a source is watched that only the operator's word keeps still.
+const WORD_WATCH: Duration = Duration::from_secs(3);
+/// Time between two looks at the offsets: writers wait for this.
+const LOOK: Duration = Duration::from_millis(1);
+
+impl Handover {
+    /// Everything that can be known before anything is done to the source.
+    pub(super) async fn preflight(&mut self) -> Result<String, String> {
+        self.gates()?;
+        let limit = self.limit();
+        let (checks, kind, controls) = examine(&self.plan, &self.sources, limit).await;
+        let bad = checks.iter().find(|check| !check.ok).map(|check| check.detail.clone());
+        self.board.set_preflight(checks);
+        self.board.update(|shown| shown.fence = kind);
+        if let Some(bad) = bad {
+            return Err(bad);
+        }
+        if kind == FenceKind::Word && !self.writes_stopped {
+            return Err(
+                "CLIENT PAUSE is denied on the source: stop the writers, and start the cutover with your word for it"
+                    .into(),
+            );
+        }
+        self.progress.kind = kind;
+        self.progress.controls = controls;
+        for source in &self.sources {
+            let keeper =
+                SourceControl::open(&source.endpoint, limit).await.map_err(|error| error.to_string())?;
+            self.progress.keepers.push(keeper);
+        }
+        if self.plan.cutover.reverse {
+            reverse::prepare(&self.plan.writer.endpoint).await?;
+        }
+        self.hook(Hook::BeforeFence, None).await?;
+        // A hook may have taken its time.
+        self.gates()?;
+        Ok(format!("{} of {} sources ready", self.sources.len(), self.sources.len()))
+    }
+
+    pub(super) fn gates(&self) -> Result<(), String> {
+        let status = self.status.borrow();
+        if status.ready {
+            return Ok(());
+        }
+        let first = status.not_ready.first().cloned().unwrap_or_else(|| "nothing is known yet".into());
+        Err(format!("not ready: {first}"))
+    }
+
+    /// Blocks writers everywhere, then reads the offsets.
+    pub(super) async fn fence(&mut self) -> Result<String, String> {
+        let kind = self.progress.kind;
+        if kind == FenceKind::Word {
+            return self.watch_word().await;
+        }
+        let time = self.plan.cutover.fence_timeout;
+        self.progress.fenced_at = Some(Instant::now());
+        self.board.update(|shown| {
+            shown.fenced_unix_ms = Some(unix_ms());
+            shown.fence_ends_unix_ms = Some(unix_ms() + time.as_millis() as u64);
+        });
+        let keepers = std::mem::take(&mut self.progress.keepers);
+        let (keepers, until, told) = pause_all(keepers, kind, time).await?;
+        self.progress.fence = Some(Fence::keep(keepers, kind, time, until));
+        let standings = match told.into_iter().collect::<Option<Vec<Standing>>>() {
+            Some(standings) if kind == FenceKind::PauseAll => standings,
+            _ => self.standings().await?,
+        };
+        self.note_fenced(&standings)?;
+        let what = if kind == FenceKind::PauseAll { "" } else { " WRITE" };
+        Ok(format!("CLIENT PAUSE {}{what} on {} of {}", time.as_millis(), standings.len(), standings.len()))
+    }
+
+    /// CLIENT is denied: the operator says that nobody writes, and the streams must bear it out.
+    pub(super) async fn watch_word(&mut self) -> Result<String, String> {
+        let standings = self.standings().await?;
+        self.note_fenced(&standings)?;
+        self.wait_applied(&offsets(&standings)).await;
+        let before = self.commands();
+        self.board.say(format!("watching the source for {} s", WORD_WATCH.as_secs()));
+        sleep(WORD_WATCH).await;
+        let standings = self.standings().await?;
+        self.wait_applied(&offsets(&standings)).await;
+        let came: u64 =
+            self.commands().iter().zip(&before).map(|(now, then)| now.saturating_sub(*then)).sum();
+        if came > 0 {
+            return Err(format!(
+                "writes have not stopped: {came} commands came within {} s",
+                WORD_WATCH.as_secs()
+            ));
+        }
+        self.note_fenced(&standings)?;
+        self.progress.commands = before;
+        Ok(format!("no write for {} s, by the operator's word", WORD_WATCH.as_secs()))
+    }
+
+    /// The destination must confirm everything up to the fenced offsets.
+    pub(super) async fn drain(&mut self) -> Result<String, String> {
+        let fenced = self.progress.fenced.clone();
+        self.wait_applied(&fenced).await;
+        if self.progress.kind != FenceKind::Word {
+            self.progress.commands = self.commands();
+        }
+        let commands = self.progress.commands.clone();
+        self.board.update(|shown| {
+            for (node, commands) in shown.nodes.iter_mut().zip(commands) {
+                node.commands = Some(commands);
+            }
+        });
+        Ok(format!("{} of {} confirmed by the destination", fenced.len(), fenced.len()))
+    }
+
+    pub(super) async fn verify(&mut self) -> Result<String, String> {
+        self.hook(Hook::AfterDrain, None).await?;
+        let attempt = self.board.view().attempts;
+        let differences = self.dir.join(format!("cutover-{attempt}-differences.jsonl"));
+        let kind = self.progress.kind;
+        let verified = report::compare(&self.plan, kind, differences, &mut self.progress.counts).await?;
+        self.progress.verified.clone_from(&verified);
+        self.hook(Hook::BeforeSwitch, None).await?;
+        Ok(verified)
+    }
+
+    pub(super) fn note_fenced(&mut self, standings: &[Standing]) -> Result<(), String> {
+        self.same_histories(standings)?;
+        self.progress.fenced = offsets(standings);
+        let nodes: Vec<CutoverNode> = self
+            .sources
+            .iter()
+            .zip(&self.progress.fenced)
+            .map(|(source, offset)| CutoverNode {
+                address: source.endpoint.address.to_string(),
+                fenced_offset: Some(*offset),
+                applied_offset: source.shared.offset_applied.load(Relaxed),
+                commands: None,
+            })
+            .collect();
+        for node in &nodes {
+            let offset = node.fenced_offset.unwrap_or_default();
+            self.board.note(format!("{} fenced at offset {offset}", node.address));
+        }
+        self.board.update(|shown| shown.nodes = nodes);
+        Ok(())
+    }
+
+    /// Bytes that the destination has not confirmed yet, for each source.
+    pub(super) fn left(&self) -> Vec<u64> {
+        let applied = self.sources.iter().map(|source| source.shared.offset_applied.load(Relaxed));
+        self.progress
+            .fenced
+            .iter()
+            .zip(applied)
+            .map(|(fenced, applied)| fenced.saturating_sub(applied))
+            .collect()
+    }
+
+    /// Commands replayed from each stream: those of clients, not PINGs.
+    pub(super) fn commands(&self) -> Vec<u64> {
+        let of = |source: &SourceSide| {
+            source.shared.entries_read.load(Relaxed) + source.shared.filtered.load(Relaxed)
+        };
+        self.sources.iter().map(of).collect()
+    }
+
+    pub(super) async fn wait_applied(&mut self, goals: &[u64]) {
+        loop {
+            let applied: Vec<u64> =
+                self.sources.iter().map(|source| source.shared.offset_applied.load(Relaxed)).collect();
+            self.board.update(|shown| {
+                for (node, applied) in shown.nodes.iter_mut().zip(&applied) {
+                    node.applied_offset = *applied;
+                }
+            });
+            if applied.iter().zip(goals).all(|(applied, goal)| applied >= goal) {
+                return;
+            }
+            sleep(LOOK).await;
+        }
+    }
+}
+
+/// Asks every source what a cutover needs; changes nothing there. The connections can be used on.
+pub async fn examine(
+    plan: &Plan,
+    sources: &[SourceSide],
+    limit: Duration,
+) -> (Vec<Gate>, FenceKind, Vec<SourceControl>) {
+    let mut facts = Vec::new();
+    let mut controls = Vec::new();
+    for source in sources {
+        let streamed = source.shared.spool.manifest().map(|manifest| manifest.replid.to_string());
+        let asked = async {
+            let mut control = SourceControl::open(&source.endpoint, limit).await?;
+            let facts = control.facts(streamed.as_deref(), plan.cutover.reverse).await?;
+            Ok::<_, NetError>((control, facts))
+        };
+        match asked.await {
+            Ok((control, found)) => {
+                controls.push(control);
+                facts.push(found);
+            }
+            Err(error) => facts.push(SourceFacts {
+                address: source.endpoint.address.to_string(),
+                unreachable: Some(error.to_string()),
+                ..SourceFacts::default()
+            }),
+        }
+    }
+    let checks = preflight(&facts, plan.cutover.source_after, plan.cutover.reverse);
+    (checks, fence_kind(&facts), controls)
+}
+
+pub(super) fn offsets(standings: &[Standing]) -> Vec<u64> {
+    standings.iter().map(|standing| standing.offset).collect()
+}

@@ -1,0 +1,323 @@
+//! The cutover: the question before it, and its steps while it runs and after it.
+//!
+//! ```text
+//!  -- cutover ---------------------------------------------- step 3 of 6 --
+//!   [ok] 1 preflight       1 of 1 sources ready                       12 ms
+//!   [>>] 3 drain           the destination must confirm the offsets   0.8 s
+//!          10.0.1.11:6379  fenced at 92,554,448,001  left 412,880
+//!   [  ] 6 hand over
+//!        ---- no way back from step 6; abort is free until then ----
+//!  -- if you abort now -----------------------------------------------------
+//! ```
+
+use ratatui::buffer::Buffer;
+use ratatui::layout::Rect;
+use ratatui::text::{Line, Span};
+
+use super::header::wrap;
+use super::{PaneFrame, Screen, events, overlay};
+use crate::cutover::{FenceKind, State};
+use crate::format;
+use crate::status::{CutoverStep, Gate, StepState};
+use crate::ui::dialog::cutover_words;
+use crate::ui::keymap::Context;
+use crate::ui::layout::{Areas, Size};
+use crate::ui::theme::Role;
+
+/// Checks, what will happen, and the words to be typed.
+pub(super) fn question(screen: &Screen, typed: &str, opened_unix_ms: u64) -> Vec<Line<'static>> {
+    let status = screen.status;
+    let cutover = &status.cutover;
+    let say = |role: Role, text: String| Line::from(screen.text(role, text));
+    let word = cutover.fence == FenceKind::Word;
+    let mut lines = vec![say(
+        Role::Value,
+        format!(
+            "From {} to {}.",
+            side(&status.source.address, status.source.nodes),
+            status.destination.address
+        ),
+    )];
+    lines.push(match word {
+        true => {
+            say(Role::Warn, "You must have stopped every writer: the source lets nobody pause them.".into())
+        }
+        false => {
+            say(Role::Warn, "Clients will BLOCK on writes as soon as you confirm, until the switch.".into())
+        }
+    });
+    lines.push(Line::default());
+    lines.extend(status.gates.iter().map(|gate| check(screen, gate)));
+    let asked = cutover.preflight_unix_ms.is_some_and(|asked| asked >= opened_unix_ms);
+    if asked {
+        lines.extend(cutover.preflight.iter().map(|gate| check(screen, gate)));
+    } else {
+        lines.push(say(Role::Dim, format!("{} asking the sources", mark(screen, StepState::Active))));
+    }
+    if status.gates.iter().any(|gate| gate.name == "errors" && !gate.ok) {
+        lines.push(say(Role::Value, "     Esc, then e: read the errors and mark them as read".into()));
+    }
+    lines.push(Line::default());
+    let expected = cutover_words(status);
+    let role = match () {
+        () if expected == typed => Role::Ok,
+        () if expected.starts_with(typed) => Role::Value,
+        () => Role::Bad,
+    };
+    lines.push(Line::from(vec![screen.text(Role::Label, "Type  "), screen.text(Role::Title, &expected)]));
+    lines.push(Line::from(vec![screen.text(Role::Label, "    > "), screen.text(role, format!("{typed}_"))]));
+    lines.extend(overlay::choice(screen, Context::CutoverStart, false));
+    lines
+}
+
+fn side(address: &str, nodes: usize) -> String {
+    if nodes > 1 { format!("{address} ({nodes} masters)") } else { address.to_owned() }
+}
+
+/// `[ok] lag < 1 s   0.2 s`
+fn check(screen: &Screen, gate: &Gate) -> Line<'static> {
+    let state = if gate.ok { StepState::Done } else { StepState::Failed };
+    let detail = if gate.detail == gate.text { "" } else { &gate.detail };
+    Line::from(vec![
+        Span::styled(mark(screen, state), screen.style(role(state))),
+        screen.text(Role::Value, format!(" {:<26} ", format::cut(&gate.text, 26, screen.glyphs().ellipsis))),
+        screen.text(
+            if gate.ok { Role::Dim } else { Role::Bad },
+            format::cut(detail, 80, screen.glyphs().ellipsis),
+        ),
+    ])
+}
+
+/// The whole body: steps, what an abort would do or what came of it, events.
+pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
+    let boxed = areas.size != Size::Compact;
+    let body = areas.body;
+    let steps = steps(screen, usize::from(body.width.saturating_sub(4)));
+    let outlook = outlook(screen, usize::from(body.width.saturating_sub(6)));
+    let border = if boxed { 2 } else { 1 };
+    let cutover = &screen.status.cutover;
+    let total = cutover.steps.len();
+    let active = cutover.steps.iter().position(|step| step.progress == StepState::Active);
+    let right = match active {
+        Some(at) => format!("step {} of {total}", at + 1),
+        None => cutover.state.word().to_owned(),
+    };
+    let mut top = body.y;
+    let mut pane = |buffer: &mut Buffer, title: &str, right: String, height: u16| {
+        let area = Rect { y: top, height: height.min(body.bottom().saturating_sub(top)), ..body };
+        top = area.bottom();
+        let frame = PaneFrame {
+            left: Line::from(screen.text(Role::Title, title)),
+            right: Line::from(screen.text(Role::Value, right)),
+            boxed,
+            focused: false,
+        };
+        screen.pane(buffer, area, frame)
+    };
+    let put = |buffer: &mut Buffer, inner: Rect, lines: Vec<Line<'static>>| {
+        for (y, line) in (inner.y..inner.bottom()).zip(lines) {
+            screen.line(buffer, Rect { y, height: 1, ..inner }, line);
+        }
+    };
+    let inner = pane(buffer, "cutover", right, steps.len() as u16 + border);
+    put(buffer, inner, steps);
+    let title = match cutover.state {
+        state if state.can_abort() => "if you abort now",
+        _ if cutover.result.is_some() => "result",
+        _ => "now",
+    };
+    let inner = pane(buffer, title, String::new(), outlook.len() as u16 + border);
+    put(buffer, inner, outlook);
+    let inner = pane(buffer, "events", String::new(), u16::MAX);
+    let recent = screen.model.events(screen.status).into_iter().map(|event| {
+        let mut line = events::line(screen, event);
+        line.spans.insert(0, Span::raw("  "));
+        line
+    });
+    put(buffer, inner, recent.take(usize::from(inner.height)).collect());
+}
+
+fn steps(screen: &Screen, width: usize) -> Vec<Line<'static>> {
+    let cutover = &screen.status.cutover;
+    let mut lines = Vec::new();
+    if cutover.steps.is_empty() {
+        let text = cutover.result.clone().unwrap_or_else(|| "asked the engine to begin".into());
+        return vec![Line::from(screen.text(Role::Value, format!("  {text}")))];
+    }
+    for (index, step) in cutover.steps.iter().enumerate() {
+        if step.state == State::HandingOver {
+            let rule = screen.glyphs().frame.horizontal.repeat(6);
+            let text =
+                format!("       {rule} no way back from step {}; abort is free until then {rule}", index + 1);
+            lines.push(Line::from(screen.text(Role::Dim, text)));
+        }
+        lines.push(step_line(screen, index, step, width));
+        let shows_nodes = matches!(step.state, State::Draining) && step.progress != StepState::Pending;
+        if shows_nodes {
+            for node in &cutover.nodes {
+                let fenced = node.fenced_offset.map_or("-".into(), format::number);
+                let left = node.fenced_offset.map(|fenced| fenced.saturating_sub(node.applied_offset));
+                let left = match left {
+                    Some(0) => "drained".to_owned(),
+                    Some(left) => format!("left {}", format::number(left)),
+                    None => String::new(),
+                };
+                lines.push(Line::from(screen.text(
+                    Role::Value,
+                    format!("         {:<21} fenced at {fenced:>16}   {left}", node.address),
+                )));
+            }
+        }
+    }
+    lines
+}
+
+fn step_line(screen: &Screen, index: usize, step: &CutoverStep, width: usize) -> Line<'static> {
+    let name = match step.state {
+        State::Armed => "preflight",
+        State::Fencing => "fence writes",
+        State::Draining => "drain",
+        State::Verifying => "verify",
+        State::Waiting => "your go",
+        State::HandingOver => "hand over",
+        other => other.word(),
+    };
+    let waiting = match step.state {
+        State::Armed => "gates, rights on the source, hook",
+        State::Fencing => "CLIENT PAUSE on every master",
+        State::Draining => "applied offset must reach the fenced offset",
+        State::Verifying => "compare source and destination",
+        State::Waiting => "move the clients, then press h",
+        _ => "the old source refuses writes, applying ends",
+    };
+    let detail = if step.detail.is_empty() { waiting } else { &step.detail };
+    let seconds = step.seconds.or_else(|| {
+        let began = step.began_unix_ms.filter(|_| step.progress == StepState::Active)?;
+        Some(screen.model.now_unix_ms.saturating_sub(began) as f64 / 1_000.0)
+    });
+    let time = seconds.map(short_time).unwrap_or_default();
+    let head = format!(" {} {name:<13} ", index + 1);
+    let room = width.saturating_sub(6 + format::width(&head) + 9);
+    let detail = format::cut(&format::escape(detail, 500), room, screen.glyphs().ellipsis);
+    let text_role = match step.progress {
+        StepState::Pending => Role::Dim,
+        StepState::Failed => Role::Bad,
+        _ => Role::Value,
+    };
+    Line::from(vec![
+        Span::styled(format!("  {}", mark(screen, step.progress)), screen.style(role(step.progress))),
+        screen.text(Role::Title, head),
+        screen.text(text_role, format!("{detail:<room$}")),
+        screen.text(Role::Value, format!(" {time:>8}")),
+    ])
+}
+
+fn short_time(seconds: f64) -> String {
+    match seconds {
+        seconds if seconds < 1.0 => format!("{:.0} ms", seconds * 1_000.0),
+        seconds if seconds < 60.0 => format!("{seconds:.1} s"),
+        seconds => format::spoken_duration(seconds),
+    }
+}
+
+/// What an abort would do, what goes on, or what came of it.
+fn outlook(screen: &Screen, width: usize) -> Vec<Line<'static>> {
+    let cutover = &screen.status.cutover;
+    let now = screen.model.now_unix_ms;
+    let destination = &screen.status.destination.address;
+    let mut lines: Vec<(Role, String)> = Vec::new();
+    let blocked = cutover.fenced_unix_ms.filter(|_| cutover.blocked_seconds.is_none());
+    if cutover.state.is_active() {
+        match blocked {
+            Some(since) => {
+                let seconds = now.saturating_sub(since) as f64 / 1_000.0;
+                let ends = cutover.fence_ends_unix_ms.map_or(String::new(), |ends| {
+                    let left = ends.saturating_sub(now).div_ceil(1_000);
+                    format!(" If this process dies, the fence ends by itself in {left} s.")
+                });
+                lines.push((
+                    Role::Warn,
+                    format!("Writers on the source are BLOCKED for {} now.{ends}", short_time(seconds)),
+                ));
+            }
+            None => lines.push((Role::Value, "Nobody is blocked.".into())),
+        }
+    }
+    match cutover.state {
+        state if state.can_abort() => {
+            let undo = if blocked.is_some() { "CLIENT UNPAUSE on every master; s" } else { "S" };
+            lines.push((Role::Value, format!("{undo}treaming goes on, nothing is lost.")));
+            lines.push((Role::Value, "Clients go on writing to the SOURCE.".into()));
+            if state == State::Waiting {
+                lines.push((
+                    Role::Warn,
+                    format!("Waiting for you: move the clients to {destination}, then press h."),
+                ));
+            }
+        }
+        State::HandingOver => lines.push((Role::Value, "Handing over: a matter of moments.".into())),
+        State::Aborting => lines.push((Role::Warn, "Going back: writers are let through again.".into())),
+        _ => {}
+    }
+    if let Some(result) = &cutover.result {
+        let role = if cutover.aborted { Role::Warn } else { Role::Ok };
+        lines.push((
+            role,
+            if cutover.aborted { format!("The cutover {result}.") } else { "Switched.".into() },
+        ));
+        if let Some(seconds) = cutover.blocked_seconds {
+            lines.push((Role::Value, format!("Writers were blocked for {seconds:.3} s.")));
+        }
+        if cutover.aborted {
+            lines.push((Role::Value, "Streaming goes on; clients write to the source as before.".into()));
+        }
+        if let Some(file) = &cutover.report_file {
+            lines.push((Role::Value, format!("Report: {file}")));
+        }
+    }
+    if !cutover.refusing.is_empty() {
+        lines.push((
+            Role::Value,
+            format!("{} refuses writes until you unfence it (u).", cutover.refusing.join(", ")),
+        ));
+    }
+    if let Some(reverse) = &cutover.reverse {
+        let left = format::size(reverse.lag_bytes);
+        lines.push((
+            Role::Value,
+            format!(
+                "Reverse link {} -> {}: {} commands copied back, lag {left}.",
+                reverse.from,
+                reverse.to,
+                format::number(reverse.applied)
+            ),
+        ));
+    }
+    let wrapped = lines.into_iter().flat_map(|(role, text)| {
+        wrap(&format::escape(text, 1_000), width).into_iter().map(move |part| (role, part))
+    });
+    wrapped.map(|(role, text)| Line::from(screen.text(role, format!("  {text}")))).collect()
+}
+
+/// The mark of a step or check, a word in plain ASCII.
+fn mark(screen: &Screen, state: StepState) -> String {
+    let glyphs = screen.glyphs();
+    let sign = match state {
+        StepState::Done => glyphs.yes,
+        StepState::Failed => glyphs.no,
+        StepState::Active if glyphs.yes.is_ascii() => ">>",
+        StepState::Active => glyphs.active.trim_end(),
+        StepState::Pending => "",
+    };
+    let width = format::width(glyphs.yes);
+    format!("[{sign:<width$}]")
+}
+
+fn role(state: StepState) -> Role {
+    match state {
+        StepState::Done => Role::Ok,
+        StepState::Failed => Role::Bad,
+        StepState::Active => Role::Warn,
+        StepState::Pending => Role::Dim,
+    }
+}
