@@ -404,7 +404,7 @@ enum CtlVerb {
     },
     /// Break the cutover off and go back to streaming
     Abort,
-    /// Hand over, where [cutover] hand_over = "ask" waits for it
+    /// Hand over, where `[cutover] hand_over = "ask"` waits for it
     Go,
     /// Let the old source take writes again after a cutover
     Unfence {

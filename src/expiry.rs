@@ -79,7 +79,7 @@ pub fn absolute<'a>(arguments: &[&'a [u8]], now_ms: u64, target: Target) -> Opti
     None
 }
 
-/// RESTORE key ttl payload [REPLACE] [ABSTTL] [IDLETIME seconds] [FREQ frequency].
+/// `RESTORE key ttl payload [REPLACE] [ABSTTL] [IDLETIME seconds] [FREQ frequency]`.
 fn restore<'a>(
     arguments: &[&'a [u8]],
     now_ms: u64,

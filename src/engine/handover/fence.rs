@@ -1,7 +1,7 @@
 //! Keeps writers blocked on every source master: a pause that is short and renewed, so that a crash of ours ends it.
 //!
 //! Each pause is renewed at a third of its length, over connections of its own, so that no other work can hold it up.
-//! What counts is [`Held::until`]: the moment up to which *all* masters are paused for certain. If it is ever in the
+//! What counts is `until`: the moment up to which *all* masters are paused for certain. If it is ever in the
 //! past, or a renewal fails, the fence is lost and the cutover must go back, whatever else has been reached.
 
 use std::pin::Pin;

@@ -8,10 +8,10 @@
 //! ```
 //!
 //! A difference is reported only if it stands after the last round. Where an engine in this process applies the stream, the
-//! last round is exact, also for keys that never rest ([`judge::Pair::judge_exactly`]). Elsewhere a key that looked different in
+//! last round is exact, also for keys that never rest (`judge.rs`). Elsewhere a key that looked different in
 //! the last two looks is reported as unsettled and not as a difference.
 //!
-//! It only reads. [`repair`] writes, and only where no stream can apply older writes on top of it.
+//! It only reads. `repair.rs` writes, and only where no stream can apply older writes on top of it.
 
 mod attend;
 mod count;
