@@ -150,7 +150,7 @@ fn a_killed_run_goes_on_where_it_was() {
         run.kill();
         relay.hold_after(None);
         let exit = setup.start_in(folder.clone()).wait_exit(MINUTES);
-        exit.expect(0, &["going on inside the RDB", "finished"]);
+        exit.expect(0, &["entries applied from the file", "going on inside the RDB", "finished"]);
         compare::assert_equal(&server, &destination);
         assert_eq!(
             support::client::keys_like(&mut destination.client(), "shakedeck:*").len(),

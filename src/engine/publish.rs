@@ -10,7 +10,7 @@ use super::handover::Board;
 use super::quarantine::Quarantine;
 use super::room::disk_free;
 use super::shared::{SourceDetails, SourceShared, Wishes, WriterShared};
-use crate::config::Plan;
+use crate::config::{Plan, Reader};
 use crate::cutover;
 use crate::format;
 use crate::status::{
@@ -212,7 +212,10 @@ impl Publisher {
             gates,
             source: Side {
                 server: details.iter().find_map(|details| details.server.clone()),
-                kind: "standalone".into(),
+                kind: match self.plan.reader {
+                    Reader::Sync(_) => "standalone".into(),
+                    Reader::Rdb { .. } => "file".into(),
+                },
                 address: self.sources.first().map(|source| source.address.clone()).unwrap_or_default(),
                 nodes: self.sources.len(),
             },

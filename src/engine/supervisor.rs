@@ -589,12 +589,11 @@ impl Supervisor {
         let stands = if self.source.details().full_sync_since.is_none() && applied == 0 {
             "nothing was copied".to_owned()
         } else {
-            format!(
-                "{} entries applied, up to offset {} of {}",
-                format::number(entries),
-                format::number(applied),
-                self.source.address
-            )
+            let place = match self.plan.reader {
+                Reader::Sync(_) => format!(", up to offset {} of", format::number(applied)),
+                Reader::Rdb { .. } => " from the file".to_owned(),
+            };
+            format!("{} entries applied{place} {}", format::number(entries), self.source.address)
         };
         let message = match ending {
             Ending::Failed(outcome) | Ending::After(outcome) => return outcome,

@@ -441,13 +441,15 @@ impl Writer {
             format!(" in {}", format::spoken_duration(since.elapsed().as_secs_f64()))
         });
         let keys = source.keys_applied.load(Relaxed);
+        // No stream follows a file.
+        let then = if source.spool.manifest().is_some_and(|manifest| manifest.rdb_lent) {
+            String::new()
+        } else {
+            format!("; now streaming, received up to offset {}", format::number(source.spool.received()))
+        };
         self.events.info(
             &format!("source {}", source.address),
-            format!(
-                "RDB applied, {} keys{took}; now streaming, received up to offset {}",
-                format::number(keys),
-                format::number(source.spool.received())
-            ),
+            format!("RDB applied, {} keys{took}{then}", format::number(keys)),
         );
         Ok(())
     }
