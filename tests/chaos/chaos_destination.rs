@@ -173,6 +173,13 @@ fn a_failover_of_the_destination_loses_its_last_writes() {
     let run = field.setup().start();
     streaming(&run);
     field.writes(1_000);
+    // A master streams to a new replica only after its first ACK, up to a second later.
+    wait_until(MINUTES, "the stream's checkpoint on the replica", || {
+        let mut client = replica.client();
+        let keys = client.list(&["KEYS", "shakedeck:checkpoint:*"]);
+        let mut values = keys.iter().flat_map(|key| client.list(&[&b"HVALS"[..], key]));
+        values.any(|text| String::from_utf8_lossy(&text).contains(" stream "))
+    });
     // From here on the replica gets nothing any more: it is promoted before its master is known to be dead.
     replica.client().ok(&["REPLICAOF", "NO", "ONE"]);
     let applied = run.status_json()["sources"][0]["offset_applied"].as_u64();
