@@ -1,5 +1,5 @@
 //! `[rdb_reader]`: an RDB file as the source of the real program. Every recorded file arrives value by value, by RESTORE and by
-//! commands; a killed run goes on; what is no RDB file is said clearly; bad values are set aside.
+//! commands; a killed run goes on; the console ends with it; what is no RDB file is said clearly; bad values are set aside.
 
 #![allow(clippy::unwrap_used)] // a failed unwrap is a failed test
 
@@ -224,6 +224,57 @@ fn what_is_no_rdb_file_is_said_clearly() {
     let exit = setup(&path, &destination.address().to_string()).start().wait_exit(MINUTES);
     exit.expect(0, &["14 bytes stand behind the end of the RDB"]);
     compare::assert_equal(&server, &destination);
+}
+
+/// With a console, too, the run ends when the file is loaded, and the summary stands on the normal screen.
+#[test]
+fn the_console_leaves_by_itself_when_the_file_is_loaded() {
+    let Some((server, file)) = saved(3_000) else { return };
+    let destination = Server::start(server.binary(), Options::new());
+    let mut client = destination.client();
+    let run = |file: &Path, exit_code: u32, words: &[&str]| {
+        let folder = tempfile::tempdir().unwrap();
+        destination.client().ok(&["FLUSHALL"]);
+        // Until the console has been seen.
+        destination.client().ok(&["CLIENT", "PAUSE", "120000", "WRITE"]);
+        let mut terminal = setup(file, &destination.address().to_string()).start_in_terminal(folder.path());
+        terminal.wait_for("applying RDB");
+        assert!(terminal.is_taken() && terminal.is_running());
+        destination.client().ok(&["CLIENT", "UNPAUSE"]);
+        assert_eq!(terminal.wait_exit(), exit_code, "{}", terminal.shown());
+        words.iter().for_each(|word| terminal.wait_for(word));
+        assert!(!terminal.is_taken(), "the terminal was not given back");
+    };
+    run(&file, 0, &["finished: ", "stopped after"]);
+    compare::assert_equal(&server, &destination);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("odd.rdb");
+    std::fs::write(&path, odd_things()).unwrap();
+    run(&path, 5, &["finished: ", "3 entries are in quarantine"]);
+    assert_eq!(client.text(&["GET", "last"]), "v");
+}
+
+/// What went wrong is to be read first: that screen stays until it is left.
+#[test]
+fn the_console_stays_when_the_file_could_not_be_loaded() {
+    let Some((server, file)) = saved(3_000) else { return };
+    let destination = Server::start(server.binary(), Options::new());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cut.rdb");
+    let whole = std::fs::read(&file).unwrap();
+    std::fs::write(&path, &whole[..whole.len() - 1_000]).unwrap();
+    let mut terminal = setup(&path, &destination.address().to_string()).start_in_terminal(folder.path());
+    terminal.wait_for("RDB APPLY FAILED");
+    // Several frames later.
+    terminal.keys("?");
+    terminal.wait_for("main screen");
+    assert!(terminal.is_taken() && terminal.is_running());
+    terminal.keys("\x1b");
+    terminal.wait_for("leave");
+    terminal.keys("q");
+    assert_eq!(terminal.wait_exit(), 3);
+    terminal.wait_for("ends in the middle");
+    assert!(!terminal.is_taken());
 }
 
 /// An RDB of version 9 with these records.

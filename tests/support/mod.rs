@@ -7,6 +7,7 @@
 //!  dataset  keys of every core type              load     a writer that keeps changing them
 //!  compare  are two servers equal?               shakedeck  the real binary with a generated shake.toml
 //!  proxy    a link that breaks as told           fake_source  a source that sends what a test wants
+//!  terminal the real binary on a screen
 //! ```
 //!
 //! Rules: nothing is read before a condition was awaited with a deadline ([`wait_until`]), nothing sleeps for luck,
@@ -27,6 +28,7 @@ pub mod relay;
 pub mod server;
 pub mod servers;
 pub mod shakedeck;
+pub mod terminal;
 pub mod tls;
 
 use std::io::Write;
