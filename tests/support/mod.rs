@@ -7,7 +7,7 @@
 //!  dataset  keys of every core type              load     a writer that keeps changing them
 //!  compare  are two servers equal?               shakedeck  the real binary with a generated shake.toml
 //!  proxy    a link that breaks as told           fake_source  a source that sends what a test wants
-//!  terminal the real binary on a screen
+//!  terminal the real binary on a screen          rdb_file  RDB files that no server writes
 //! ```
 //!
 //! Rules: nothing is read before a condition was awaited with a deadline ([`wait_until`]), nothing sleeps for luck,
@@ -24,6 +24,7 @@ pub mod fake_source;
 pub mod load;
 pub mod proxy;
 pub mod random;
+pub mod rdb_file;
 pub mod relay;
 pub mod server;
 pub mod servers;

@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use portable_pty::{Child, CommandBuilder, MasterPty, PtySize, native_pty_system};
@@ -16,6 +17,7 @@ pub struct Terminal {
     child: Box<dyn Child + Send + Sync>,
     screen: Arc<Mutex<vt100::Parser>>,
     keyboard: Box<dyn Write + Send>,
+    reader: Option<JoinHandle<()>>,
     /// Kept open: closing it hangs up.
     _master: Box<dyn MasterPty + Send>,
 }
@@ -33,14 +35,14 @@ impl Terminal {
         let screen = Arc::new(Mutex::new(vt100::Parser::new(rows, columns, 0)));
         let mut output = pty.master.try_clone_reader().unwrap();
         let filled = screen.clone();
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             let mut bytes = [0; 4096];
             while let Ok(got @ 1..) = output.read(&mut bytes) {
                 filled.lock().unwrap().process(&bytes[..got]);
             }
         });
         let keyboard = pty.master.take_writer().unwrap();
-        Terminal { child, screen, keyboard, _master: pty.master }
+        Terminal { child, screen, keyboard, reader: Some(reader), _master: pty.master }
     }
 
     /// Presses keys.
@@ -74,10 +76,12 @@ impl Terminal {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Waits for its end; returns the exit code.
+    /// Waits for its end, and until all that it wrote is on the screen; returns the exit code.
     #[track_caller]
     pub fn wait_exit(&mut self) -> u32 {
-        wait_for(MINUTE, "its end", || self.child.try_wait().unwrap()).exit_code()
+        let exit = wait_for(MINUTE, "its end", || self.child.try_wait().unwrap());
+        self.reader.take().map(JoinHandle::join);
+        exit.exit_code()
     }
 }
 
