@@ -287,7 +287,7 @@ impl Replay {
 
     /// Walks through the destination and hands over an UNLINK for every key that is one of `ghosts` (ascending).
     fn remove(&self, generation: u64, batch: &mut Batch, ghosts: &[KeyHash]) -> Result<u64, Unswept> {
-        let unlink: &[u8] = if self.target.has_redis(4, 0) { b"UNLINK" } else { b"DEL" };
+        let unlink = self.target.unlink();
         let mut connection = None;
         let keyspace = self.ask(generation, &mut connection, 0, &[b"INFO", b"keyspace"])?;
         let keyspace = keyspace.text().map(str::to_owned).unwrap_or_default();
