@@ -84,7 +84,7 @@ impl ClusterClient {
                 self.wait_and_discover(started, "no connection");
                 continue;
             };
-            let refused = replies.iter().find_map(|reply| Refusal::of(reply));
+            let refused = replies.iter().find_map(Refusal::of);
             let Some(refusal) = refused else { return replies };
             if commands.len() == 1 {
                 if let Refusal::Ask(address) = refusal
