@@ -176,10 +176,10 @@ impl Replay {
         if !self.send(batch) {
             return None;
         }
-        self.shared.held_back_by.store(1, Relaxed);
+        self.shared.held_back.store(true, Relaxed);
         // A writer that ends drops the batch, and with it the other end.
         let counted = counted.recv().ok();
-        self.shared.held_back_by.store(0, Relaxed);
+        self.shared.held_back.store(false, Relaxed);
         counted
     }
 
