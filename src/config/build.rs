@@ -24,7 +24,9 @@ pub(super) fn build(settings: &mut Settings, outside: &Outside<'_>) -> Option<Pl
     };
     let writer = match writer_section {
         Some("redis_writer") => {
-            endpoint(settings, "redis_writer", outside, &mut notices).map(|endpoint| Writer { endpoint })
+            let cluster = settings.flag("redis_writer", "cluster");
+            endpoint(settings, "redis_writer", outside, &mut notices)
+                .map(|endpoint| Writer { endpoint, cluster })
         }
         _ => None,
     };
@@ -129,7 +131,13 @@ fn sync_reader(
         );
     }
     let endpoint = endpoint(settings, SECTION, outside, notices)?;
-    Some(SyncReader { endpoint, sync_rdb, sync_aof })
+    Some(SyncReader {
+        endpoint,
+        cluster: settings.flag(SECTION, "cluster"),
+        sync_rdb,
+        sync_aof,
+        full_sync_parallel: settings.number(SECTION, "full_sync_parallel") as usize,
+    })
 }
 
 fn rdb_reader(settings: &mut Settings) -> Option<Reader> {

@@ -112,7 +112,6 @@ const fn other(name: &'static str, groups: &'static [&'static [Key]]) -> Section
 const ANY: Kind = Kind::Int { min: 0, max: i64::MAX as u64 };
 const PORT: Kind = Kind::Int { min: 0, max: 65535 };
 
-const NO_CLUSTER: &str = "write the address of one standalone server and `cluster = false`";
 const NO_REPLICA: &str = "write the address of the replica itself as `address`, and `prefer_replica = false`";
 const NO_SENTINEL: &str = "ask the sentinel for the present master (SENTINEL GET-MASTER-ADDR-BY-NAME), write that as `address`, and remove this";
 const NO_FILTER: &str = "remove it: only `allow_db` and `block_db` filter for now";
@@ -125,7 +124,7 @@ const ENDPOINT: &[Key] = &[
     yes("password_file", Kind::Text, "\"\""),
     yes("tls", Kind::Flag, "false"),
     yes("tls_insecure", Kind::Flag, "false"),
-    later("cluster", Kind::Flag, "false", NO_CLUSTER),
+    yes("cluster", Kind::Flag, "false"),
 ];
 
 const TLS: &[Key] = &[
@@ -148,6 +147,7 @@ const SYNC_READER: &[Key] = &[
     yes("sync_aof", Kind::Flag, "true"),
     yes("try_diskless", Kind::Flag, "false"),
     later("prefer_replica", Kind::Flag, "false", NO_REPLICA),
+    yes("full_sync_parallel", Kind::Int { min: 0, max: 1000 }, "0"),
 ];
 
 const SCAN_READER: &[Key] = &[

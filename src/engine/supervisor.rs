@@ -4,6 +4,7 @@
 //! ended and begun again while it does: when the destination lost confirmed writes, it goes back to where the
 //! destination stands.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -12,8 +13,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use super::batch::BATCH_BYTES;
+use super::batch::{BATCH_BYTES, Place};
 use super::begin::{Destination, where_to_begin};
+use super::cluster::{self, ClusterWriter};
 use super::data_dir::DataDir;
 use super::events::EventLog;
 use super::handover::{
@@ -205,8 +207,19 @@ impl Supervisor {
         let waits = running || self.source.spool.manifest().is_some();
         let (endpoint, key) = (self.plan.writer.endpoint.clone(), checkpoint_key.to_owned());
         let address = self.source.address.clone();
+        let (signature, list) = (self.signature(), self.cluster_list());
+        let (is_cluster, dir, events) =
+            (self.plan.writer.cluster, self.data_dir.path().to_owned(), self.events.clone());
         loop {
-            let error = match self.meanwhile(Destination::look(&endpoint, &key, &address)).await? {
+            let looking = async {
+                if is_cluster {
+                    let import_mode = |target| ImportMode::new(&dir, target);
+                    cluster::look(&endpoint, &signature, &list, import_mode, &events, waits).await
+                } else {
+                    Destination::look(&endpoint, &key, &address).await
+                }
+            };
+            let error = match self.meanwhile(looking).await? {
                 Ok(destination) => {
                     self.publisher.destination_server = destination.server.clone();
                     if let Some(text) = &destination.tried {
@@ -270,6 +283,7 @@ impl Supervisor {
         let ledger =
             Ledger::open(self.source.spool.dir(), begun).map_err(|error| data_dir_failed(error.into()))?;
         let (batches, queue) = mpsc::channel(2);
+        let resume = start.resume.clone();
         let replay = Replay {
             shared: self.source.clone(),
             events: self.events.clone(),
@@ -280,7 +294,8 @@ impl Supervisor {
             on_existing_key: self.plan.advanced.on_existing_key,
             on_bad_value: self.plan.policy.on_bad_value,
             empty_destination: self.plan.advanced.empty_db_before_sync,
-            building_key: building_key(self.data_dir.run_id()),
+            run_id: self.data_dir.run_id().to_owned(),
+            cluster: destination.cluster.is_some(),
             target: acceptance.target(),
             acceptance: acceptance.clone(),
             max_bulk_len: self.plan.advanced.max_bulk_len,
@@ -293,6 +308,35 @@ impl Supervisor {
             keeper: Keeper::new(ledger, checkpoint.as_ref(), self.plan.writer.endpoint.clone()),
             batches,
         };
+        let (replay_sender, replay_receiver) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("replay".into()).spawn(move || {
+            // A receiver that is gone means that the run has ended: nobody is left to tell.
+            let _ = replay_sender.send(replay.run());
+        });
+        thread.map_err(|error| outcome(exit::SPOOL, format!("cannot start the replay thread: {error}")))?;
+        let import_mode = ImportMode::new(self.data_dir.path(), acceptance.target());
+        if let Some(begin) = destination.cluster {
+            let settings = cluster::Settings {
+                signature: self.signature(),
+                source: self.source.clone(),
+                shared: self.writer.clone(),
+                acceptance,
+                events: self.events.clone(),
+                quarantine: self.quarantine.clone(),
+                on_bad_value: self.plan.policy.on_bad_value,
+                import_mode,
+                repeated_until: resume.as_ref().map(|progress| Place {
+                    generation: progress.generation,
+                    stream: true,
+                    at: self.source.spool.received(),
+                }),
+                resume,
+                command_limit: self.plan.advanced.pipeline_count_limit,
+                list: self.cluster_list(),
+            };
+            let writer = ClusterWriter::new(settings, begin, self.wishes.subscribe(), queue);
+            return Ok(ApplySide { replay: replay_receiver, writer: tokio::spawn(writer.run()) });
+        }
         let writer = Writer {
             endpoint: self.plan.writer.endpoint.clone(),
             checkpoint_key: checkpoint_key.to_owned(),
@@ -306,17 +350,19 @@ impl Supervisor {
             events: self.events.clone(),
             quarantine: self.quarantine.clone(),
             on_bad_value: self.plan.policy.on_bad_value,
-            import_mode: ImportMode::new(self.data_dir.path(), acceptance.target()),
+            import_mode,
             wishes: self.wishes.subscribe(),
             batches: queue,
         };
-        let (replay_sender, replay_receiver) = oneshot::channel();
-        let thread = std::thread::Builder::new().name("replay".into()).spawn(move || {
-            // A receiver that is gone means that the run has ended: nobody is left to tell.
-            let _ = replay_sender.send(replay.run());
-        });
-        thread.map_err(|error| outcome(exit::SPOOL, format!("cannot start the replay thread: {error}")))?;
         Ok(ApplySide { replay: replay_receiver, writer: tokio::spawn(writer.run()) })
+    }
+
+    fn signature(&self) -> cluster::Signature {
+        cluster::Signature { run_id: self.data_dir.run_id().to_owned(), source: self.source.address.clone() }
+    }
+
+    fn cluster_list(&self) -> PathBuf {
+        self.source.spool.dir().join("cluster.json")
     }
 
     /// Starts the task that receives.
@@ -635,10 +681,15 @@ impl Supervisor {
 
     /// Removes what must not outlive the migration: checkpoint and half-built values on the destination, the spool here.
     pub(super) async fn forget(&mut self, checkpoint_key: &str) -> Result<(), String> {
+        let (lists, endpoint) = ([self.cluster_list()], &self.plan.writer.endpoint);
         let forgotten = async {
-            let mut connection = Connection::open(&self.plan.writer.endpoint).await?;
+            if self.plan.writer.cluster {
+                let (run_id, dir) = (self.data_dir.run_id(), self.data_dir.path());
+                return cluster::forget(endpoint, run_id, &lists, dir, &self.events).await;
+            }
+            let mut connection = Connection::open(endpoint).await?;
             connection.request(&[b"DEL", checkpoint_key.as_bytes()]).await?;
-            ImportMode::put_back(self.data_dir.path(), &mut connection, &self.events).await?;
+            ImportMode::put_back(self.data_dir.path(), &mut connection, &self.events, true).await?;
             // A value that was being built when the run was ended.
             for db in 0..u32::MAX {
                 if matches!(

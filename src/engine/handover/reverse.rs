@@ -40,9 +40,14 @@ pub fn directory(dir: &Path) -> PathBuf {
 pub fn plan(plan: &Plan, dir: &Path) -> Option<Plan> {
     let Reader::Sync(reader) = &plan.reader else { return None };
     let mut back = plan.clone();
-    back.reader =
-        Reader::Sync(SyncReader { endpoint: plan.writer.endpoint.clone(), sync_rdb: true, sync_aof: true });
-    back.writer = Writer { endpoint: reader.endpoint.clone() };
+    back.reader = Reader::Sync(SyncReader {
+        endpoint: plan.writer.endpoint.clone(),
+        cluster: false,
+        sync_rdb: true,
+        sync_aof: true,
+        full_sync_parallel: 0,
+    });
+    back.writer = Writer { endpoint: reader.endpoint.clone(), cluster: false };
     back.advanced.dir = directory(dir);
     back.advanced.empty_db_before_sync = false;
     back.advanced.on_existing_key = OnExistingKey::Rewrite;
