@@ -26,8 +26,8 @@ pub struct Destination {
     pub tried: Option<String>,
     /// "redis 7.2.4".
     pub server: Option<String>,
-    /// `run_id` of INFO.
-    pub run_id: Option<String>,
+    /// `run_id` of INFO, of each node.
+    pub run_ids: Vec<String>,
     /// How far a former run has come.
     pub checkpoint: Option<Progress>,
     /// The same as it stands there.
@@ -82,7 +82,7 @@ impl Destination {
             acceptance,
             tried,
             server: source::server_name(told),
-            run_id: info_field(told, "run_id").map(str::to_owned),
+            run_ids: info_field(told, "run_id").map(str::to_owned).into_iter().collect(),
             checkpoint,
             checkpoint_text,
             cluster: None,

@@ -137,7 +137,7 @@ impl ClusterWriter {
         let elsewhere: Vec<(usize, u16)> = keys.iter().copied().filter(|(_, slot)| *slot != target).collect();
         for (number, (at, slot)) in elsewhere.into_iter().enumerate() {
             let Some(key) = arguments.get(at) else { continue };
-            let copy = slots::copy_key(&self.settings.signature.run_id, target, number);
+            let copy = slots::copy_key(&self.settings.signature.id, target, number);
             let node = self.queues.owner(slot);
             let mut bytes = Vec::new();
             append_command(&mut bytes, &[b"DUMP", key]);

@@ -92,13 +92,13 @@ pub async fn look(
     let (endpoints, owners) = map_of(&cluster, configured)?;
     let name = signature.client_name();
     let mut connections = Vec::new();
-    let mut info = None;
+    let (mut info, mut run_ids) = (None, Vec::new());
     for endpoint in &endpoints {
         let mut connection = Connection::open(endpoint).await?;
         close_others(&mut connection, &name, events).await?;
-        if info.is_none() {
-            info = Some(tell(&mut connection).await?);
-        }
+        let own = tell(&mut connection).await?;
+        run_ids.extend(own.as_deref().and_then(|own| info_field(own, "run_id")).map(str::to_owned));
+        info.get_or_insert(own);
         connections.push(connection);
     }
     let info = info.flatten();
@@ -128,7 +128,7 @@ pub async fn look(
         acceptance,
         tried,
         server: source::server_name(told),
-        run_id: info_field(told, "run_id").map(str::to_owned),
+        run_ids,
         checkpoint: bound,
         checkpoint_text: None,
         cluster: Some(Begin {
@@ -252,7 +252,7 @@ async fn checkpoints(
     for part in asked.chunks(ASKED_AT_ONCE) {
         let mut bytes = Vec::new();
         for slot in part {
-            append_command(&mut bytes, &[b"HGET", &slots::checkpoint_key(&signature.run_id, *slot), field]);
+            append_command(&mut bytes, &[b"HGET", &slots::checkpoint_key(&signature.id, *slot), field]);
         }
         connection.send(&bytes, what).await?;
         for slot in part {
@@ -307,19 +307,15 @@ async fn lowest_mark(
     Ok(lowest)
 }
 
-/// Removes everything that this run keeps in the cluster.
+/// Removes everything that this line keeps in the cluster.
 pub async fn forget(
     configured: &Endpoint,
-    run_id: &str,
-    lists: &[std::path::PathBuf],
+    id: &str,
+    list: &Path,
     data_dir: &Path,
     events: &EventLog,
 ) -> Result<(), NetError> {
-    let mut seeds = vec![configured.clone()];
-    for list in lists {
-        seeds.extend(Listed::read(list).seeds(configured));
-    }
-    let cluster = discover(&seeds).await?;
+    let cluster = discover(&Listed::read(list).seeds(configured)).await?;
     let masters = cluster.masters();
     for (number, (node, endpoint)) in masters.iter().enumerate() {
         let mut connection = Connection::open(endpoint).await?;
@@ -329,7 +325,7 @@ pub async fn forget(
             for slot in part {
                 let [checkpoint, building, rebuilding] =
                     [slots::checkpoint_key, slots::building_key, slots::rebuilding_key]
-                        .map(|name| name(run_id, *slot));
+                        .map(|name| name(id, *slot));
                 append_command(&mut bytes, &[b"DEL", &checkpoint, &building, &rebuilding]);
             }
             connection.send(&bytes, "DEL of the checkpoints").await?;
@@ -348,8 +344,6 @@ pub async fn forget(
         let last = number + 1 == masters.len();
         ImportMode::put_back(data_dir, &mut connection, events, last).await?;
     }
-    for list in lists {
-        let _ = fs::remove_file(list);
-    }
+    let _ = fs::remove_file(list);
     Ok(())
 }

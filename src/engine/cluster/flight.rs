@@ -20,8 +20,8 @@ use crate::resp::{Reply, append_command};
 /// Whose checkpoints are set.
 #[derive(Debug, Clone)]
 pub struct Signature {
-    /// The run.
-    pub run_id: String,
+    /// Names the line among all that ever write to the destination.
+    pub id: String,
     /// Name of the source.
     pub source: String,
 }
@@ -36,20 +36,20 @@ impl Signature {
     pub fn client_name(&self) -> String {
         let source: String =
             self.source.chars().map(|c| if c.is_ascii_graphic() { c } else { '_' }).collect();
-        format!("shakedeck:{}:{source}", self.run_id)
+        format!("shakedeck:{}:{source}", self.id)
     }
 
     /// Appends the command that sets a slot's checkpoint: a place in the stream.
     pub fn append_checkpoint(&self, out: &mut Vec<u8>, slot: u16, replid: &Replid, upto: Place) {
         let at = Position::Stream { offset: upto.at, db: 0 };
         let text = Progress { replid: replid.clone(), generation: upto.generation, at }.to_string();
-        let key = checkpoint_key(&self.run_id, slot);
+        let key = checkpoint_key(&self.id, slot);
         append_command(out, &[b"HSET", &key, self.source.as_bytes(), text.as_bytes()]);
     }
 
     /// Appends the command that sets a node's mark, which lies in `slot`.
     pub fn append_mark(&self, out: &mut Vec<u8>, slot: u16, progress: &Progress) {
-        let key = checkpoint_key(&self.run_id, slot);
+        let key = checkpoint_key(&self.id, slot);
         append_command(out, &[b"HSET", &key, self.mark_field().as_bytes(), progress.to_string().as_bytes()]);
     }
 }
@@ -239,7 +239,7 @@ mod tests {
 
     #[test]
     fn only_groups_that_need_it_become_transactions() {
-        let signature = Signature { run_id: "r".into(), source: "s:1".into() };
+        let signature = Signature { id: "r".into(), source: "s:1".into() };
         let replid = Replid::parse(&"0f".repeat(20)).unwrap();
         let mut bytes = Vec::new();
         assert_eq!(

@@ -204,7 +204,7 @@ impl ClusterWriter {
             std::str::from_utf8(ttl).ok().and_then(|ttl| ttl.parse::<i64>().ok()).filter(|ttl| *ttl > 0);
         let expire_at_ms =
             ttl.map(|ttl| if has(b"ABSTTL") { ttl } else { ttl.saturating_add(unix_ms() as i64) });
-        let aside = slots::rebuilding_key(&self.settings.signature.run_id, instead.slot);
+        let aside = slots::rebuilding_key(&self.settings.signature.id, instead.slot);
         let rebuild = Rebuild {
             key: &aside,
             target: self.settings.acceptance.target(),

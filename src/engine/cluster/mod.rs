@@ -453,7 +453,7 @@ impl ClusterWriter {
                 return Err(self.begin_again(Some(number), "another node has taken its place".into()));
             }
             let slot = self.nodes.get(number).and_then(|node| node.mark_slot);
-            let key = slots::checkpoint_key(&self.settings.signature.run_id, slot.unwrap_or_default());
+            let key = slots::checkpoint_key(&self.settings.signature.id, slot.unwrap_or_default());
             if slot.is_some() && takes_writes(&endpoint, &key).await {
                 let reason = "no answer, but it answers on a new connection: this link leads nowhere";
                 return Err(self.begin_again(Some(number), reason.into()));

@@ -28,23 +28,23 @@ pub fn tag_of(slot: u16) -> &'static str {
 }
 
 /// Hash of the checkpoints of one slot; fields are the sources.
-pub fn checkpoint_key(run_id: &str, slot: u16) -> Vec<u8> {
-    format!("shakedeck:checkpoint:{run_id}:{{{}}}", tag_of(slot)).into_bytes()
+pub fn checkpoint_key(id: &str, slot: u16) -> Vec<u8> {
+    format!("shakedeck:checkpoint:{id}:{{{}}}", tag_of(slot)).into_bytes()
 }
 
 /// Where a value is built that cannot be written in one piece.
-pub fn building_key(run_id: &str, slot: u16) -> Vec<u8> {
-    format!("shakedeck:building:{run_id}:{{{}}}", tag_of(slot)).into_bytes()
+pub fn building_key(id: &str, slot: u16) -> Vec<u8> {
+    format!("shakedeck:building:{id}:{{{}}}", tag_of(slot)).into_bytes()
 }
 
 /// Where a value is built whose RESTORE was refused.
-pub fn rebuilding_key(run_id: &str, slot: u16) -> Vec<u8> {
-    format!("shakedeck:rebuilding:{run_id}:{{{}}}", tag_of(slot)).into_bytes()
+pub fn rebuilding_key(id: &str, slot: u16) -> Vec<u8> {
+    format!("shakedeck:rebuilding:{id}:{{{}}}", tag_of(slot)).into_bytes()
 }
 
 /// The copy of a key of another slot, for as long as a transaction runs.
-pub fn copy_key(run_id: &str, slot: u16, number: usize) -> Vec<u8> {
-    format!("shakedeck:copy:{run_id}:{{{}}}:{number}", tag_of(slot)).into_bytes()
+pub fn copy_key(id: &str, slot: u16, number: usize) -> Vec<u8> {
+    format!("shakedeck:copy:{id}:{{{}}}:{number}", tag_of(slot)).into_bytes()
 }
 
 #[cfg(test)]

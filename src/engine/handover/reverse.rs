@@ -42,10 +42,9 @@ pub fn plan(plan: &Plan, dir: &Path) -> Option<Plan> {
     let mut back = plan.clone();
     back.reader = Reader::Sync(SyncReader {
         endpoint: plan.writer.endpoint.clone(),
-        cluster: false,
         sync_rdb: true,
         sync_aof: true,
-        full_sync_parallel: 0,
+        ..reader.clone()
     });
     back.writer = Writer { endpoint: reader.endpoint.clone(), cluster: false };
     back.advanced.dir = directory(dir);

@@ -111,8 +111,8 @@ pub struct Replay {
     pub on_bad_value: OnBadValue,
     /// `empty_db_before_sync`
     pub empty_destination: bool,
-    /// Names the migration, and what it keeps on the destination.
-    pub run_id: String,
+    /// Names the line, and what it keeps on the destination.
+    pub id: String,
     /// The destination is a cluster.
     pub cluster: bool,
     /// What the destination is.
@@ -208,9 +208,9 @@ impl Replay {
             Ok(()) => true,
             Err(mpsc::error::TrySendError::Closed(_)) => false,
             Err(mpsc::error::TrySendError::Full(full)) => {
-                self.shared.held_back_by.store(1, Relaxed);
+                self.shared.held_back.store(true, Relaxed);
                 let sent = self.batches.blocking_send(full).is_ok();
-                self.shared.held_back_by.store(0, Relaxed);
+                self.shared.held_back.store(false, Relaxed);
                 sent
             }
         }
@@ -219,8 +219,8 @@ impl Replay {
     /// Where a value is built that becomes `key`: in a cluster in the same slot.
     fn building_key(&self, key: &[u8]) -> Vec<u8> {
         match self.cluster {
-            true => slots::building_key(&self.run_id, slot_of(key)),
-            false => building_key(&self.run_id),
+            true => slots::building_key(&self.id, slot_of(key)),
+            false => building_key(&self.id),
         }
     }
 

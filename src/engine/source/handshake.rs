@@ -25,7 +25,7 @@ impl Source {
         if let Reply::Bulk(info) = connection.request(&[b"INFO"]).await? {
             let info = String::from_utf8_lossy(&info).into_owned();
             let run_id = info_field(&info, "run_id");
-            if run_id.is_some() && run_id == self.destination_run_id.as_deref() {
+            if run_id.is_some_and(|id| self.destination_run_ids.iter().any(|other| other == id)) {
                 return Err(NetError::Refused {
                     address: connection.address.clone(),
                     what: "the migration".into(),
@@ -132,7 +132,8 @@ impl Source {
     }
 
     pub(super) fn refused(&self, reply: String) -> NetError {
-        let user = self.reader.endpoint.username.as_deref().unwrap_or("default");
+        let endpoint = self.endpoint();
+        let user = endpoint.username.as_deref().unwrap_or("default");
         let cure = if reply.starts_with("NOPERM") {
             format!(
                 "On the source: ACL SETUSER {user} +psync +replconf +ping (and +info, +config|get for more detail here)."
@@ -151,7 +152,7 @@ impl Source {
         } else {
             "Look at the source's log for the reason.".into()
         };
-        NetError::Refused { address: self.reader.endpoint.address.clone(), what: "PSYNC".into(), reply, cure }
+        NetError::Refused { address: endpoint.address, what: "PSYNC".into(), reply, cure }
     }
 }
 

@@ -14,16 +14,17 @@ use std::time::{Duration, Instant};
 use bytes::Buf;
 use memchr::memmem;
 use tokio::io::AsyncReadExt;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use self::waiting::Alive;
 use super::events::{EventLog, unix_ms};
 use super::net::{Connection, NetError};
 use super::room::Room;
+use super::shard::{Site, Turns};
 use super::shared::SourceShared;
 use super::spool::{SpoolError, SpoolWriter};
-use crate::config::{self, Policy, SyncReader};
+use crate::config::{self, Endpoint, Policy};
 use crate::format;
 use crate::psync::{EOF_MARK_LEN, EofFinder, EofSearch, PsyncReply, Replid, Transfer, replconf_ack};
 use crate::status::Phase;
@@ -87,14 +88,16 @@ pub enum SourceError {
 
 /// The task of one source.
 pub struct Source {
-    /// `[sync_reader]`.
-    pub reader: SyncReader,
     /// `[spool]`.
     pub limits: config::Spool,
     /// `[policy]`.
     pub policy: Policy,
-    /// `run_id` of the destination: a server must not be copied onto itself.
-    pub destination_run_id: Option<String>,
+    /// Where its master is.
+    pub site: Site,
+    /// Whose turn it is to save a data set.
+    pub turns: Arc<Turns>,
+    /// `run_id` of the destination's nodes: a server must not be copied onto itself.
+    pub destination_run_ids: Vec<String>,
     /// What it tells.
     pub shared: Arc<SourceShared>,
     /// Sentences for the operator.
@@ -198,12 +201,19 @@ impl Source {
         }
         let mut stop = self.stop.clone();
         let opening = async {
-            let mut connection = Connection::open(&self.reader.endpoint).await?;
+            let endpoint = self.site.locate().await?;
+            self.shared.found_at(&endpoint);
+            let mut connection = Connection::open(&endpoint).await?;
             if !*accepted {
                 self.shared.enter(Phase::Handshake, None);
             }
             self.handshake(&mut connection).await?;
             Ok::<_, NetError>(connection)
+        };
+        // Held until the RDB is whole here.
+        let turn = tokio::select! {
+            turn = self.turn() => turn,
+            () = stopped(&mut stop) => return Ok(SessionEnd::Stopped),
         };
         let mut connection = tokio::select! {
             connection = opening => connection?,
@@ -245,6 +255,7 @@ impl Source {
                 if let Some(end) = end {
                     return Ok(end);
                 }
+                drop(turn);
             }
             PsyncReply::RetryLater(reply) | PsyncReply::Refused(reply) => {
                 return Err(self.refused(reply).into());
@@ -549,17 +560,38 @@ impl Source {
         }
     }
 
+    /// Waits until this source may be asked for its RDB, if it will be.
+    async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        if self.shared.spool.manifest().is_some_and(|manifest| manifest.rdb_len.is_some()) {
+            return None;
+        }
+        let address = self.site.last().address;
+        let taking = self.turns.take(&address);
+        tokio::pin!(taking);
+        tokio::select! {
+            biased;
+            turn = &mut taking => return turn,
+            () = std::future::ready(()) => {}
+        }
+        self.shared.enter(
+            Phase::Connecting,
+            Some("waiting for its turn: other full syncs are received first ([sync_reader] full_sync_parallel)".into()),
+        );
+        taking.await
+    }
+
+    /// Where its master is, or was last.
+    fn endpoint(&self) -> Endpoint {
+        self.shared.endpoint().unwrap_or_else(|| self.site.last())
+    }
+
     /// Grows with every byte received.
     fn progress(&self) -> u64 {
         self.shared.bytes_received.load(Relaxed)
     }
 
     fn silent(&self, what: &str) -> NetError {
-        NetError::Timeout {
-            address: self.reader.endpoint.address.clone(),
-            what: what.into(),
-            limit: SILENCE_LIMIT,
-        }
+        NetError::Timeout { address: self.endpoint().address, what: what.into(), limit: SILENCE_LIMIT }
     }
 
     fn rdb_cut(&self, connection: &Connection, received: u64, total: Option<u64>) -> NetError {
