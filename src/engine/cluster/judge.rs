@@ -125,7 +125,7 @@ impl ClusterWriter {
         for (index, refusal) in refusals {
             let Some(command) = group.commands.get(index).copied() else { continue };
             let kind = command.kind;
-            if command.repeated && only_repeated(&refusal) {
+            if command.repeated && !command.once && only_repeated(&refusal) {
                 continue;
             }
             let arguments = group.arguments(index);

@@ -31,7 +31,7 @@ pub struct Group {
     pub slot: u16,
     /// Every command of the slot that begins before this place is in this group or was before it.
     pub upto: Place,
-    /// Numbers of the batches that its commands come from, ascending.
+    /// Numbers of the batches that its commands come from, each as often as it was counted.
     pub rows: Vec<u64>,
     /// The commands in RESP.
     pub bytes: Vec<u8>,
@@ -93,15 +93,8 @@ impl Group {
             later.commands.into_iter().map(|command| Command { start: command.start + offset, ..command }),
         );
         self.upto = self.upto.max(later.upto);
-        for row in later.rows {
-            self.note_row(row);
-        }
-    }
-
-    fn note_row(&mut self, row: u64) {
-        if !self.rows.contains(&row) {
-            self.rows.push(row);
-        }
+        // The same number may stand in both: then both count.
+        self.rows.extend(later.rows);
     }
 }
 
@@ -183,8 +176,10 @@ impl Queues {
         let before = group.bytes.len();
         group.push(kind, once, repeated, write);
         group.upto = group.upto.max(upto);
-        let first_of_row = !group.rows.contains(&row);
-        group.note_row(row);
+        let first_of_row = group.rows.last() != Some(&row);
+        if first_of_row {
+            group.rows.push(row);
+        }
         self.bytes += group.bytes.len() - before;
         if begins {
             self.enqueue(slot);
