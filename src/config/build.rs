@@ -33,6 +33,15 @@ pub(super) fn build(settings: &mut Settings, outside: &Outside<'_>) -> Option<Pl
     if let (Some(Reader::Sync(reader)), Some(writer)) = (&reader, &writer) {
         different_servers(settings, &reader.endpoint.address, &writer.endpoint.address);
     }
+    let clusters = matches!(&reader, Some(Reader::Sync(reader)) if reader.cluster)
+        || writer.as_ref().is_some_and(|writer| writer.cluster);
+    if clusters && settings.flag("cutover", "reverse") {
+        settings.problem(
+            settings.at("cutover", "reverse"),
+            "not supported yet: a reverse link from or to a cluster",
+            "write `reverse = false`",
+        );
+    }
     module(settings);
     ignored(settings, &mut notices);
     Some(Plan {
