@@ -408,7 +408,8 @@ impl Line {
         let endpoint = &self.plan.writer.endpoint;
         let forgotten = async {
             if self.plan.writer.cluster {
-                return cluster::forget(endpoint, &self.id, &self.marks_list(), &self.dir, &self.events).await;
+                return cluster::forget(endpoint, &self.id, &self.marks_list(), &self.dir, &self.events)
+                    .await;
             }
             let mut connection = Connection::open(endpoint).await?;
             connection.request(&[b"DEL", checkpoint_key.as_bytes()]).await?;
