@@ -97,7 +97,7 @@ impl NetError {
             NetError::Connect { .. } | NetError::Timeout { .. } | NetError::Lost { .. } => true,
             NetError::Tls { .. } | NetError::Protocol { .. } => false,
             NetError::Refused { reply, .. } => {
-                ["LOADING", "BUSY", "MASTERDOWN", "NOMASTERLINK", "TRYAGAIN"]
+                ["LOADING", "BUSY", "MASTERDOWN", "NOMASTERLINK", "TRYAGAIN", "CLUSTERDOWN", "MOVED", "ASK "]
                     .iter()
                     .any(|code| reply.starts_with(code))
                     || reply.contains("max number of clients")

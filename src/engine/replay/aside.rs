@@ -11,7 +11,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc;
 
-use super::super::batch::{Batch, CommandKind};
+use super::super::batch::{Batch, CommandKind, Counted};
 use super::super::events::unix_ms;
 use super::super::spool::{RdbReader, ReadEnd};
 use super::{End, Replay, ReplayError};
@@ -30,6 +30,14 @@ pub(super) struct LargeKey {
     pub expire_at_ms: Option<i64>,
     pub type_byte: u8,
     pub dialect: Dialect,
+}
+
+/// What a value that has been built is to be called.
+pub(super) struct Name<'a> {
+    /// The key that it was built under.
+    pub built: &'a [u8],
+    pub key: &'a [u8],
+    pub expire_at_ms: Option<i64>,
 }
 
 /// What a pass over a value ahead of the decoder has come to.
@@ -72,7 +80,9 @@ impl Replay {
         large: &LargeKey,
         existing: OnExistingKey,
     ) -> Result<Option<End>, ReplayError> {
-        self.note_building(large.db);
+        let building = self.building_key(&large.key);
+        // It may be left behind by a crash.
+        self.note(large.db, &building);
         let at = decoder.position();
         let mut ahead = Ahead::default();
         match self.look(generation, at, large, &mut |element| ahead.add(element))? {
@@ -84,7 +94,7 @@ impl Replay {
             Looked::Ended(end) => return Ok(Some(end)),
         }
         let mut builder = CommandBuilder::new(Rebuild {
-            key: &self.building_key,
+            key: &building,
             target: self.target,
             replace: true,
             expire_at_ms: None,
@@ -107,10 +117,11 @@ impl Replay {
         };
         let fields_end = ahead.fields_end && self.target.has_field_ttl();
         if let Some((command, expected)) = ahead.size {
-            let Some(counted) = self.count(batch, command) else { return Ok(Some(End::Stopped)) };
+            let Some(counted) = self.count(batch, &building, command) else { return Ok(Some(End::Stopped)) };
             let flaw = match counted {
-                Ok(found) if found == expected => None,
-                Ok(found) => {
+                Ok(None) => None,
+                Ok(Some(found)) if found == expected => None,
+                Ok(Some(found)) => {
                     let mut ended = 0;
                     if fields_end && found < expected {
                         let now = i64::try_from(unix_ms()).unwrap_or(i64::MAX);
@@ -130,13 +141,14 @@ impl Replay {
                 }
             };
             if let Some(reason) = flaw {
-                batch.push(CommandKind::Rebuild, &[self.target.unlink(), &self.building_key]);
+                batch.push(CommandKind::Rebuild, &[self.target.unlink(), &building]);
                 self.set_aside(large.db, &large.key, &reason, &[])?;
                 return Ok(None);
             }
         }
         self.report_loss(&large.key, loss);
-        self.give_name(batch, &large.key, large.expire_at_ms, existing, fields_end);
+        let name = Name { built: &building, key: &large.key, expire_at_ms: large.expire_at_ms };
+        self.give_name(batch, name, existing, fields_end);
         batch.entries += 1;
         Ok(None)
     }
@@ -167,11 +179,11 @@ impl Replay {
         }
     }
 
-    /// Sends what there is and waits for the size of what has been built. `None`: the run is stopping. The inner error is the
-    /// destination's.
-    fn count(&self, batch: &mut Batch, command: &str) -> Option<Result<u64, String>> {
+    /// Sends what there is and waits for the size of what has been built. `None`: the run is stopping. What is inside: see
+    /// [`Batch::counted`].
+    fn count(&self, batch: &mut Batch, building: &[u8], command: &str) -> Option<Counted> {
         let (size, counted) = mpsc::channel();
-        batch.push(CommandKind::Count, &[command.as_bytes(), &self.building_key]);
+        batch.push(CommandKind::Count, &[command.as_bytes(), building]);
         batch.counted = Some(size);
         if !self.send(batch) {
             return None;
@@ -187,12 +199,11 @@ impl Replay {
     pub(super) fn give_name(
         &self,
         batch: &mut Batch,
-        key: &[u8],
-        expire_at_ms: Option<i64>,
+        name: Name<'_>,
         existing: OnExistingKey,
         fields_end: bool,
     ) {
-        let built = self.building_key.as_slice();
+        let Name { built, key, expire_at_ms } = name;
         let kind = CommandKind::Rename { existing, ends: fields_end || expire_at_ms.is_some() };
         if existing == OnExistingKey::Rewrite {
             // RENAME would do it, but not if the new value has ended.

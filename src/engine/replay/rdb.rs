@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::super::batch::{Batch, CommandKind, PairVerb, Position};
 use super::super::events::unix_ms;
 use super::super::spool::{Manifest, RdbReader, ReadEnd, SpoolError};
-use super::aside::LargeKey;
+use super::aside::{LargeKey, Name};
 use super::{End, Replay, ReplayError};
 use crate::config::{OnBadValue, OnExistingKey};
 use crate::format::escape;
@@ -54,6 +54,7 @@ impl Replay {
         loop {
             // A former run has applied this item if it had come past its first byte.
             let wanted = self.sync_rdb && decoder.position() >= skip;
+            batch.at = decoder.position();
             let item = match decoder.next() {
                 Ok(Some(item)) => item,
                 Ok(None) => break,
@@ -172,6 +173,7 @@ impl Replay {
         spool.rdb_ends_at(manifest.generation, decoder.position());
         batch.progress.at = Position::Rdb { offset, bytes: decoder.position(), db: batch.end_db };
         batch.source_bytes = decoder.position() - applied;
+        batch.at = decoder.position();
         if let Some(end) = self.sweep(manifest.generation, batch)? {
             return Ok(Some(end));
         }
@@ -284,11 +286,12 @@ impl Replay {
         on_existing_key: OnExistingKey,
     ) -> Result<Step, ReplayError> {
         let direct = on_existing_key == OnExistingKey::Rewrite;
+        let building = self.building_key(entry.key);
         if !direct {
-            self.note_building(entry.db);
+            self.note(entry.db, &building);
         }
         let rebuild = Rebuild {
-            key: if direct { entry.key } else { &self.building_key },
+            key: if direct { entry.key } else { &building },
             target: self.target,
             replace: true,
             expire_at_ms: entry.expire_at_ms.filter(|_| direct),
@@ -310,7 +313,8 @@ impl Replay {
                 }
                 if !direct {
                     // Nobody can take it away within a transaction: if it is missing, all of its fields have ended.
-                    self.give_name(batch, entry.key, entry.expire_at_ms, on_existing_key, true);
+                    let name = Name { built: &building, key: entry.key, expire_at_ms: entry.expire_at_ms };
+                    self.give_name(batch, name, on_existing_key, true);
                 }
                 batch.entries += 1;
                 self.report_loss(entry.key, loss);

@@ -51,7 +51,7 @@ impl Writer {
                     match (result, kind) {
                         (Reply::Error(error), _) => refusals.push((index, Refusal::Error(error.clone()))),
                         (Reply::Integer(size), Some(CommandKind::Count)) => {
-                            flight.batch.tell_size(Ok(u64::try_from(*size).unwrap_or_default()));
+                            flight.batch.tell_size(Ok(Some(u64::try_from(*size).unwrap_or_default())));
                         }
                         (Reply::Integer(0), Some(CommandKind::SetIfNone | CommandKind::Rename { .. }))
                         | (Reply::Null, Some(CommandKind::SetIfMissing)) => {
@@ -340,12 +340,12 @@ impl Writer {
 }
 
 /// Which argument is the key that the operator knows.
-fn named_by(kind: CommandKind) -> usize {
+pub fn named_by(kind: CommandKind) -> usize {
     if matches!(kind, CommandKind::Rename { .. }) { 2 } else { 1 }
 }
 
 /// Whether the time that EXPIREAT or PEXPIREAT sets has passed.
-fn renewal_is_over(arguments: &[&[u8]], now_ms: u64) -> bool {
+pub fn renewal_is_over(arguments: &[&[u8]], now_ms: u64) -> bool {
     let [verb, _, time, ..] = arguments else { return false };
     let unit = if verb.eq_ignore_ascii_case(b"EXPIREAT") { 1000 } else { 1 };
     let time = std::str::from_utf8(time).ok().and_then(|time| time.parse::<i64>().ok());

@@ -235,7 +235,7 @@ async fn ask_again(connection: &mut Connection, batch: &Batch) -> Result<Vec<(us
             // The key is there: it was accepted the first time.
             (_, Reply::Error(error)) if error.starts_with("BUSYKEY") => {}
             (CommandKind::Count, Reply::Integer(size)) => {
-                batch.tell_size(Ok(u64::try_from(size).unwrap_or_default()));
+                batch.tell_size(Ok(Some(u64::try_from(size).unwrap_or_default())));
             }
             (kind, Reply::Error(error)) if kind.restores() || kind == CommandKind::Count => {
                 refusals.push((index, Refusal::Error(error)))
