@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::super::batch::CommandKind;
 use super::super::events::unix_ms;
 use super::super::rules::{Rule, refuses_payload, rule};
-use super::super::writer::{WriterError, renewal_is_over};
+use super::super::writer::{WriterError, ended_while_built, renewal_is_over};
 use super::flight::{Outcome, Refusal, outcome};
 use super::queue::Group;
 use super::{ClusterWriter, HOLD, slots};
@@ -141,6 +141,9 @@ impl ClusterWriter {
             }
             let arguments = group.arguments(index);
             if refusal == Refusal::KeyMissing && renewal_is_over(&arguments, self.settings.source.now_ms()) {
+                continue;
+            }
+            if matches!(&refusal, Refusal::Error(error) if ended_while_built(&arguments, error)) {
                 continue;
             }
             let verb = escape(arguments.first().copied().unwrap_or_default(), 20);
