@@ -309,6 +309,8 @@ pub struct WriterShared {
     pub reconnects: AtomicU64,
     /// Error answers.
     pub errors: AtomicU64,
+    /// MOVED and ASK answers.
+    pub redirects: AtomicU64,
     details: Mutex<WriterDetails>,
 }
 
@@ -325,6 +327,8 @@ pub struct WriterDetails {
     pub latencies: VecDeque<(Instant, f64)>,
     /// The last error.
     pub last_error: Option<String>,
+    /// Slots that the node serves ("0-5460").
+    pub slots: Option<String>,
 }
 
 impl WriterDetails {
@@ -352,7 +356,9 @@ impl WriterShared {
             retries: AtomicU64::new(0),
             reconnects: AtomicU64::new(0),
             errors: AtomicU64::new(0),
+            redirects: AtomicU64::new(0),
             details: Mutex::new(WriterDetails {
+                slots: None,
                 state: WriterState::Connecting,
                 reason: None,
                 oldest: None,

@@ -34,7 +34,18 @@ impl ClusterWriter {
             }
         };
         let size = size(&group, &replies);
-        match outcome(&group, replies) {
+        let outcome = outcome(&group, replies);
+        if let Some(shared) = self.nodes.get(node).map(|node| &node.shared) {
+            match &outcome {
+                Outcome::Moved(..) => _ = shared.redirects.fetch_add(1, Relaxed),
+                Outcome::Later(reason, _) if reason.starts_with("ASK ") => {
+                    _ = shared.redirects.fetch_add(1, Relaxed)
+                }
+                Outcome::Later(..) => _ = shared.retries.fetch_add(1, Relaxed),
+                _ => {}
+            }
+        }
+        match outcome {
             Outcome::Done(refusals) => {
                 if let Some(size) = size {
                     self.tell_size(Ok(Some(size)));
@@ -49,7 +60,6 @@ impl ClusterWriter {
             }
             Outcome::Moved(address, ran) => {
                 again(&mut group, ran);
-                self.settings.shared.retries.fetch_add(1, Relaxed);
                 let slot = group.slot;
                 self.slot_moved(node, slot, &address)?;
                 let hold = (self.queues.owner(slot) == node).then(|| Instant::now() + HOLD);
@@ -57,7 +67,6 @@ impl ClusterWriter {
             }
             Outcome::Later(reason, ran) => {
                 again(&mut group, ran);
-                self.settings.shared.retries.fetch_add(1, Relaxed);
                 let slot = group.slot;
                 self.queues.put_back(group, taken, Some(Instant::now() + HOLD));
                 self.not_now(node, format!("slot {slot}: {reason}"))?;
@@ -75,7 +84,7 @@ impl ClusterWriter {
                 }
             }
             Outcome::Stop(index, error) => {
-                if error.starts_with("NOPERM") && self.settings.shared.entries.load(Relaxed) > 0 {
+                if error.starts_with("NOPERM") && self.settings.source.entries_applied.load(Relaxed) > 0 {
                     // Taken away after the first entries: a state that passes.
                     self.queues.put_back(group, taken, Some(Instant::now() + HOLD));
                     return self.not_now(node, error);
@@ -94,6 +103,7 @@ impl ClusterWriter {
             return Err(self.begin_again(Some(from), reason));
         };
         self.queues.set_owner(slot, to);
+        [from, to].into_iter().for_each(|node| self.show_slots(node));
         if self.nodes.get(to).is_some_and(|node| node.mark_slot.is_none()) {
             self.choose_mark_slot(to, None);
         }
@@ -109,13 +119,14 @@ impl ClusterWriter {
             return Err(self.begin_again(Some(node), reason));
         }
         let name = self.nodes.get(node).map(|node| node.endpoint.address.to_string()).unwrap_or_default();
-        let shared = &self.settings.shared;
         let kind =
             reason.split(": ").nth(1).unwrap_or(&reason).split(' ').next().unwrap_or_default().to_owned();
         let text = format!("{name}: waiting, nothing is lost: {reason}");
         // Once by kind: a thousand slots may be on the move.
         self.settings.events.reject(&self.node_name(), EventLevel::Warn, &kind, "sent again", &reason, &text);
-        shared.enter(WriterState::Waiting, Some(text));
+        if let Some(node) = self.nodes.get(node) {
+            node.shared.enter(WriterState::Waiting, Some(text));
+        }
         Ok(())
     }
 

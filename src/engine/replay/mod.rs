@@ -8,6 +8,7 @@ mod aside;
 mod rdb;
 mod stream;
 mod sweep;
+mod walk;
 
 pub use sweep::Keeper;
 
@@ -25,7 +26,7 @@ use super::shard::Shard;
 use super::shared::SourceShared;
 use super::spool::{Manifest, SpoolError, StreamReadError};
 use crate::command::slot_of;
-use crate::config::{Filter, OnBadValue, OnExistingKey};
+use crate::config::{Filter, OnExistingKey, Policy};
 use crate::rdb::RdbError;
 pub use crate::rdb::dump::Target;
 use crate::resp::RespError;
@@ -109,8 +110,8 @@ pub struct Replay {
     pub sync_aof: bool,
     /// `rdb_restore_command_behavior`
     pub on_existing_key: OnExistingKey,
-    /// `[policy] on_bad_value`
-    pub on_bad_value: OnBadValue,
+    /// `[policy]`
+    pub policy: Policy,
     /// `empty_db_before_sync`
     pub empty_destination: bool,
     /// Names the line, and what it keeps on the destination.
