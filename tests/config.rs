@@ -243,8 +243,10 @@ fn every_supported_key_reaches_the_plan() {
                 server_name: Some("redis.example".to_owned()),
             }),
         },
+        cluster: false,
         sync_rdb: false,
         sync_aof: true,
+        full_sync_parallel: 0,
     };
     let expected = Plan {
         reader: Reader::Sync(reader),
@@ -255,6 +257,7 @@ fn every_supported_key_reaches_the_plan() {
                 password: Some(Secret::new("from-the-file")),
                 tls: None,
             },
+            cluster: false,
         },
         filter: Filter { allow_db: [1, 3].into(), block_db: [4].into() },
         advanced: Advanced {
