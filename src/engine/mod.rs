@@ -26,6 +26,7 @@ mod replay;
 mod resend;
 mod room;
 mod rules;
+mod sentinel;
 mod shared;
 mod source;
 mod spool;

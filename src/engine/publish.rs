@@ -289,6 +289,7 @@ impl Publisher {
         let held_back = source.held_back_by.load(Relaxed);
         SourceStatus {
             address: source.address.clone(),
+            connected_to: details.connected_to.clone(),
             role: details.role.clone().map(|role| if role == "slave" { "replica".into() } else { role }),
             phase: details.phase,
             reason: details.no_room.clone().or_else(|| details.reason.clone()),
@@ -345,6 +346,7 @@ impl Publisher {
         }
         DestinationStatus {
             address: writer.address.clone(),
+            connected_to: details.connected_to.clone(),
             state,
             reason,
             slots: None,

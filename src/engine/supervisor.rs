@@ -28,7 +28,7 @@ use super::outcome::{
 use super::publish::Publisher;
 use super::quarantine::Quarantine;
 use super::rdb_file;
-use super::replay::{Keeper, Replay, ReplayEnd, ReplayError, building_key};
+use super::replay::{Databases, Keeper, Replay, ReplayEnd, ReplayError, building_key};
 use super::shared::{SourceShared, Wishes, WriterShared};
 use super::source::{Source, SourceError};
 use super::verify::Verifying;
@@ -177,12 +177,12 @@ impl Supervisor {
                 Ok(destination) => destination,
                 Err(ending) => break ending,
             };
-            let destination_run_id = destination.run_id.clone();
+            let (destination_run_id, databases) = (destination.run_id.clone(), destination.databases);
             let apply = match self.start_applying(checkpoint_key, destination, source.is_some()) {
                 Ok(apply) => apply,
                 Err(outcome) => break Ending::Failed(outcome),
             };
-            let source = source.get_or_insert_with(|| self.start_source(destination_run_id));
+            let source = source.get_or_insert_with(|| self.start_source(destination_run_id, databases));
             if let Some(ending) = self.supervise(source, apply).await {
                 break ending;
             }
@@ -274,7 +274,11 @@ impl Supervisor {
             shared: self.source.clone(),
             events: self.events.clone(),
             quarantine: self.quarantine.clone(),
-            filter: self.plan.filter.clone(),
+            databases: Databases::new(
+                self.plan.filter.clone(),
+                self.plan.advanced.db_map.clone(),
+                destination.databases,
+            ),
             sync_rdb,
             sync_aof,
             on_existing_key: self.plan.advanced.on_existing_key,
@@ -320,7 +324,7 @@ impl Supervisor {
     }
 
     /// Starts the task that receives.
-    fn start_source(&self, destination_run_id: Option<String>) -> SourceTask {
+    fn start_source(&self, destination_run_id: Option<String>, databases: u32) -> SourceTask {
         let stop = self.stop_source.subscribe();
         let handle = match &self.plan.reader {
             Reader::Sync(reader) => {
@@ -329,6 +333,11 @@ impl Supervisor {
                     limits: self.plan.spool,
                     policy: self.plan.policy,
                     destination_run_id,
+                    databases: Databases::new(
+                        self.plan.filter.clone(),
+                        self.plan.advanced.db_map.clone(),
+                        databases,
+                    ),
                     shared: self.source.clone(),
                     events: self.events.clone(),
                     stop,

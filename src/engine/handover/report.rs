@@ -222,9 +222,6 @@ async fn count(plan: &Plan, source: &Endpoint, counts: &mut Vec<Counts>) -> Resu
 
 /// Keys, and keys with a time to live, by database.
 fn keyspace(info: &str, filter: &Filter) -> BTreeMap<u32, (u64, u64)> {
-    let kept = |db: &u32| {
-        !filter.block_db.contains(db) && (filter.allow_db.is_empty() || filter.allow_db.contains(db))
-    };
     let numbers = |db: u32| {
         let line = info_field(info, &format!("db{db}"))?;
         let number =
@@ -232,5 +229,5 @@ fn keyspace(info: &str, filter: &Filter) -> BTreeMap<u32, (u64, u64)> {
         Some((db, (number("keys=")?, number("expires=").unwrap_or(0))))
     };
     let dbs = info.lines().filter_map(|line| line.strip_prefix("db")?.split_once(':')?.0.parse().ok());
-    dbs.filter(kept).filter_map(numbers).collect()
+    dbs.filter(|db| filter.keeps_db(*db)).filter_map(numbers).collect()
 }

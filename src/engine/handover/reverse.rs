@@ -12,6 +12,7 @@
 //!
 //! There is no loop, because the line towards the destination has ended before this one applies anything.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -40,8 +41,13 @@ pub fn directory(dir: &Path) -> PathBuf {
 pub fn plan(plan: &Plan, dir: &Path) -> Option<Plan> {
     let Reader::Sync(reader) = &plan.reader else { return None };
     let mut back = plan.clone();
-    back.reader =
-        Reader::Sync(SyncReader { endpoint: plan.writer.endpoint.clone(), sync_rdb: true, sync_aof: true });
+    back.reader = Reader::Sync(SyncReader {
+        endpoint: plan.writer.endpoint.clone(),
+        sync_rdb: true,
+        sync_aof: true,
+        prefer_replica: false,
+        psync_names: BTreeMap::new(),
+    });
     back.writer = Writer { endpoint: reader.endpoint.clone() };
     back.advanced.dir = directory(dir);
     back.advanced.empty_db_before_sync = false;

@@ -5,6 +5,7 @@
 //! first ACK, may lose that one, and drops replicas that are silent for `repl-timeout`.
 
 mod handshake;
+mod replica;
 mod waiting;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use self::waiting::Alive;
 use super::events::{EventLog, unix_ms};
 use super::net::{Connection, NetError};
+use super::replay::Databases;
 use super::room::Room;
 use super::shared::SourceShared;
 use super::spool::{SpoolError, SpoolWriter};
@@ -95,6 +97,8 @@ pub struct Source {
     pub policy: Policy,
     /// `run_id` of the destination: a server must not be copied onto itself.
     pub destination_run_id: Option<String>,
+    /// Which databases are copied, and where to.
+    pub databases: Databases,
     /// What it tells.
     pub shared: Arc<SourceShared>,
     /// Sentences for the operator.
@@ -146,7 +150,9 @@ impl Source {
             self.shared.details().last_error = Some(text.clone());
             let transient = match &error {
                 // A wrong address should be said at once; a lost link should be mended for as long as it takes.
-                SourceError::Net(NetError::Connect { .. } | NetError::Timeout { .. }) => accepted,
+                SourceError::Net(
+                    NetError::Connect { .. } | NetError::Timeout { .. } | NetError::NoMaster { .. },
+                ) => accepted,
                 SourceError::Net(net) => net.is_transient(),
                 SourceError::Spool(spool) => spool.is_full(),
                 _ => false,
@@ -198,7 +204,7 @@ impl Source {
         }
         let mut stop = self.stop.clone();
         let opening = async {
-            let mut connection = Connection::open(&self.reader.endpoint).await?;
+            let mut connection = self.connect().await?;
             if !*accepted {
                 self.shared.enter(Phase::Handshake, None);
             }
@@ -252,6 +258,35 @@ impl Source {
         }
         *accepted = true;
         self.stream(&mut connection, writer).await
+    }
+
+    /// Connects to the server, or to a replica of it; says where that is if it is not plain from the configuration.
+    async fn connect(&self) -> Result<Connection, NetError> {
+        let endpoint = &self.reader.endpoint;
+        let (connection, instead) = if self.reader.prefer_replica {
+            let choice = replica::choose(endpoint).await?;
+            if let Some(info) = &choice.master_info {
+                self.must_not_be_destination(&endpoint.address, info)?;
+            }
+            (choice.connection, choice.instead)
+        } else {
+            (Connection::open(endpoint).await?, None)
+        };
+        if let Some(reason) = instead {
+            self.events
+                .warn(&self.node(), format!("prefer_replica: the server itself is read, because {reason}"));
+        }
+        let present = connection.address.to_string();
+        if connection.address != endpoint.address {
+            let mut details = self.shared.details();
+            if details.connected_to.as_ref() != Some(&present) {
+                self.events.info(&self.node(), format!("reading from {present}"));
+                details.connected_to = Some(present);
+            }
+        } else {
+            self.shared.details().connected_to = None;
+        }
+        Ok(connection)
     }
 
     /// Receives the RDB. Returns `Some` when the session must end.

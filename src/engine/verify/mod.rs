@@ -182,16 +182,12 @@ impl Run {
                 );
             }
         }
-        let kept = |db: &u32| {
-            !job.filter.block_db.contains(db)
-                && (job.filter.allow_db.is_empty() || job.filter.allow_db.contains(db))
-        };
         let mut databases: Vec<u32> = source_server
             .databases
             .keys()
             .chain(destination_server.databases.keys())
             .copied()
-            .filter(kept)
+            .filter(|db| job.filter.keeps_db(*db))
             .collect();
         databases.sort_unstable();
         databases.dedup();
