@@ -9,7 +9,7 @@
 //!  2  ui   headless   demo                            fronts: same input, never see each other
 //!  1  engine                                          all sockets, files, tasks, clocks
 //!  0  config  status  control  cutover  format        words that everybody shares
-//!     command  resp  psync  rdb  expiry  verify       pure: bytes in, values out. No tokio, no files, no clock
+//!     command  resp  psync  rdb  expiry  verify  topology   pure: bytes in, values out. No tokio, no files, no clock
 //! ```
 //!
 //! # The walk of one key
@@ -70,5 +70,6 @@ pub mod psync;
 pub mod rdb;
 pub mod resp;
 pub mod status;
+pub mod topology;
 pub mod ui;
 pub mod verify;

@@ -35,7 +35,7 @@ const PURE: &[&str] = &[
 ];
 const LAYER_0: &[&str] = &[
     "config", "status", "control", "cutover", "format", "resp", "command", "psync", "entry", "filter",
-    "function", "rdb", "expiry", "verify",
+    "function", "rdb", "expiry", "verify", "topology",
 ];
 
 const RULES: &[Rule] = &[
@@ -67,6 +67,7 @@ const RULES: &[Rule] = &[
     pure("rdb"),
     pure("expiry"),
     pure("verify"),
+    pure("topology"),
     Rule { module: "engine", may_use: LAYER_0, forbidden: &["ratatui", "crossterm", "clap", "tui_logger"] },
     Rule {
         module: "ui",

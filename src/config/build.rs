@@ -26,7 +26,9 @@ pub(super) fn build(settings: &mut Settings, outside: &Outside<'_>) -> Option<Pl
     };
     let writer = match writer_section {
         Some("redis_writer") => {
-            endpoint(settings, "redis_writer", outside, &mut notices).map(|endpoint| Writer { endpoint })
+            let cluster = settings.flag("redis_writer", "cluster");
+            endpoint(settings, "redis_writer", outside, &mut notices)
+                .map(|endpoint| Writer { endpoint, cluster })
         }
         _ => None,
     };
@@ -135,7 +137,15 @@ fn sync_reader(
     let prefer_replica = settings.flag(SECTION, "prefer_replica");
     let psync_names = psync_names(settings);
     let endpoint = endpoint(settings, SECTION, outside, notices)?;
-    Some(SyncReader { endpoint, sync_rdb, sync_aof, prefer_replica, psync_names })
+    Some(SyncReader {
+        endpoint,
+        cluster: settings.flag(SECTION, "cluster"),
+        sync_rdb,
+        sync_aof,
+        prefer_replica,
+        psync_names,
+        full_sync_parallel: settings.number(SECTION, "full_sync_parallel") as usize,
+    })
 }
 
 /// `aws_psync`: `host:port@name` with commas between, the name being what that node calls PSYNC.

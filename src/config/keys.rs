@@ -116,7 +116,6 @@ const fn other(name: &'static str, groups: &'static [&'static [Key]]) -> Section
 const ANY: Kind = Kind::Int { min: 0, max: i64::MAX as u64 };
 const PORT: Kind = Kind::Int { min: 0, max: 65535 };
 
-const NO_CLUSTER: &str = "write the address of one standalone server and `cluster = false`";
 const NO_FILTER: &str = "remove it: only `allow_db` and `block_db` filter for now";
 
 /// How to reach a server: the same keys on both sides.
@@ -127,7 +126,7 @@ const ENDPOINT: &[Key] = &[
     yes("password_file", Kind::Text, "\"\""),
     yes("tls", Kind::Flag, "false"),
     yes("tls_insecure", Kind::Flag, "false"),
-    later("cluster", Kind::Flag, "false", NO_CLUSTER),
+    yes("cluster", Kind::Flag, "false"),
     yes("address_map", Kind::AddressMap, "{}"),
 ];
 
@@ -152,6 +151,7 @@ const SYNC_READER: &[Key] = &[
     yes("sync_aof", Kind::Flag, "true"),
     yes("try_diskless", Kind::Flag, "false"),
     yes("prefer_replica", Kind::Flag, "false"),
+    yes("full_sync_parallel", Kind::Int { min: 0, max: 1000 }, "0"),
 ];
 
 const SCAN_READER: &[Key] = &[

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::cutover::{Hook, SourceAfter};
@@ -44,8 +45,10 @@ pub enum Reader {
 /// `[sync_reader]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SyncReader {
-    /// The server.
+    /// The server, or any node of the cluster.
     pub endpoint: Endpoint,
+    /// It is a cluster: every master of it is a source.
+    pub cluster: bool,
     /// Apply the RDB of a full sync.
     pub sync_rdb: bool,
     /// Apply the stream after it; `false` ends the run after the RDB.
@@ -54,13 +57,17 @@ pub struct SyncReader {
     pub prefer_replica: bool,
     /// What nodes call the PSYNC command where a provider has renamed it; empty = PSYNC everywhere.
     pub psync_names: BTreeMap<Address, Secret>,
+    /// Most full syncs that are received at once from a cluster; 0 = one for each host.
+    pub full_sync_parallel: usize,
 }
 
 /// `[redis_writer]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Writer {
-    /// The server.
+    /// The server, or any node of the cluster.
     pub endpoint: Endpoint,
+    /// It is a cluster: each key goes to the master of its slot.
+    pub cluster: bool,
 }
 
 /// How to reach one server, or one side that consists of several.
@@ -171,6 +178,19 @@ impl fmt::Display for Address {
             Address::Tcp { host, port } => write!(f, "{host}:{port}"),
             Address::Unix(path) => write!(f, "{}", path.display()),
             Address::Named(name) => f.write_str(name),
+        }
+    }
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    /// Reads what [`fmt::Display`] writes, and the notations of the configuration.
+    fn from_str(text: &str) -> Result<Address, String> {
+        match super::value::address(text) {
+            Ok(Some(address)) => Ok(address),
+            Ok(None) => Err("the address is empty".to_owned()),
+            Err(wrong) => Err(wrong.message),
         }
     }
 }

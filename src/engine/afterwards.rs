@@ -31,14 +31,13 @@ impl Supervisor {
         &mut self,
         handover: Option<Box<Handover>>,
         stop_at_once: bool,
-        checkpoint_key: &str,
     ) -> Ending {
         let mut reverse = None;
         // Kept to the end: with source_after = "hold" it renews the pause.
         let mut kept = handover;
         if let Some(handover) = &mut kept {
             reverse = handover.take_reverse();
-            let closing = self.forget(checkpoint_key).await;
+            let closing = self.forget().await;
             let finishing = handover.finish(closing);
             tokio::pin!(finishing);
             let mut tick = interval(SNAPSHOT_INTERVAL);

@@ -29,8 +29,8 @@ pub struct Destination {
     pub tried: Option<String>,
     /// "redis 7.2.4".
     pub server: Option<String>,
-    /// `run_id` of INFO.
-    pub run_id: Option<String>,
+    /// `run_id` of INFO, of each node.
+    pub run_ids: Vec<String>,
     /// How many databases it has.
     pub databases: u32,
     /// How far a former run has come.
@@ -86,7 +86,7 @@ impl Destination {
             acceptance,
             tried,
             server: source::server_name(told),
-            run_id: info_field(told, "run_id").map(str::to_owned),
+            run_ids: info_field(told, "run_id").map(str::to_owned).into_iter().collect(),
             databases,
             checkpoint,
             checkpoint_text,

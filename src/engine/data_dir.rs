@@ -4,6 +4,7 @@
 //!  data/
 //!    lock             held while a process runs here; holds its pid
 //!    run.json         run id, source, destination
+//!    shards.json      masters of a source cluster
 //!    127.0.0.1_6379/  spool and ledger of one source
 //!    quarantine.jsonl quarantine.done control.sock shake.log
 //! ```
@@ -19,6 +20,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::events::unix_ms;
+use super::shard::Shards;
 use super::spool::{SpoolError, replace_file};
 
 /// Why a data directory cannot be used.
@@ -139,8 +141,9 @@ impl DataDir {
         let is_this = |run: &RunFile| run.source == source && run.destination == destination;
         let run = match former {
             // A run that never got so far as to copy anything (a wrong address, say) leaves nothing worth keeping.
-            Some(run) if is_this(&run) || spool_path(path, &run.source).join("manifest.json").exists() => run,
+            Some(run) if is_this(&run) || has_spools(path) => run,
             _ => {
+                Shards::forget(path).map_err(io("empty", path))?;
                 let run = RunFile {
                     run_id: new_run_id(),
                     source: source.to_owned(),
@@ -182,9 +185,16 @@ impl DataDir {
 
     /// The migration is over: a later start in this directory begins a new one.
     pub fn forget(&self) -> Result<(), DataDirError> {
+        Shards::forget(&self.path).map_err(io("empty", &self.path))?;
         let path = self.path.join("run.json");
         fs::remove_file(&path).map_err(|cause| DataDirError::Io { action: "remove", path, cause })
     }
+}
+
+/// Whether anything was ever received here.
+fn has_spools(dir: &Path) -> bool {
+    let folders = fs::read_dir(dir).into_iter().flatten().flatten();
+    folders.into_iter().any(|folder| folder.path().join("manifest.json").exists())
 }
 
 fn spool_path(dir: &Path, source: &str) -> PathBuf {

@@ -12,10 +12,12 @@ mod afterwards;
 mod batch;
 mod begin;
 mod data_dir;
+mod discovery;
 mod events;
 mod handover;
 mod import_mode;
 mod ledger;
+mod line;
 mod net;
 mod outcome;
 mod pressure;
@@ -27,6 +29,7 @@ mod resend;
 mod room;
 mod rules;
 mod sentinel;
+mod shard;
 mod shared;
 mod source;
 mod spool;
@@ -50,7 +53,8 @@ use self::quarantine::Quarantine;
 pub use self::quarantine::{QuarantinedEntry, waiting as quarantined};
 use self::rdb_file::RdbFile;
 pub use self::resend::{Resent, replay_quarantine};
-use self::shared::{SourceShared, Wishes, WriterShared};
+use self::shard::{Site, Turns};
+use self::shared::{SourceShared, Wishes, Writers};
 use self::spool::Spool;
 pub use self::spool::SpoolError;
 use self::supervisor::Supervisor;
@@ -93,19 +97,23 @@ fn start_line(plan: Plan, log_file: Option<PathBuf>, home: Option<Home>) -> Resu
             return Err(already_switched(record, data_dir.path()));
         }
     }
-    let spool =
-        Spool::open(&data_dir.spool_path(&source_address)).map_err(|error| data_dir_failed(error.into()))?;
-
     let events = Arc::new(EventLog::default());
     for notice in &plan.notices {
         events.info("configuration", notice.clone());
     }
     let quarantine = Quarantine::open(data_dir.path()).map_err(|error| data_dir_failed(error.into()))?;
     let quarantine = Arc::new(quarantine);
-    let source = Arc::new(SourceShared::new(source_address, spool));
-    let writer = Arc::new(WriterShared::new(destination_address));
-    if let Some(file) = file {
-        file.offer(&source, &events).map_err(|error| outcome(exit::SOURCE, error.to_string()))?;
+    // The masters of a cluster must be asked for first, which takes its time.
+    let only_source = match &plan.reader {
+        Reader::Sync(reader) if reader.cluster => None,
+        _ => {
+            let spool = Spool::open(&data_dir.spool_path(&source_address));
+            let spool = spool.map_err(|error| data_dir_failed(error.into()))?;
+            Some(Arc::new(SourceShared::new(source_address.clone(), spool)))
+        }
+    };
+    if let (Some(file), Some(source)) = (file, &only_source) {
+        file.offer(source, &events).map_err(|error| outcome(exit::SOURCE, error.to_string()))?;
     }
     let mut warnings = Vec::new();
     for (side, endpoint) in [("source", source_endpoint), ("destination", Some(&plan.writer.endpoint))] {
@@ -115,41 +123,47 @@ fn start_line(plan: Plan, log_file: Option<PathBuf>, home: Option<Home>) -> Resu
     }
     let identity = Identity {
         run_id: data_dir.run_id().to_owned(),
+        source: source_address,
         data_dir: data_dir.path().display().to_string(),
         log_file: log_file.map(|path| path.display().to_string()),
         warnings,
     };
     let board = Arc::new(Board::default());
+    let writers = Arc::new(Writers::default());
+    let site = source_endpoint.cloned().map(Site::Fixed);
     let mut publisher = Publisher::new(
         identity,
         plan.clone(),
         board.clone(),
-        vec![source.clone()],
-        vec![writer.clone()],
+        writers.clone(),
         events.clone(),
         quarantine.clone(),
     );
     let (handle, end) = channel(publisher.snapshot(Wishes::default(), None, None));
     let (desk_plan, desk_events) = (plan.clone(), events.clone());
     let (run_id, dir) = (data_dir.run_id().to_owned(), data_dir.path().to_owned());
-    let supervisor = Supervisor {
+    let mut supervisor = Supervisor {
         plan,
         data_dir,
         events,
         quarantine,
-        source,
-        writer,
+        lines: Vec::new(),
+        writers,
         publisher,
         verifying: None,
         end,
         wishes: watch::channel(Wishes::default()).0,
-        stop_source: watch::channel(false).0,
         desk: Desk::new(desk_plan, run_id, dir, desk_events, board.clone()),
         board,
         record,
         home,
         stop_wish: None,
     };
+    if let Some(source) = only_source {
+        let id = supervisor.data_dir.run_id().to_owned();
+        supervisor.add_line(id, source, site, Arc::new(Turns::new(0)));
+        supervisor.publish(None, None);
+    }
     Ok(Engine { handle, finished: tokio::spawn(supervisor.run()) })
 }
 

@@ -1,15 +1,15 @@
 //! Turns what the tasks tell into one [`Status`], four times a second.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use super::events::{EventLog, unix_ms};
 use super::handover::Board;
 use super::quarantine::Quarantine;
 use super::room::disk_free;
-use super::shared::{SourceDetails, SourceShared, Wishes, WriterShared};
+use super::shared::{SourceDetails, SourceShared, Wishes, WriterDetails, WriterShared, Writers};
 use crate::config::{Plan, Reader};
 use crate::cutover;
 use crate::format;
@@ -27,6 +27,8 @@ const GROWTH_WINDOW: Duration = Duration::from_secs(60);
 pub struct Identity {
     /// Names this migration across restarts.
     pub run_id: String,
+    /// Where the data comes from, in words.
+    pub source: String,
     /// Data directory.
     pub data_dir: String,
     /// Log file.
@@ -41,13 +43,13 @@ pub struct Publisher {
     plan: Plan,
     board: Arc<Board>,
     sources: Vec<Arc<SourceShared>>,
-    writers: Vec<Arc<WriterShared>>,
+    writers: Arc<Writers>,
     events: Arc<EventLog>,
     quarantine: Arc<Quarantine>,
     started: Instant,
     started_unix_ms: u64,
     rates: Vec<SourceRates>,
-    writer_rates: Vec<[Rate; 2]>,
+    writer_rates: BTreeMap<String, [Rate; 2]>,
     total_ops: Rate,
     spool_growth: Rate,
     history: VecDeque<Sample>,
@@ -55,8 +57,6 @@ pub struct Publisher {
     last_sample_ops: u64,
     caught_up_since: Option<Instant>,
     caught_up_first: Option<f64>,
-    /// Words of the destination's INFO.
-    pub destination_server: Option<String>,
     /// How often the operator paused.
     pub paused_times: u32,
     /// The verification that runs, or the last one.
@@ -99,29 +99,19 @@ impl Publisher {
         identity: Identity,
         plan: Plan,
         board: Arc<Board>,
-        sources: Vec<Arc<SourceShared>>,
-        writers: Vec<Arc<WriterShared>>,
+        writers: Arc<Writers>,
         events: Arc<EventLog>,
         quarantine: Arc<Quarantine>,
     ) -> Self {
-        let rate = || Rate::new(RATE_WINDOW);
         Publisher {
-            rates: sources
-                .iter()
-                .map(|_| SourceRates {
-                    ops: rate(),
-                    applied: rate(),
-                    received: rate(),
-                    rdb: Rate::new(Duration::from_secs(30)),
-                })
-                .collect(),
-            writer_rates: writers.iter().map(|_| [rate(), rate()]).collect(),
-            total_ops: rate(),
+            rates: Vec::new(),
+            writer_rates: BTreeMap::new(),
+            total_ops: Rate::new(RATE_WINDOW),
             spool_growth: Rate::new(GROWTH_WINDOW),
             identity,
             plan,
             board,
-            sources,
+            sources: Vec::new(),
             writers,
             events,
             quarantine,
@@ -132,10 +122,21 @@ impl Publisher {
             last_sample_ops: 0,
             caught_up_since: None,
             caught_up_first: None,
-            destination_server: None,
             paused_times: 0,
             verification: None,
         }
+    }
+
+    /// A source has been found.
+    pub fn add_source(&mut self, source: Arc<SourceShared>) {
+        let rate = || Rate::new(RATE_WINDOW);
+        self.sources.push(source);
+        self.rates.push(SourceRates {
+            ops: rate(),
+            applied: rate(),
+            received: rate(),
+            rdb: Rate::new(Duration::from_secs(30)),
+        });
     }
 
     /// A snapshot of now. `ending` is set once the run ends or has ended.
@@ -144,17 +145,21 @@ impl Publisher {
         let now_ms = unix_ms();
         let details: Vec<SourceDetails> =
             self.sources.iter().map(|source| source.details().clone()).collect();
-        let sources: Vec<SourceStatus> =
-            (0..self.sources.len()).map(|index| self.source(index, &details[index], now, wishes)).collect();
-        let destinations: Vec<DestinationStatus> =
-            (0..self.writers.len()).map(|index| self.destination(index, now, wishes)).collect();
+        let destinations = self.destinations(now, wishes);
+        // Who has not answered for longest is what all wait for.
+        let slowest = destinations.iter().max_by(|a, b| a.oldest_ms.total_cmp(&b.oldest_ms));
+        let slowest = slowest.filter(|_| !wishes.paused).map(|node| node.address.clone());
+        let sources: Vec<SourceStatus> = (0..self.sources.len())
+            .map(|index| self.source(index, &details[index], now, slowest.as_deref()))
+            .collect();
 
-        let ops: u64 = self.writers.iter().map(|writer| writer.entries.load(Relaxed)).sum();
+        let ops: u64 = self.sources.iter().map(|source| source.entries_applied.load(Relaxed)).sum();
         self.total_ops.add(now, ops as f64);
         let spool = self.spool(now);
         let view = self.events.view();
 
-        let all_stream = sources.iter().all(|source| matches!(source.phase, Phase::Stream | Phase::Drained));
+        let all_stream = !sources.is_empty()
+            && sources.iter().all(|source| matches!(source.phase, Phase::Stream | Phase::Drained));
         let worst_bytes = sources.iter().map(|source| source.lag_bytes).max().unwrap_or(0);
         let worst_seconds = sources.iter().filter_map(|source| source.lag_seconds).fold(0.0, f64::max);
         let gate = &self.plan.cutover;
@@ -171,7 +176,7 @@ impl Publisher {
         }
 
         let cutover = self.board.view();
-        let idle = self.writers.iter().all(|writer| writer.idle.load(Relaxed));
+        let idle = self.writers.are_idle();
         let state = match ending {
             Some(state) => state,
             None if cutover.state == cutover::State::Done => State::Switched,
@@ -212,18 +217,18 @@ impl Publisher {
             gates,
             source: Side {
                 server: details.iter().find_map(|details| details.server.clone()),
-                kind: match self.plan.reader {
-                    Reader::Sync(_) => "standalone".into(),
+                kind: match &self.plan.reader {
+                    Reader::Sync(reader) => server_kind(reader.cluster).into(),
                     Reader::Rdb { .. } => "file".into(),
                 },
-                address: self.sources.first().map(|source| source.address.clone()).unwrap_or_default(),
-                nodes: self.sources.len(),
+                address: self.identity.source.clone(),
+                nodes: sources.len(),
             },
             destination: Side {
-                server: self.destination_server.clone(),
-                kind: "standalone".into(),
-                address: self.writers.first().map(|writer| writer.address.clone()).unwrap_or_default(),
-                nodes: self.writers.len(),
+                server: self.writers.server(),
+                kind: server_kind(self.plan.writer.cluster).into(),
+                address: self.plan.writer.endpoint.address.to_string(),
+                nodes: destinations.len(),
             },
             timeline: self.timeline(&details, now_ms, state, &cutover),
             counters: Counters {
@@ -257,7 +262,7 @@ impl Publisher {
         index: usize,
         details: &SourceDetails,
         now: Instant,
-        wishes: Wishes,
+        slowest: Option<&str>,
     ) -> SourceStatus {
         let source = &self.sources[index];
         let rates = &mut self.rates[index];
@@ -286,7 +291,6 @@ impl Publisher {
             }
             _ => None,
         };
-        let held_back = source.held_back_by.load(Relaxed);
         SourceStatus {
             address: source.address.clone(),
             connected_to: details.connected_to.clone(),
@@ -323,44 +327,65 @@ impl Publisher {
             backlog_bytes: details.backlog_bytes,
             output_buffer_limit_bytes: details.output_buffer_limit_bytes,
             clock_skew_ms: details.clock_skew_ms,
-            held_back_by: self
-                .writers
-                .get(held_back.wrapping_sub(1))
-                .filter(|_| !wishes.paused)
-                .map(|writer| writer.address.clone()),
+            held_back_by: slowest.filter(|_| source.held_back.load(Relaxed)).map(str::to_owned),
             eta_seconds,
         }
     }
 
-    fn destination(&mut self, index: usize, now: Instant, wishes: Wishes) -> DestinationStatus {
-        let writer = &self.writers[index];
-        let [ops, bytes] = &mut self.writer_rates[index];
-        let details = writer.details().clone();
-        let mut recent: Vec<f64> = details.latencies.iter().map(|(_, ms)| *ms).collect();
+    /// One for each node; what the lines of several sources do there is added up.
+    fn destinations(&mut self, now: Instant, wishes: Wishes) -> Vec<DestinationStatus> {
+        let mut nodes: Vec<(String, Vec<Arc<WriterShared>>)> = Vec::new();
+        for writer in self.writers.all() {
+            match nodes.iter_mut().find(|(address, _)| *address == writer.address) {
+                Some((_, lines)) => lines.push(writer),
+                None => nodes.push((writer.address.clone(), vec![writer])),
+            }
+        }
+        nodes.into_iter().map(|(address, lines)| self.destination(address, &lines, now, wishes)).collect()
+    }
+
+    fn destination(
+        &mut self,
+        address: String,
+        lines: &[Arc<WriterShared>],
+        now: Instant,
+        wishes: Wishes,
+    ) -> DestinationStatus {
+        let details: Vec<WriterDetails> = lines.iter().map(|line| line.details().clone()).collect();
+        let mut recent: Vec<f64> =
+            details.iter().flat_map(|details| details.latencies.iter().map(|(_, ms)| *ms)).collect();
         recent.sort_by(f64::total_cmp);
-        let mut state = WriterShared::shown_state(&details);
-        let mut reason = details.reason.clone();
-        if wishes.paused && state == WriterState::Ok && writer.idle.load(Relaxed) {
+        // The line that is worst off is what the operator has to know of.
+        let worst = details.iter().max_by_key(|details| severity(WriterShared::shown_state(details)));
+        let mut state = worst.map_or(WriterState::Connecting, WriterShared::shown_state);
+        let mut reason = worst.and_then(|details| details.reason.clone());
+        if wishes.paused && state == WriterState::Ok && lines.iter().all(|line| line.idle.load(Relaxed)) {
             state = WriterState::Waiting;
             reason = Some("paused by the operator".into());
         }
+        let oldest = details.iter().filter_map(|details| details.oldest).min();
+        let sum = |counter: fn(&WriterShared) -> &AtomicU64| -> u64 {
+            lines.iter().map(|line| counter(line).load(Relaxed)).sum()
+        };
+        let rate = || Rate::new(RATE_WINDOW);
+        let [ops, bytes] = self.writer_rates.entry(address.clone()).or_insert_with(|| [rate(), rate()]);
         DestinationStatus {
-            address: writer.address.clone(),
-            connected_to: details.connected_to.clone(),
+            address,
+            connected_to: details.iter().find_map(|details| details.connected_to.clone()),
             state,
             reason,
             slots: None,
-            in_flight: writer.in_flight.load(Relaxed),
-            in_flight_limit: self.plan.advanced.pipeline_count_limit as u64,
-            oldest_ms: details.oldest.map_or(0.0, |oldest| (now - oldest).as_secs_f64() * 1000.0),
+            in_flight: sum(|line| &line.in_flight),
+            in_flight_limit: self.plan.advanced.pipeline_count_limit as u64 * lines.len() as u64,
+            oldest_ms: oldest.map_or(0.0, |oldest| (now - oldest).as_secs_f64() * 1000.0),
             p99_ms: recent.get((recent.len() * 99 / 100).min(recent.len().saturating_sub(1))).copied(),
-            ops_per_second: ops.add(now, writer.entries.load(Relaxed) as f64).unwrap_or(0.0),
-            bytes_per_second: bytes.add(now, writer.bytes.load(Relaxed) as f64).unwrap_or(0.0),
-            retries: writer.retries.load(Relaxed),
+            ops_per_second: ops.add(now, sum(|line| &line.entries) as f64).unwrap_or(0.0),
+            bytes_per_second: bytes.add(now, sum(|line| &line.bytes) as f64).unwrap_or(0.0),
+            retries: sum(|line| &line.retries),
             redirects: 0,
-            reconnects: writer.reconnects.load(Relaxed),
-            errors: writer.errors.load(Relaxed),
-            last_error: details.last_error,
+            reconnects: sum(|line| &line.reconnects),
+            errors: sum(|line| &line.errors),
+            last_error: details.into_iter().find_map(|details| details.last_error),
         }
     }
 
@@ -575,6 +600,23 @@ impl Publisher {
         }
         self.last_sample = now;
         self.last_sample_ops = ops;
+    }
+}
+
+fn server_kind(cluster: bool) -> &'static str {
+    if cluster { "cluster" } else { "standalone" }
+}
+
+/// Which state of several is shown.
+fn severity(state: WriterState) -> u8 {
+    match state {
+        WriterState::Closed => 0,
+        WriterState::Ok => 1,
+        WriterState::Slow => 2,
+        WriterState::Connecting => 3,
+        WriterState::Waiting => 4,
+        WriterState::Reconnecting => 5,
+        WriterState::Failed => 6,
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the tasks of a run tell each other and the publisher: counters added to once per batch, and details under a lock.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use super::events::unix_ms;
 use super::pressure::Patience;
 use super::spool::Spool;
+use crate::config::Endpoint;
 use crate::status::{Phase, Throttle, WriterState};
 
 /// The oldest batch in flight is this old: the writer counts as slow.
@@ -17,8 +18,10 @@ const SLOW_AFTER: Duration = Duration::from_secs(1);
 
 /// What the publisher shows of a source, and what the other tasks tell about it.
 pub struct SourceShared {
-    /// Address in words.
+    /// Its name for as long as the run lasts: the address that it had at first.
     pub address: String,
+    /// Where its master is now.
+    endpoint: Mutex<Option<Endpoint>>,
     /// The spool of this source.
     pub spool: Arc<Spool>,
     /// RDB bytes that the destination confirmed.
@@ -51,8 +54,8 @@ pub struct SourceShared {
     pub restart: Notify,
     /// Asks for an ACK now.
     pub acknowledge: Notify,
-    /// Set while a writer's full queue makes replay wait: index of the writer + 1.
-    pub held_back_by: AtomicUsize,
+    /// Set while the writer's full queue makes replay wait.
+    pub held_back: AtomicBool,
     /// Replay hands on no command of the stream that begins at or after this offset. Verification sets it for moments, to
     /// read both sides at one and the same place; else `u64::MAX`.
     pub apply_limit: AtomicU64,
@@ -110,6 +113,7 @@ impl SourceShared {
         let now = unix_ms();
         SourceShared {
             address,
+            endpoint: Mutex::default(),
             spool,
             rdb_applied: AtomicU64::new(0),
             keys_applied: AtomicU64::new(0),
@@ -126,7 +130,7 @@ impl SourceShared {
             foreign: Mutex::default(),
             restart: Notify::new(),
             acknowledge: Notify::new(),
-            held_back_by: AtomicUsize::new(0),
+            held_back: AtomicBool::new(false),
             apply_limit: AtomicU64::new(u64::MAX),
             details: Mutex::new(SourceDetails {
                 phase: Phase::Connecting,
@@ -151,6 +155,16 @@ impl SourceShared {
                 full_said: None,
             }),
         }
+    }
+
+    /// Where its master is now; `None` where no server is the source, or none was found yet.
+    pub fn endpoint(&self) -> Option<Endpoint> {
+        self.endpoint.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
+    /// Its master was found there.
+    pub fn found_at(&self, endpoint: &Endpoint) {
+        *self.endpoint.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(endpoint.clone());
     }
 
     /// Changes only the reason.
@@ -210,6 +224,52 @@ pub struct Wishes {
     pub sealed: bool,
     /// Finish what is in flight and end.
     pub stop: bool,
+}
+
+/// The writers of a run: one for each source and destination node.
+#[derive(Default)]
+pub struct Writers {
+    all: Mutex<Vec<Arc<WriterShared>>>,
+    /// "redis 7.2.4", as a destination node said it.
+    server: Mutex<Option<String>>,
+}
+
+impl Writers {
+    /// Another one, for the node with this address.
+    pub fn add(&self, address: &str) -> Arc<WriterShared> {
+        let writer = Arc::new(WriterShared::new(address.to_owned()));
+        self.list().push(writer.clone());
+        writer
+    }
+
+    /// This one is gone: its node has left the destination.
+    pub fn remove(&self, writer: &Arc<WriterShared>) {
+        self.list().retain(|other| !Arc::ptr_eq(other, writer));
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<Arc<WriterShared>> {
+        self.list().clone()
+    }
+
+    /// True while all of them are paused and have nothing in flight.
+    pub fn are_idle(&self) -> bool {
+        self.list().iter().all(|writer| writer.idle.load(Relaxed))
+    }
+
+    /// What the destination is.
+    pub fn server(&self) -> Option<String> {
+        self.server.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
+    /// The destination has said what it is.
+    pub fn told_server(&self, server: Option<String>) {
+        *self.server.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = server;
+    }
+
+    fn list(&self) -> MutexGuard<'_, Vec<Arc<WriterShared>>> {
+        self.all.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
 }
 
 /// What the publisher shows of a writer.

@@ -1,54 +1,40 @@
-//! Owns every task of a run: starts them, publishes the status, obeys the fronts, and ends everything in order.
-//!
-//! One task receives from the source for as long as the run lasts. The apply side, a replay thread and a writer, may be
-//! ended and begun again while it does: when the destination lost confirmed writes, it goes back to where the
-//! destination stands.
+//! Owns a run: finds its sources, starts a line for each, publishes the status, obeys the fronts, and ends everything in
+//! order.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{MissedTickBehavior, interval};
 
-use super::batch::BATCH_BYTES;
-use super::begin::{Destination, where_to_begin};
 use super::data_dir::DataDir;
+use super::discovery::discover;
 use super::events::EventLog;
 use super::handover::{
     Board, Desk, End, Handover, Home, Record, SourceSide, lift_refusals, reverse_directory,
 };
-use super::import_mode::ImportMode;
-use super::ledger::{self, Ledger};
+use super::line::{Line, LineEnd};
 use super::net::{Connection, NetError};
-use super::outcome::{
-    WriterEnd, data_dir_failed, exit, outcome, replay_outcome, source_outcome, writer_outcome,
-};
+use super::outcome::{data_dir_failed, exit, outcome};
 use super::publish::Publisher;
 use super::quarantine::Quarantine;
-use super::rdb_file;
-use super::replay::{Databases, Keeper, Replay, ReplayEnd, ReplayError, building_key};
-use super::shared::{SourceShared, Wishes, WriterShared};
-use super::source::{Source, SourceError};
+use super::shard::{Shards, Site, Turns};
+use super::shared::{SourceShared, Wishes, Writers};
+use super::spool::Spool;
 use super::verify::Verifying;
-use super::writer::{Writer, WriterError, rebuilding_key};
-use crate::config::{Plan, Reader};
+use crate::config::{self, Plan, Reader, SyncReader};
 use crate::control::{Command, EngineEnd};
 use crate::cutover::Input;
 use crate::format;
 use crate::resp::Reply;
-use crate::status::{Outcome, Phase, State, WriterState};
+use crate::status::{Outcome, Phase, State};
 
 /// How long a stop in the caught-up state may take to apply what was received before it.
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
-/// How long a writer may take to end: a little more than it gives its destination.
-const WRITER_LIMIT: Duration = Duration::from_secs(12);
 /// Time between two snapshots.
 pub(super) const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(250);
-/// Time between two looks at a destination that cannot be reached when applying shall begin.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
-
 /// Owns every task of a run.
 pub struct Supervisor {
     /// What is wanted.
@@ -59,10 +45,10 @@ pub struct Supervisor {
     pub events: Arc<EventLog>,
     /// Entries set aside.
     pub quarantine: Arc<Quarantine>,
-    /// What the source's tasks tell.
-    pub source: Arc<SourceShared>,
-    /// What the writer tells.
-    pub writer: Arc<WriterShared>,
+    /// One for each source, once they are found.
+    pub lines: Vec<Line>,
+    /// What the writers of all lines tell.
+    pub writers: Arc<Writers>,
     /// Makes the status.
     pub publisher: Publisher,
     /// The verification that runs, or the last one.
@@ -71,8 +57,6 @@ pub struct Supervisor {
     pub end: EngineEnd,
     /// The operator's wishes, seen by every task.
     pub wishes: watch::Sender<Wishes>,
-    /// True = the source task ends.
-    pub stop_source: watch::Sender<bool>,
     /// Where cutovers are begun and end.
     pub desk: Desk,
     /// What is shown of them.
@@ -99,26 +83,11 @@ pub(super) enum Ending {
     Failed(Outcome),
 }
 
-/// The task that receives; joined exactly once.
-struct SourceTask {
-    handle: JoinHandle<Result<(), SourceError>>,
-    ended: bool,
-    /// It is gone for good; what it left on disk is still applied.
-    gone: Option<Outcome>,
-}
-
-/// The tasks that apply; each is joined exactly once.
-struct ApplySide {
-    replay: oneshot::Receiver<Result<ReplayEnd, ReplayError>>,
-    writer: JoinHandle<Result<(), WriterError>>,
-}
-
 impl Supervisor {
     /// Runs the migration to its end.
     pub async fn run(mut self) -> Outcome {
-        let checkpoint_key = format!("shakedeck:checkpoint:{}", self.data_dir.run_id());
-        let ending = self.whole_run(&checkpoint_key).await;
-        let outcome = self.conclude(ending, &checkpoint_key).await;
+        let ending = self.whole_run().await;
+        let outcome = self.conclude(ending).await;
         let state = match outcome.exit_code {
             exit::DONE | exit::QUARANTINE | exit::INTERRUPTED => State::Stopped,
             _ => State::Failed,
@@ -133,10 +102,10 @@ impl Supervisor {
     }
 
     /// The migration, and what follows a switch.
-    async fn whole_run(&mut self, checkpoint_key: &str) -> Ending {
+    async fn whole_run(&mut self) -> Ending {
         match self.record.take() {
             Some(record) if record.switched && !record.rolled_back => {
-                return self.after_switch(None, false, checkpoint_key).await;
+                return self.after_switch(None, false).await;
             }
             Some(_) => {
                 // A process that died while it handed over, or a rollback: the migration begins or goes on.
@@ -160,72 +129,101 @@ impl Supervisor {
             }
             None => {}
         }
-        match self.migrate(checkpoint_key).await {
+        match self.migrate().await {
             Ending::Switched(handover) => {
                 let stop_at_once = self.stop_wish.is_some();
-                self.after_switch(Some(handover), stop_at_once, checkpoint_key).await
+                self.after_switch(Some(handover), stop_at_once).await
             }
             ending => ending,
         }
     }
 
-    /// Starts both sides and watches them; returns after every task has ended.
-    async fn migrate(&mut self, checkpoint_key: &str) -> Ending {
-        let mut source: Option<SourceTask> = None;
-        let ending = loop {
-            let destination = match self.look_at_destination(checkpoint_key, source.is_some()).await {
-                Ok(destination) => destination,
-                Err(ending) => break ending,
-            };
-            let (destination_run_id, databases) = (destination.run_id.clone(), destination.databases);
-            let apply = match self.start_applying(checkpoint_key, destination, source.is_some()) {
-                Ok(apply) => apply,
-                Err(outcome) => break Ending::Failed(outcome),
-            };
-            let source = source.get_or_insert_with(|| self.start_source(destination_run_id, databases));
-            if let Some(ending) = self.supervise(source, apply).await {
-                break ending;
+    /// Finds the masters of a source cluster, or remembers which they were.
+    async fn find_shards(&mut self, reader: &SyncReader) -> Result<(), Ending> {
+        let dir = self.data_dir.path().to_owned();
+        let failed = |error: super::spool::SpoolError| Ending::Failed(data_dir_failed(error.into()));
+        let shards = match Shards::read(&dir, &reader.endpoint).map_err(failed)? {
+            Some(shards) => shards,
+            None => {
+                let cluster = self
+                    .meanwhile(discover(std::slice::from_ref(&reader.endpoint)))
+                    .await?
+                    .map_err(|error| Ending::Failed(outcome(exit::SOURCE, error.to_string())))?;
+                Shards::note(&dir, &reader.endpoint, &cluster).map_err(failed)?
             }
         };
-        let _ = self.stop_source.send(true);
-        if let Some(source) = source
-            && !source.ended
-        {
-            let _ = source.handle.await;
+        let turns = Arc::new(Turns::new(reader.full_sync_parallel));
+        for (name, shard) in shards.lines() {
+            let spool = Spool::open(&self.data_dir.spool_path(&name)).map_err(failed)?;
+            let source = Arc::new(SourceShared::new(name.clone(), spool));
+            let id = format!("{}:{name}", self.data_dir.run_id());
+            self.add_line(id, source, Some(Site::Shard(shard)), turns.clone());
         }
-        ending
+        if self.lines.is_empty() {
+            let problem = format!("{}: no master of this cluster has slots", reader.endpoint.address);
+            return Err(Ending::Failed(outcome(exit::SOURCE, problem)));
+        }
+        // Once for all lines, and never again in a run that goes on.
+        let begun = self.lines.iter().any(|line| line.source.spool.manifest().is_some());
+        if self.plan.advanced.empty_db_before_sync && !begun {
+            self.events.warn("", "empty_db_before_sync = true: the destination is emptied (FLUSHALL)");
+            let writer = self.plan.writer.clone();
+            self.meanwhile(empty(&writer))
+                .await?
+                .map_err(|error| Ending::Failed(outcome(exit::DESTINATION, error.to_string())))?;
+        }
+        for line in &mut self.lines {
+            line.plan.advanced.empty_db_before_sync = false;
+        }
+        let names: Vec<&str> = self.lines.iter().map(|line| line.source.address.as_str()).collect();
+        let text = format!("the source is a cluster of {} masters: {}", names.len(), names.join(", "));
+        self.events.info("", text);
+        Ok(())
     }
 
-    /// Asks the destination. A run that begins fails when it is not there; one that goes on waits for it.
-    async fn look_at_destination(
+    /// A source has been found. `id` names its line on the destination.
+    pub(super) fn add_line(
         &mut self,
-        checkpoint_key: &str,
-        running: bool,
-    ) -> Result<Destination, Ending> {
-        let waits = running || self.source.spool.manifest().is_some();
-        let (endpoint, key) = (self.plan.writer.endpoint.clone(), checkpoint_key.to_owned());
-        let address = self.source.address.clone();
-        loop {
-            let error = match self.meanwhile(Destination::look(&endpoint, &key, &address)).await? {
-                Ok(destination) => {
-                    self.publisher.destination_server = destination.server.clone();
-                    if let Some(text) = &destination.tried {
-                        self.events.warn(&format!("writer {}", self.writer.address), text.clone());
-                    }
-                    return Ok(destination);
-                }
-                Err(error) => error,
-            };
-            if !waits || !error.is_transient() {
-                return Err(Ending::Failed(outcome(exit::DESTINATION, error.to_string())));
-            }
-            let reason = format!("{error} (asked again every {} s)", LOOK_AGAIN.as_secs());
-            if self.writer.details().reason.as_ref() != Some(&reason) {
-                self.events.warn("", reason.clone());
-            }
-            self.writer.enter(WriterState::Reconnecting, Some(reason));
-            self.meanwhile(sleep(LOOK_AGAIN)).await?;
+        id: String,
+        source: Arc<SourceShared>,
+        site: Option<Site>,
+        turns: Arc<Turns>,
+    ) {
+        self.publisher.add_source(source.clone());
+        self.lines.push(Line {
+            plan: self.plan.clone(),
+            id,
+            dir: self.data_dir.path().to_owned(),
+            site,
+            turns,
+            source,
+            writer: self.writers.add(&self.plan.writer.endpoint.address.to_string()),
+            writers: self.writers.clone(),
+            events: self.events.clone(),
+            quarantine: self.quarantine.clone(),
+            wishes: self.wishes.subscribe(),
+        });
+    }
+
+    /// Runs all lines and watches them; returns after every task has ended.
+    async fn migrate(&mut self) -> Ending {
+        if let Reader::Sync(reader) = self.plan.reader.clone()
+            && reader.cluster
+            && let Err(ending) = self.find_shards(&reader).await
+        {
+            return ending;
         }
+        let mut running: JoinSet<LineEnd> = self.lines.iter().map(|line| line.clone().run()).collect();
+        let ending = self.supervise(&mut running).await;
+        if self.desk.is_active() {
+            self.take_back().await;
+        }
+        // In this order: what is in flight is answered, then nothing more is read.
+        let state = (!matches!(ending, Ending::Switched(_))).then_some(State::Stopping);
+        self.publish(state, None);
+        self.wishes.send_modify(|wishes| wishes.stop = true);
+        while running.join_next().await.is_some() {}
+        ending
     }
 
     /// Waits for something while publishing and obeying; `Err` when the run shall end first.
@@ -245,141 +243,22 @@ impl Supervisor {
         }
     }
 
-    /// Starts the replay thread and the writer where the destination stands.
-    fn start_applying(
-        &self,
-        checkpoint_key: &str,
-        destination: Destination,
-        receiving: bool,
-    ) -> Result<ApplySide, Outcome> {
-        let checkpoint = destination.checkpoint.clone();
-        let start = where_to_begin(
-            &self.source,
-            &self.writer.address,
-            destination.checkpoint,
-            receiving,
-            &self.events,
-        )?;
-        let (sync_rdb, sync_aof) = match &self.plan.reader {
-            Reader::Sync(reader) => (reader.sync_rdb, reader.sync_aof),
-            Reader::Rdb { .. } => (true, false),
-        };
-        let acceptance = Arc::new(destination.acceptance);
-        let begun =
-            checkpoint.is_some() || self.source.spool.manifest().is_some_and(|it| it.rdb_len.is_some());
-        let ledger =
-            Ledger::open(self.source.spool.dir(), begun).map_err(|error| data_dir_failed(error.into()))?;
-        let (batches, queue) = mpsc::channel(2);
-        let replay = Replay {
-            shared: self.source.clone(),
-            events: self.events.clone(),
-            quarantine: self.quarantine.clone(),
-            databases: Databases::new(
-                self.plan.filter.clone(),
-                self.plan.advanced.db_map.clone(),
-                destination.databases,
-            ),
-            sync_rdb,
-            sync_aof,
-            on_existing_key: self.plan.advanced.on_existing_key,
-            on_bad_value: self.plan.policy.on_bad_value,
-            empty_destination: self.plan.advanced.empty_db_before_sync,
-            building_key: building_key(self.data_dir.run_id()),
-            target: acceptance.target(),
-            acceptance: acceptance.clone(),
-            max_bulk_len: self.plan.advanced.max_bulk_len,
-            // Two batches may be unanswered at a time.
-            command_limit: (self.plan.advanced.pipeline_count_limit / 2).max(1),
-            byte_limit: usize::try_from(self.plan.advanced.max_querybuf_len / 2)
-                .map_or(BATCH_BYTES, |half| half.min(BATCH_BYTES)),
-            resume: start.resume,
-            after_generation: start.after_generation,
-            keeper: Keeper::new(ledger, checkpoint.as_ref(), self.plan.writer.endpoint.clone()),
-            batches,
-        };
-        let writer = Writer {
-            endpoint: self.plan.writer.endpoint.clone(),
-            checkpoint_key: checkpoint_key.to_owned(),
-            source: self.source.address.clone(),
-            checkpoint: destination.checkpoint_text,
-            began_before: receiving || self.source.spool.manifest().is_some(),
-            introduced: AtomicBool::new(false),
-            rebuilding_key: rebuilding_key(self.data_dir.run_id()),
-            shared: self.writer.clone(),
-            acceptance: acceptance.clone(),
-            events: self.events.clone(),
-            quarantine: self.quarantine.clone(),
-            on_bad_value: self.plan.policy.on_bad_value,
-            import_mode: ImportMode::new(self.data_dir.path(), acceptance.target()),
-            wishes: self.wishes.subscribe(),
-            batches: queue,
-        };
-        let (replay_sender, replay_receiver) = oneshot::channel();
-        let thread = std::thread::Builder::new().name("replay".into()).spawn(move || {
-            // A receiver that is gone means that the run has ended: nobody is left to tell.
-            let _ = replay_sender.send(replay.run());
-        });
-        thread.map_err(|error| outcome(exit::SPOOL, format!("cannot start the replay thread: {error}")))?;
-        Ok(ApplySide { replay: replay_receiver, writer: tokio::spawn(writer.run()) })
-    }
-
-    /// Starts the task that receives.
-    fn start_source(&self, destination_run_id: Option<String>, databases: u32) -> SourceTask {
-        let stop = self.stop_source.subscribe();
-        let handle = match &self.plan.reader {
-            Reader::Sync(reader) => {
-                let source = Source {
-                    reader: reader.clone(),
-                    limits: self.plan.spool,
-                    policy: self.plan.policy,
-                    destination_run_id,
-                    databases: Databases::new(
-                        self.plan.filter.clone(),
-                        self.plan.advanced.db_map.clone(),
-                        databases,
-                    ),
-                    shared: self.source.clone(),
-                    events: self.events.clone(),
-                    stop,
-                };
-                tokio::spawn(source.run())
-            }
-            Reader::Rdb { .. } => tokio::spawn(async move {
-                rdb_file::wait(stop).await;
-                Ok(())
-            }),
-        };
-        SourceTask { handle, ended: false, gone: None }
-    }
-
-    /// Publishes, obeys and watches until the run ends, or until applying must begin again (`None`). Returns after the
-    /// apply side has ended.
-    async fn supervise(&mut self, source: &mut SourceTask, apply: ApplySide) -> Option<Ending> {
-        let ApplySide { mut replay, mut writer } = apply;
+    /// Publishes, obeys and watches until the run ends.
+    async fn supervise(&mut self, running: &mut JoinSet<LineEnd>) -> Ending {
         let mut tick = interval(SNAPSHOT_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut replay_ended, mut writer_ended) = (false, false);
-        let mut all_handed_over = false;
-        let mut draining: Option<(u64, Instant, bool)> = None;
-        let ending = loop {
-            if all_handed_over && writer_ended {
-                // The queue was closed and everything in it is confirmed.
-                break Some(match source.gone.take() {
-                    None => {
-                        self.source.enter(Phase::Drained, None);
-                        Ending::Complete
-                    }
-                    Some(gone) => Ending::Failed(self.drained(gone)),
-                });
-            }
+        let mut draining: Option<(Vec<u64>, Instant, bool)> = None;
+        loop {
             tokio::select! {
                 _ = tick.tick() => {
-                    let state = draining.map(|_| State::Stopping);
+                    let state = draining.as_ref().map(|_| State::Stopping);
                     self.publish(state, None);
-                    if let Some((target, deadline, forget)) = draining
-                        && (self.source.offset_applied.load(Relaxed) >= target || Instant::now() >= deadline)
-                    {
-                        break Some(Ending::Wished { forget });
+                    if let Some((targets, deadline, forget)) = &draining {
+                        let applied = self.lines.iter().map(|line| line.source.offset_applied.load(Relaxed));
+                        let drained = applied.zip(targets).all(|(applied, target)| applied >= *target);
+                        if drained || Instant::now() >= *deadline {
+                            return Ending::Wished { forget: *forget };
+                        }
                     }
                 }
                 command = self.end.commands.recv() => match command {
@@ -392,9 +271,10 @@ impl Supervisor {
                         // What was received before the wish is applied first, where that is a matter of moments.
                         let caught_up = self.end.status.borrow().state == State::CaughtUp;
                         if caught_up && draining.is_none() {
-                            draining = Some((self.source.spool.received(), Instant::now() + DRAIN_LIMIT, forget));
+                            let targets = self.lines.iter().map(|line| line.source.spool.received()).collect();
+                            draining = Some((targets, Instant::now() + DRAIN_LIMIT, forget));
                         } else {
-                            break Some(Ending::Wished { forget });
+                            return Ending::Wished { forget };
                         }
                     }
                     Some(command) => self.obey(command),
@@ -403,69 +283,25 @@ impl Supervisor {
                 },
                 end = self.desk.ended() => match (end, self.stop_wish) {
                     (End::Switched(handover), _) => {
-                        self.source.enter(Phase::Drained, None);
-                        break Some(Ending::Switched(handover));
+                        for line in &self.lines {
+                            line.source.enter(Phase::Drained, None);
+                        }
+                        return Ending::Switched(handover);
                     }
-                    (End::Back, Some(forget)) => break Some(Ending::Wished { forget }),
+                    (End::Back, Some(forget)) => return Ending::Wished { forget },
                     (End::Back, None) => self.publish(None, None),
                 },
-                result = &mut source.handle, if !source.ended => {
-                    source.ended = true;
-                    if let Some(outcome) = source_outcome(result) {
-                        self.source.enter(Phase::Failed, Some(outcome.message.clone()));
-                        if outcome.exit_code != exit::SOURCE || !self.source.spool.close() {
-                            break Some(Ending::Failed(outcome));
-                        }
-                        self.events.error("", format!("{}; what was received before is still applied", outcome.message));
-                        source.gone = Some(outcome);
+                end = running.join_next() => match end {
+                    Some(Ok(LineEnd::Failed(outcome))) => return Ending::Failed(outcome),
+                    Some(Ok(LineEnd::Complete | LineEnd::Stopped)) => {}
+                    Some(Err(panic)) => {
+                        let problem = format!("a line failed: {panic}; please report this");
+                        return Ending::Failed(outcome(exit::SOURCE, problem));
                     }
-                }
-                result = &mut replay, if !replay_ended => {
-                    replay_ended = true;
-                    match replay_outcome(result) {
-                        Ok(ReplayEnd::AllHandedOver) => {
-                            all_handed_over = true;
-                            let _ = self.stop_source.send(true);
-                        }
-                        Ok(ReplayEnd::Stopped) => {}
-                        Err(outcome) => {
-                            self.source.enter(Phase::Failed, Some(outcome.message.clone()));
-                            break Some(Ending::Failed(outcome));
-                        }
-                    }
-                }
-                result = &mut writer, if !writer_ended => {
-                    writer_ended = true;
-                    match writer_outcome(result) {
-                        WriterEnd::Closed => {}
-                        WriterEnd::Failed(outcome) => break Some(Ending::Failed(outcome)),
-                        WriterEnd::Rewound(found) => {
-                            self.events.warn("", format!("{found}; looking where to go on"));
-                            break None;
-                        }
-                    }
-                }
+                    None => return Ending::Complete,
+                },
             }
-        };
-        if self.desk.is_active() && ending.is_some() {
-            self.take_back().await;
         }
-        // In this order: what is in flight is answered, then nothing more is read.
-        if ending.is_some() {
-            let state = (!matches!(ending, Some(Ending::Switched(_)))).then_some(State::Stopping);
-            self.publish(state, None);
-            self.wishes.send_modify(|wishes| wishes.stop = true);
-        }
-        if !writer_ended && tokio::time::timeout(WRITER_LIMIT, &mut writer).await.is_err() {
-            // Stuck in a write to a destination that stands still; the checkpoint knows what it has.
-            writer.abort();
-        }
-        self.source.spool.stop();
-        if !replay_ended {
-            let _ = replay.await;
-        }
-        self.source.spool.reopen();
-        ending
     }
 
     /// The run ends for another reason while a cutover is under way: its writers must not stay blocked.
@@ -486,7 +322,7 @@ impl Supervisor {
             run_id: self.data_dir.run_id().to_owned(),
             dir: self.data_dir.path().to_owned(),
             sources: self.source_sides(),
-            writer: self.writer.clone(),
+            writers: self.writers.clone(),
             wishes: self.wishes.clone(),
             events: self.events.clone(),
             board: self.board.clone(),
@@ -497,35 +333,14 @@ impl Supervisor {
         }
     }
 
-    fn source_sides(&self) -> Vec<SourceSide> {
-        match &self.plan.reader {
-            Reader::Sync(reader) => {
-                vec![SourceSide { endpoint: reader.endpoint.clone(), shared: self.source.clone() }]
-            }
-            // A file has no writers.
-            Reader::Rdb { .. } => Vec::new(),
-        }
-    }
-
-    /// The outcome of a source that is gone for good, once everything that it sent is applied.
-    fn drained(&self, gone: Outcome) -> Outcome {
-        let applied = self.source.offset_applied.load(Relaxed);
-        let arrived = self.source.spool.received_at(applied).map_or(String::new(), |unix_ms| {
-            format!(", which had arrived by {} UTC", format::date_time_utc(unix_ms))
-        });
-        Outcome {
-            exit_code: gone.exit_code,
-            message: format!(
-                "{}. Everything received before is applied: the destination stands at offset {applied} of {}{arrived}",
-                gone.message.trim_end_matches('.'),
-                self.source.address
-            ),
-            hint: Some(format!(
-                "start again with the same configuration when the source is back: it goes on from there if the source \
-                 still can (state is in '{}')",
-                self.data_dir.path().display()
-            )),
-        }
+    pub(super) fn source_sides(&self) -> Vec<SourceSide> {
+        // A file has no writers.
+        let side = |line: &Line| {
+            let site = line.site.as_ref()?;
+            let endpoint = line.source.endpoint().unwrap_or_else(|| site.last());
+            Some(SourceSide { endpoint, shared: line.source.clone() })
+        };
+        self.lines.iter().filter_map(side).collect()
     }
 
     fn obey(&mut self, command: Command) {
@@ -561,18 +376,21 @@ impl Supervisor {
                 self.events.info("", words);
             }
             Command::AcknowledgeErrors => self.events.acknowledge_errors(),
-            Command::RestartSource { address } if address == self.source.address => {
-                self.source.restart.notify_one();
-            }
             Command::RestartSource { address } => {
-                self.events.warn("", format!("no source is called '{}'", address.escape_debug()));
+                match self.lines.iter().find(|line| line.source.address == address) {
+                    Some(line) => line.source.restart.notify_one(),
+                    None => {
+                        let text = format!("no source is called '{}'", address.escape_debug());
+                        self.events.warn("", text);
+                    }
+                }
             }
             Command::Verify => self.verify(),
             Command::StopVerify => self.verifying.iter().for_each(Verifying::cancel),
             Command::StartCutover { confirmation, writes_stopped } => {
                 if self.source_sides().is_empty() {
                     self.desk.refuse("an RDB file has no writers that could be moved".into());
-                } else if self.source.spool.manifest().is_none() {
+                } else if self.lines.iter().any(|line| line.source.spool.manifest().is_none()) {
                     self.desk.refuse("nothing was received from the source yet".into());
                 } else {
                     let handover = self.handover(writes_stopped);
@@ -591,27 +409,38 @@ impl Supervisor {
         self.publish(None, None);
     }
 
-    /// Turns the ending into the outcome; cleans up where the migration is over.
-    async fn conclude(&mut self, ending: Ending, checkpoint_key: &str) -> Outcome {
-        let applied = self.source.offset_applied.load(Relaxed);
-        let entries = self.source.entries_applied.load(Relaxed);
-        let stands = if self.source.details().full_sync_since.is_none() && applied == 0 {
-            "nothing was copied".to_owned()
-        } else {
-            let place = match self.plan.reader {
-                Reader::Sync(_) => format!(", up to offset {} of", format::number(applied)),
-                Reader::Rdb { .. } => " from the file".to_owned(),
-            };
-            format!("{} entries applied{place} {}", format::number(entries), self.source.address)
+    /// How far everything has come, in words.
+    fn stands(&self) -> String {
+        let sources = || self.lines.iter().map(|line| &line.source);
+        let entries: u64 = sources().map(|source| source.entries_applied.load(Relaxed)).sum();
+        let begun = |source: &Arc<SourceShared>| {
+            source.details().full_sync_since.is_some() || source.offset_applied.load(Relaxed) > 0
         };
+        let place = match (self.lines.as_slice(), &self.plan.reader) {
+            _ if !sources().any(begun) => return "nothing was copied".to_owned(),
+            ([line], Reader::Rdb { .. }) => format!(" from the file {}", line.source.address),
+            ([line], _) => {
+                let applied = format::number(line.source.offset_applied.load(Relaxed));
+                format!(", up to offset {applied} of {}", line.source.address)
+            }
+            (lines, _) => format!(" from {} sources", lines.len()),
+        };
+        format!("{} entries applied{place}", format::number(entries))
+    }
+
+    /// Turns the ending into the outcome; cleans up where the migration is over.
+    async fn conclude(&mut self, ending: Ending) -> Outcome {
+        let stands = self.stands();
         let message = match ending {
             Ending::Failed(outcome) | Ending::After(outcome) => return outcome,
             // Followed by the time after the switch, which has an ending of its own.
             Ending::Switched(_) => return outcome(exit::DONE, format!("switched: {stands}")),
             Ending::Wished { forget: false } => {
                 // A source that never answered is what the operator has to know, not that we stopped waiting for it.
-                let details = self.source.details().clone();
-                if let (true, Some(error)) = (self.source.spool.manifest().is_none(), details.last_error) {
+                let silent = self.lines.iter().map(|line| &line.source).find_map(|source| {
+                    source.details().last_error.clone().filter(|_| source.spool.manifest().is_none())
+                });
+                if let Some(error) = silent {
                     return outcome(exit::SOURCE, format!("stopped before the source was ready: {error}"));
                 }
                 return Outcome {
@@ -626,7 +455,7 @@ impl Supervisor {
             Ending::Wished { forget: true } => format!("finished on request: {stands}"),
             Ending::Complete => format!("finished: {stands}"),
         };
-        if let Err(problem) = self.forget(checkpoint_key).await {
+        if let Err(problem) = self.forget().await {
             return outcome(exit::DESTINATION, problem);
         }
         if let Err(error) = self.data_dir.forget() {
@@ -642,31 +471,12 @@ impl Supervisor {
         }
     }
 
-    /// Removes what must not outlive the migration: checkpoint and half-built values on the destination, the spool here.
-    pub(super) async fn forget(&mut self, checkpoint_key: &str) -> Result<(), String> {
-        let forgotten = async {
-            let mut connection = Connection::open(&self.plan.writer.endpoint).await?;
-            connection.request(&[b"DEL", checkpoint_key.as_bytes()]).await?;
-            ImportMode::put_back(self.data_dir.path(), &mut connection, &self.events).await?;
-            // A value that was being built when the run was ended.
-            for db in 0..u32::MAX {
-                if matches!(
-                    connection.request(&[b"SELECT", db.to_string().as_bytes()]).await?,
-                    Reply::Error(_)
-                ) {
-                    break;
-                }
-                let run_id = self.data_dir.run_id();
-                connection.request(&[b"DEL", &building_key(run_id), &rebuilding_key(run_id)]).await?;
-            }
-            Ok::<_, NetError>(())
-        };
-        forgotten.await.map_err(|error| {
-            format!("the checkpoint key '{checkpoint_key}' could not be removed: {error}")
-        })?;
-        ledger::forget(self.source.spool.dir())
-            .and_then(|()| self.source.spool.forget())
-            .map_err(|error| error.to_string())
+    /// Removes what must not outlive the migration: checkpoints and half-built values on the destination, the spools here.
+    pub(super) async fn forget(&mut self) -> Result<(), String> {
+        for line in &self.lines {
+            line.forget().await?;
+        }
+        Ok(())
     }
 
     pub(super) fn publish(&mut self, ending: Option<State>, outcome: Option<Outcome>) {
@@ -677,4 +487,28 @@ impl Supervisor {
         }
         self.end.status.send_replace(Arc::new(status));
     }
+}
+
+/// Empties every master of the destination.
+async fn empty(writer: &config::Writer) -> Result<(), NetError> {
+    let nodes = match writer.cluster {
+        false => vec![writer.endpoint.clone()],
+        true => {
+            let cluster = discover(std::slice::from_ref(&writer.endpoint)).await?;
+            cluster.masters().into_iter().map(|(_, endpoint)| endpoint).collect()
+        }
+    };
+    for node in nodes {
+        let mut connection = Connection::open(&node).await?;
+        if let Reply::Error(reply) = connection.request(&[b"FLUSHALL"]).await? {
+            return Err(NetError::Refused {
+                address: node.address,
+                what: "FLUSHALL".into(),
+                reply,
+                cure: "Write 'empty_db_before_sync = false', or give the user of [redis_writer] this right."
+                    .into(),
+            });
+        }
+    }
+    Ok(())
 }

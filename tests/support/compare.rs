@@ -14,7 +14,7 @@ use super::dataset::unix_ms;
 use super::server::Server;
 
 /// Times of expiry may differ by this much (ms).
-const TTL_TOLERANCE: i64 = 5;
+pub(super) const TTL_TOLERANCE: i64 = 5;
 /// First byte of a DUMP: hash tables of values without times of their own, for which DEBUG DIGEST-VALUE says all.
 const RDB_TYPE_SET: u8 = 2;
 const RDB_TYPE_HASH: u8 = 4;
@@ -46,7 +46,7 @@ impl fmt::Debug for Differences {
 }
 
 impl Differences {
-    fn add(&mut self, line: String) {
+    pub(super) fn add(&mut self, line: String) {
         self.count += 1;
         if self.listed.len() < LISTED {
             self.listed.push(line);
@@ -127,7 +127,7 @@ pub fn equal_in(
     }
 }
 
-fn is_tool_key(key: &[u8]) -> bool {
+pub(super) fn is_tool_key(key: &[u8]) -> bool {
     key.starts_with(b"shakedeck:")
 }
 
@@ -189,7 +189,7 @@ fn name_digests(left: &mut Side, right: &mut Side, database: &str, differences: 
     }
 }
 
-fn cut(text: &str) -> String {
+pub(super) fn cut(text: &str) -> String {
     let mut short: String = text.chars().take(300).collect();
     if short.len() < text.len() {
         short.push('…');
@@ -197,19 +197,19 @@ fn cut(text: &str) -> String {
     short
 }
 
-struct Side {
-    client: Client,
-    name: &'static str,
+pub(super) struct Side {
+    pub(super) client: Client,
+    pub(super) name: &'static str,
 }
 
 impl Side {
-    fn databases(&mut self) -> Vec<String> {
+    pub(super) fn databases(&mut self) -> Vec<String> {
         let text = self.client.text(&["INFO", "keyspace"]);
         text.lines().filter_map(|line| Some(line.strip_prefix("db")?.split_once(':')?.0.to_owned())).collect()
     }
 
     /// DUMP without version and checksum, and the time of expiry (Unix ms, -1 = never), of each key.
-    fn payloads(&mut self, keys: &[Vec<u8>]) -> Vec<(Option<Vec<u8>>, i64)> {
+    pub(super) fn payloads(&mut self, keys: &[Vec<u8>]) -> Vec<(Option<Vec<u8>>, i64)> {
         // PEXPIRETIME came with 7.0; before it the time is counted from the server's clock.
         let exact = !matches!(self.client.cmd(&["PEXPIRETIME", ""]), Reply::Error(_));
         let (verb, now) = if exact { ("PEXPIRETIME", 0) } else { ("PTTL", unix_ms(&mut self.client) as i64) };
@@ -249,7 +249,7 @@ impl Side {
     }
 
     /// The value in words that do not depend on the server process or its version.
-    fn value(&mut self, key: &[u8]) -> String {
+    pub(super) fn value(&mut self, key: &[u8]) -> String {
         let kind = self.client.text(&[b"TYPE".as_slice(), key]);
         let sorted = |mut items: Vec<Vec<u8>>| {
             items.sort();

@@ -7,6 +7,9 @@
 //!  dataset  keys of every core type              load     a writer that keeps changing them
 //!  compare  are two servers equal?               shakedeck  the real binary with a generated shake.toml
 //!  proxy    a link that breaks as told           fake_source  a source that sends what a test wants
+//!  cluster  running nodes, resharded, failing over   cluster_client  a client that follows MOVED and ASK
+//!  mixed_load  a load that a cluster takes as well as a standalone server
+//!  everything  are two places equal, each a standalone server or a cluster?
 //! ```
 //!
 //! Rules: nothing is read before a condition was awaited with a deadline ([`wait_until`]), nothing sleeps for luck,
@@ -17,10 +20,14 @@
 #![allow(dead_code, unused_imports, unused_macros, missing_docs, clippy::unwrap_used)]
 
 pub mod client;
+pub mod cluster;
+pub mod cluster_client;
 pub mod compare;
 pub mod dataset;
+pub mod everything;
 pub mod fake_source;
 pub mod load;
+pub mod mixed_load;
 pub mod proxy;
 pub mod random;
 pub mod relay;
@@ -33,6 +40,8 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 pub use client::{Client, Reply};
+pub use cluster::{Cluster, Layout};
+pub use cluster_client::ClusterClient;
 pub use random::Random;
 pub use server::{Options, Server};
 pub use servers::{Flavor, ServerBinary};

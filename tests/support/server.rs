@@ -25,6 +25,7 @@ pub struct Options {
     disk_based: bool,
     rdb: Option<PathBuf>,
     stays_loading: bool,
+    cluster: bool,
     lines: Vec<String>,
 }
 
@@ -75,6 +76,12 @@ impl Options {
         self
     }
 
+    /// A node of a cluster that does not know any other node yet; [`super::cluster::Cluster`] brings them together.
+    pub fn cluster_node(mut self) -> Self {
+        self.cluster = true;
+        self
+    }
+
     /// Any other line of the configuration file.
     pub fn config(mut self, key: &str, value: &str) -> Self {
         self.lines.push(format!("{key} {value}"));
@@ -115,7 +122,7 @@ impl Server {
 
     fn try_start(binary: &ServerBinary, options: Options) -> Result<Server, String> {
         let folder = tempfile::Builder::new().prefix("shakedeck-server-").tempdir().unwrap();
-        let (port, tls_port) = free_ports();
+        let (port, tls_port) = free_ports(options.cluster);
         let certificates = options.tls.then(|| Certificates::make(folder.path()));
         let text = configuration(binary, &options, folder.path(), port, tls_port, certificates.as_ref());
         std::fs::write(folder.path().join("server.conf"), text).unwrap();
@@ -302,13 +309,24 @@ fn configuration(
         lines.push(format!("tls-key-file {}", files.server_key.display()));
         lines.push(format!("tls-auth-clients {}", if options.mutual_tls { "yes" } else { "no" }));
     }
+    if options.cluster {
+        lines.push("cluster-enabled yes".into());
+        lines.push("cluster-config-file nodes.conf".into());
+    }
     lines.extend(options.lines.iter().cloned());
     lines.join("\n") + "\n"
 }
 
-/// Two ports that were free a moment ago.
-fn free_ports() -> (u16, u16) {
-    let listen = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let (first, second) = (listen(), listen());
-    (first.local_addr().unwrap().port(), second.local_addr().unwrap().port())
+/// Two ports that were free a moment ago. A node of a cluster listens on the port 10,000 above its own as well (only
+/// since 7.0 that one can be chosen).
+fn free_ports(cluster: bool) -> (u16, u16) {
+    let listen = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+    loop {
+        let (first, second) = (listen(0).unwrap(), listen(0).unwrap());
+        let [port, tls_port] = [&first, &second].map(|listener| listener.local_addr().unwrap().port());
+        let bus = port.checked_add(10_000);
+        if !cluster || bus.is_some_and(|bus| listen(bus).is_ok()) {
+            return (port, tls_port);
+        }
+    }
 }

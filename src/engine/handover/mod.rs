@@ -50,7 +50,7 @@ use self::steps::examine;
 pub use self::switch::{lift_old_source, lift_refusals};
 use super::Engine;
 use super::events::EventLog;
-use super::shared::{SourceShared, Wishes, WriterShared};
+use super::shared::{SourceShared, Wishes, Writers};
 use crate::config::{Endpoint, Plan};
 use crate::cutover::{Effect, FenceKind, Hook, Input, State, step};
 use crate::format;
@@ -78,8 +78,8 @@ pub struct Handover {
     pub dir: PathBuf,
     /// Every source master.
     pub sources: Vec<SourceSide>,
-    /// The writer that must stand still at the end.
-    pub writer: Arc<WriterShared>,
+    /// The writers that must stand still at the end.
+    pub writers: Arc<Writers>,
     /// Where it is told so.
     pub wishes: watch::Sender<Wishes>,
     /// Sentences for the operator.

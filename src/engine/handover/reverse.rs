@@ -47,8 +47,9 @@ pub fn plan(plan: &Plan, dir: &Path) -> Option<Plan> {
         sync_aof: true,
         prefer_replica: false,
         psync_names: BTreeMap::new(),
+        ..reader.clone()
     });
-    back.writer = Writer { endpoint: reader.endpoint.clone() };
+    back.writer = Writer { endpoint: reader.endpoint.clone(), cluster: false };
     back.advanced.dir = directory(dir);
     back.advanced.empty_db_before_sync = false;
     back.advanced.on_existing_key = OnExistingKey::Rewrite;

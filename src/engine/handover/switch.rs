@@ -1,7 +1,6 @@
 //! The hand-over, the way back, and the undoing of what either left on the sources.
 
 use std::path::Path;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout};
@@ -11,7 +10,7 @@ use super::fence::{Fence, Held, on_all};
 use super::record::{Record, Restore};
 use super::steps::offsets;
 use super::{Handover, reverse, reverse_directory};
-use crate::config::{Endpoint, Plan, Reader};
+use crate::config::{Address, Endpoint, Plan, Reader};
 use crate::cutover::{FenceKind, Hook, SourceAfter};
 use crate::engine::events::unix_ms;
 use crate::engine::net::NetError;
@@ -70,7 +69,7 @@ impl Handover {
         }
         self.wishes.send_modify(|wishes| wishes.sealed = true);
         let began = Instant::now();
-        while !self.writer.idle.load(Relaxed) {
+        while !self.writers.are_idle() {
             if began.elapsed() > LAST_LIMIT {
                 return Err("the writer did not come to rest".into());
             }
@@ -260,31 +259,36 @@ async fn put_back(
 pub async fn lift_refusals(plan: &Plan, dir: &Path) -> Result<Vec<String>, String> {
     let mut lifted = lift_old_source(plan, dir).await?;
     // After a rollback it is the former destination that refuses.
-    lifted.extend(lift(&plan.writer.endpoint, &reverse_directory(dir)).await?);
+    lifted.extend(lift(&plan.writer.endpoint, plan.writer.cluster, &reverse_directory(dir)).await?);
     Ok(lifted)
 }
 
 /// Lets the old source take writes again.
 pub async fn lift_old_source(plan: &Plan, dir: &Path) -> Result<Vec<String>, String> {
     match &plan.reader {
-        Reader::Sync(reader) => lift(&reader.endpoint, dir).await,
+        Reader::Sync(reader) => lift(&reader.endpoint, reader.cluster, dir).await,
         Reader::Rdb { .. } => Ok(Vec::new()),
     }
 }
 
-async fn lift(endpoint: &Endpoint, dir: &Path) -> Result<Vec<String>, String> {
+/// `endpoint` is the server, or one node of the cluster, in which `cluster` has the others found by their addresses.
+async fn lift(endpoint: &Endpoint, cluster: bool, dir: &Path) -> Result<Vec<String>, String> {
     let Some(mut record) = Record::read(dir).map_err(|error| error.to_string())? else {
         return Ok(Vec::new());
     };
     for restore in &record.restore {
-        if restore.address != endpoint.address.to_string() {
+        let node = match restore.address.parse::<Address>() {
+            Ok(address) if cluster => endpoint.at(address),
+            _ => endpoint.clone(),
+        };
+        if restore.address != node.address.to_string() {
             return Err(format!(
                 "'{}' names the server {}, which is not in this configuration",
                 dir.display(),
                 restore.address
             ));
         }
-        timeout(UNFENCE_LIMIT, put_back(endpoint, Some(restore), false, Duration::from_secs(3)))
+        timeout(UNFENCE_LIMIT, put_back(&node, Some(restore), false, Duration::from_secs(3)))
             .await
             .map_err(|_| format!("{} could not be reached", restore.address))??;
     }

@@ -203,9 +203,9 @@ impl Replay {
             Ok(()) => true,
             Err(mpsc::error::TrySendError::Closed(_)) => false,
             Err(mpsc::error::TrySendError::Full(full)) => {
-                self.shared.held_back_by.store(1, Relaxed);
+                self.shared.held_back.store(true, Relaxed);
                 let sent = self.batches.blocking_send(full).is_ok();
-                self.shared.held_back_by.store(0, Relaxed);
+                self.shared.held_back.store(false, Relaxed);
                 sent
             }
         }

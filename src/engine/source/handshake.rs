@@ -65,7 +65,7 @@ impl Source {
     /// A server must not be copied onto itself.
     pub(super) fn must_not_be_destination(&self, address: &Address, info: &str) -> Result<(), NetError> {
         let run_id = info_field(info, "run_id");
-        if run_id.is_none() || run_id != self.destination_run_id.as_deref() {
+        if !run_id.is_some_and(|id| self.destination_run_ids.iter().any(|other| other == id)) {
             return Ok(());
         }
         Err(NetError::Refused {
@@ -85,7 +85,7 @@ impl Source {
             address: address.clone(),
             what: "the migration".into(),
             reply: format!(
-                "database {db} of the source would go to database {}, and the destination has {}",
+                "database {db} of the source would go to database {} of the destination, which has {}",
                 self.databases.there(db),
                 self.databases.count_in_words()
             ),
@@ -162,11 +162,9 @@ impl Source {
 
     /// What this node calls PSYNC (`aws_psync`).
     fn psync_name(&self, address: &Address) -> Result<&[u8], NetError> {
-        let names = &self.reader.psync_names;
-        let named = names.get(address).or_else(|| names.get(&self.reader.endpoint.address));
-        match named {
+        match self.psync_names.get(address) {
             Some(name) => Ok(name.reveal().as_bytes()),
-            None if names.is_empty() => Ok(b"PSYNC"),
+            None if self.psync_names.is_empty() => Ok(b"PSYNC"),
             None => Err(NetError::Refused {
                 address: address.clone(),
                 what: "PSYNC".into(),
@@ -177,7 +175,8 @@ impl Source {
     }
 
     pub(super) fn refused(&self, reply: String) -> NetError {
-        let user = self.reader.endpoint.username.as_deref().unwrap_or("default");
+        let endpoint = self.endpoint();
+        let user = endpoint.username.as_deref().unwrap_or("default");
         let cure = if reply.starts_with("NOPERM") {
             format!(
                 "On the source: ACL SETUSER {user} +psync +replconf +ping (and +info, +config|get for more detail here)."
@@ -196,7 +195,7 @@ impl Source {
         } else {
             "Look at the source's log for the reason.".into()
         };
-        NetError::Refused { address: self.reader.endpoint.address.clone(), what: "PSYNC".into(), reply, cure }
+        NetError::Refused { address: endpoint.address, what: "PSYNC".into(), reply, cure }
     }
 }
 

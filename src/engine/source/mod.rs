@@ -8,6 +8,7 @@ mod handshake;
 mod replica;
 mod waiting;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use bytes::Buf;
 use memchr::memmem;
 use tokio::io::AsyncReadExt;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use self::waiting::Alive;
@@ -23,9 +24,10 @@ use super::events::{EventLog, unix_ms};
 use super::net::{Connection, NetError};
 use super::replay::Databases;
 use super::room::Room;
+use super::shard::{Site, Turns};
 use super::shared::SourceShared;
 use super::spool::{SpoolError, SpoolWriter};
-use crate::config::{self, Policy, SyncReader};
+use crate::config::{self, Address, Endpoint, Policy, Secret};
 use crate::format;
 use crate::psync::{EOF_MARK_LEN, EofFinder, EofSearch, PsyncReply, Replid, Transfer, replconf_ack};
 use crate::status::Phase;
@@ -89,16 +91,22 @@ pub enum SourceError {
 
 /// The task of one source.
 pub struct Source {
-    /// `[sync_reader]`.
-    pub reader: SyncReader,
     /// `[spool]`.
     pub limits: config::Spool,
     /// `[policy]`.
     pub policy: Policy,
-    /// `run_id` of the destination: a server must not be copied onto itself.
-    pub destination_run_id: Option<String>,
+    /// Where its master is.
+    pub site: Site,
+    /// Read from a replica of it.
+    pub prefer_replica: bool,
+    /// What nodes call PSYNC, where a provider has renamed it.
+    pub psync_names: BTreeMap<Address, Secret>,
     /// Which databases are copied, and where to.
     pub databases: Databases,
+    /// Whose turn it is to save a data set.
+    pub turns: Arc<Turns>,
+    /// `run_id` of the destination's nodes: a server must not be copied onto itself.
+    pub destination_run_ids: Vec<String>,
     /// What it tells.
     pub shared: Arc<SourceShared>,
     /// Sentences for the operator.
@@ -204,12 +212,19 @@ impl Source {
         }
         let mut stop = self.stop.clone();
         let opening = async {
-            let mut connection = self.connect().await?;
+            let endpoint = self.site.locate().await?;
+            self.shared.found_at(&endpoint);
+            let mut connection = self.connect(&endpoint).await?;
             if !*accepted {
                 self.shared.enter(Phase::Handshake, None);
             }
             self.handshake(&mut connection).await?;
             Ok::<_, NetError>(connection)
+        };
+        // Held until the RDB is whole here.
+        let turn = tokio::select! {
+            turn = self.turn() => turn,
+            () = stopped(&mut stop) => return Ok(SessionEnd::Stopped),
         };
         let mut connection = tokio::select! {
             connection = opening => connection?,
@@ -251,6 +266,7 @@ impl Source {
                 if let Some(end) = end {
                     return Ok(end);
                 }
+                drop(turn);
             }
             PsyncReply::RetryLater(reply) | PsyncReply::Refused(reply) => {
                 return Err(self.refused(reply).into());
@@ -261,9 +277,8 @@ impl Source {
     }
 
     /// Connects to the server, or to a replica of it; says where that is if it is not plain from the configuration.
-    async fn connect(&self) -> Result<Connection, NetError> {
-        let endpoint = &self.reader.endpoint;
-        let (connection, instead) = if self.reader.prefer_replica {
+    async fn connect(&self, endpoint: &Endpoint) -> Result<Connection, NetError> {
+        let (connection, instead) = if self.prefer_replica {
             let choice = replica::choose(endpoint).await?;
             if let Some(info) = &choice.master_info {
                 self.must_not_be_destination(&endpoint.address, info)?;
@@ -273,19 +288,18 @@ impl Source {
             (Connection::open(endpoint).await?, None)
         };
         if let Some(reason) = instead {
-            self.events
-                .warn(&self.node(), format!("prefer_replica: the server itself is read, because {reason}"));
+            let text = format!("prefer_replica: the server itself is read, because {reason}");
+            self.events.warn(&self.node(), text);
         }
         let present = connection.address.to_string();
-        if connection.address != endpoint.address {
-            let mut details = self.shared.details();
-            if details.connected_to.as_ref() != Some(&present) {
-                self.events.info(&self.node(), format!("reading from {present}"));
-                details.connected_to = Some(present);
-            }
-        } else {
-            self.shared.details().connected_to = None;
+        let mut details = self.shared.details();
+        if present == self.shared.address {
+            details.connected_to = None;
+        } else if details.connected_to.as_ref() != Some(&present) {
+            self.events.info(&self.node(), format!("reading from {present}"));
+            details.connected_to = Some(present);
         }
+        drop(details);
         Ok(connection)
     }
 
@@ -584,17 +598,38 @@ impl Source {
         }
     }
 
+    /// Waits until this source may be asked for its RDB, if it will be.
+    async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        if self.shared.spool.manifest().is_some_and(|manifest| manifest.rdb_len.is_some()) {
+            return None;
+        }
+        let address = self.site.last().address;
+        let taking = self.turns.take(&address);
+        tokio::pin!(taking);
+        tokio::select! {
+            biased;
+            turn = &mut taking => return turn,
+            () = std::future::ready(()) => {}
+        }
+        self.shared.enter(
+            Phase::Connecting,
+            Some("waiting for its turn: other full syncs are received first ([sync_reader] full_sync_parallel)".into()),
+        );
+        taking.await
+    }
+
+    /// Where its master is, or was last.
+    fn endpoint(&self) -> Endpoint {
+        self.shared.endpoint().unwrap_or_else(|| self.site.last())
+    }
+
     /// Grows with every byte received.
     fn progress(&self) -> u64 {
         self.shared.bytes_received.load(Relaxed)
     }
 
     fn silent(&self, what: &str) -> NetError {
-        NetError::Timeout {
-            address: self.reader.endpoint.address.clone(),
-            what: what.into(),
-            limit: SILENCE_LIMIT,
-        }
+        NetError::Timeout { address: self.endpoint().address, what: what.into(), limit: SILENCE_LIMIT }
     }
 
     fn rdb_cut(&self, connection: &Connection, received: u64, total: Option<u64>) -> NetError {

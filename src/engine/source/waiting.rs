@@ -78,7 +78,7 @@ impl Source {
             (details.patience, alive == Alive::Newline && details.transfer == Some("diskless"))
         };
         let read = self.shared.spool.received();
-        let pressure = Pressure::watch(self.reader.endpoint.clone(), patience, read, diskless);
+        let pressure = Pressure::watch(self.endpoint(), patience, read, diskless);
         let mut stop = self.stop.clone();
         let mut told = Instant::now();
         loop {

@@ -18,18 +18,21 @@ impl Supervisor {
         if self.verifying.as_ref().is_some_and(Verifying::is_running) {
             return self.events.warn("", "a verification runs already");
         }
-        let Reader::Sync(reader) = &self.plan.reader else {
+        let Reader::Sync(_) = &self.plan.reader else {
             return self.events.warn("", "an RDB file is no server that could be compared with");
+        };
+        let [line] = &self.lines[..] else {
+            return self.events.warn("", "several sources cannot be compared yet");
         };
         let options = Options::default();
         let verifying = match self.end.status.borrow().state {
             State::Streaming | State::CaughtUp => {
                 let job = Verify {
                     options,
-                    source: vec![reader.endpoint.clone()],
+                    source: self.source_sides().into_iter().map(|side| side.endpoint).collect(),
                     destination: vec![self.plan.writer.endpoint.clone()],
                     filter: self.plan.filter.clone(),
-                    settle: Settle::Streaming(self.source.clone()),
+                    settle: Settle::Streaming(line.source.clone()),
                     dir: Some(self.data_dir.path().to_owned()),
                     output: None,
                     resume: false,

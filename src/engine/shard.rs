@@ -1,0 +1,320 @@
+//! The masters of a source cluster: found once, remembered on disk, followed through failovers.
+//!
+//! ```text
+//!  shards.json   for each line its name, the nodes of its shard, and its slots
+//! ```
+//!
+//! A line is named after the address that its master had when it was found; the name stays when a replica takes over. What
+//! belongs to a shard is told by node ids, and where none of them is a master any more, by slots.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::discovery::{Cluster, discover};
+use super::net::NetError;
+use super::spool::{SpoolError, replace_file};
+use crate::config::{Address, Endpoint};
+use crate::topology::Node;
+
+/// Where the master of a line is found.
+#[derive(Clone)]
+pub enum Site {
+    /// Always there.
+    Fixed(Endpoint),
+    /// In a cluster.
+    Shard(Shard),
+}
+
+impl Site {
+    /// Where it is now. An error may pass: while a replica takes over there is no master.
+    pub async fn locate(&self) -> Result<Endpoint, NetError> {
+        match self {
+            Site::Fixed(endpoint) => Ok(endpoint.clone()),
+            Site::Shard(shard) => shard.locate().await,
+        }
+    }
+
+    /// Where it was last.
+    pub fn last(&self) -> Endpoint {
+        match self {
+            Site::Fixed(endpoint) => endpoint.clone(),
+            Site::Shard(shard) => {
+                let nodes = shard.shards.lock().get(shard.index).map(|known| known.nodes.clone());
+                let master = nodes.and_then(|nodes| nodes.into_iter().next());
+                master.map_or_else(|| shard.shards.seed.clone(), |node| shard.shards.endpoint(&node))
+            }
+        }
+    }
+}
+
+/// One shard.
+#[derive(Clone)]
+pub struct Shard {
+    shards: Arc<Shards>,
+    index: usize,
+}
+
+/// All shards of the source, as they are remembered.
+pub struct Shards {
+    path: PathBuf,
+    seed: Endpoint,
+    known: Mutex<Vec<Known>>,
+}
+
+/// What `shards.json` holds of a shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Known {
+    /// Name of its line.
+    pub name: String,
+    /// Its nodes, the master first.
+    nodes: Vec<KnownNode>,
+    /// Its slots, each range with both ends.
+    pub slots: Vec<(u16, u16)>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct KnownNode {
+    id: String,
+    host: String,
+    port: u16,
+}
+
+impl Shards {
+    /// What a former process remembered; `None` = nothing.
+    pub fn read(dir: &Path, seed: &Endpoint) -> Result<Option<Arc<Shards>>, SpoolError> {
+        let path = dir.join("shards.json");
+        let known = match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map_err(|error| SpoolError {
+                action: "read",
+                path: path.clone(),
+                cause: io::Error::other(error),
+            })?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(cause) => return Err(SpoolError { action: "read", path, cause }),
+        };
+        Ok(Some(Arc::new(Shards { path, seed: seed.clone(), known: Mutex::new(known) })))
+    }
+
+    /// Remembers the masters of a cluster.
+    pub fn note(dir: &Path, seed: &Endpoint, cluster: &Cluster) -> Result<Arc<Shards>, SpoolError> {
+        let known = cluster.masters().into_iter().map(|(master, endpoint)| Known {
+            name: endpoint.address.to_string(),
+            nodes: nodes_of(cluster, master),
+            slots: master.slots.iter().map(|range| (*range.start(), *range.end())).collect(),
+        });
+        let shards =
+            Shards { path: dir.join("shards.json"), seed: seed.clone(), known: Mutex::new(known.collect()) };
+        shards.save(&shards.lock())?;
+        Ok(Arc::new(shards))
+    }
+
+    /// Forgets what was remembered in this directory.
+    pub fn forget(dir: &Path) -> io::Result<()> {
+        match fs::remove_file(dir.join("shards.json")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Name and site of each line.
+    pub fn lines(self: &Arc<Self>) -> Vec<(String, Shard)> {
+        let names: Vec<String> = self.lock().iter().map(|known| known.name.clone()).collect();
+        let shard = |(index, name)| (name, Shard { shards: self.clone(), index });
+        names.into_iter().enumerate().map(shard).collect()
+    }
+
+    fn endpoint(&self, node: &KnownNode) -> Endpoint {
+        let address = Address::Tcp { host: node.host.clone(), port: node.port };
+        self.seed.at(address)
+    }
+
+    fn save(&self, known: &[Known]) -> Result<(), SpoolError> {
+        replace_file(&self.path, &serde_json::to_vec_pretty(known).unwrap_or_default())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Known>> {
+        self.known.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Shard {
+    /// Asks the cluster where the master of this shard is.
+    async fn locate(&self) -> Result<Endpoint, NetError> {
+        let known = self.shards.lock().get(self.index).cloned();
+        let known = known.unwrap_or(Known { name: String::new(), nodes: Vec::new(), slots: Vec::new() });
+        // Its own replicas first, and the master last: that is the one that is down when it matters.
+        let mut seeds: Vec<Endpoint> =
+            known.nodes.iter().skip(1).map(|node| self.shards.endpoint(node)).collect();
+        seeds.push(self.shards.seed.clone());
+        let all = self.shards.lock().clone();
+        let others = all.iter().flat_map(|shard| &shard.nodes).filter(|node| !known.nodes.contains(node));
+        seeds.extend(others.chain(known.nodes.first()).map(|node| self.shards.endpoint(node)));
+        let cluster = discover(&seeds).await?;
+        let Some(master) = master_of(&known, &cluster) else {
+            let address = known
+                .nodes
+                .first()
+                .map_or_else(|| self.shards.seed.address.clone(), |node| self.shards.endpoint(node).address);
+            let cause =
+                io::Error::other("the cluster says that it fails, and no replica has taken its place yet");
+            return Err(NetError::Connect { address, cause });
+        };
+        let endpoint = cluster.endpoint(master);
+        let nodes = nodes_of(&cluster, master);
+        if nodes != known.nodes {
+            let mut all = self.shards.lock();
+            if let Some(known) = all.get_mut(self.index) {
+                known.nodes = nodes;
+            }
+            if let Err(error) = self.shards.save(&all) {
+                // Only a help for the next start, which has the address of the configuration too.
+                tracing::warn!("{error}");
+            }
+        }
+        Ok(endpoint)
+    }
+}
+
+/// The present master of a shard: one of its nodes, or else who has most of its slots.
+fn master_of<'a>(known: &Known, cluster: &'a Cluster) -> Option<&'a Node> {
+    let is_known = |node: &Node| known.nodes.iter().any(|known| known.id == node.id);
+    if let Some(master) = cluster.topology.masters().find(|node| !node.failing && is_known(node)) {
+        return Some(master);
+    }
+    // Its master is down, and nobody has its slots yet.
+    if cluster.topology.masters().any(|node| node.failing && is_known(node)) {
+        return None;
+    }
+    let shared = |node: &Node| -> u32 {
+        let ranges = node.slots.iter().flat_map(|range| known.slots.iter().map(move |slots| (range, slots)));
+        ranges.map(|(range, slots)| overlap(range, *slots)).sum()
+    };
+    let healthy = cluster.topology.masters().filter(|node| !node.failing);
+    healthy
+        .map(|node| (shared(node), node))
+        .filter(|(slots, _)| *slots > 0)
+        .max_by_key(|(slots, _)| *slots)
+        .map(|(_, node)| node)
+}
+
+fn overlap(range: &RangeInclusive<u16>, slots: (u16, u16)) -> u32 {
+    let (first, last) = (slots.0.max(*range.start()), slots.1.min(*range.end()));
+    if first <= last { u32::from(last - first) + 1 } else { 0 }
+}
+
+fn nodes_of(cluster: &Cluster, master: &Node) -> Vec<KnownNode> {
+    let known = |node: &Node| match cluster.endpoint(node).address {
+        Address::Tcp { host, port } => KnownNode { id: node.id.clone(), host, port },
+        other => KnownNode { id: node.id.clone(), host: other.to_string(), port: 0 },
+    };
+    std::iter::once(master).chain(cluster.topology.replicas(&master.id)).map(known).collect()
+}
+
+/// Sees to it that not all masters of a host save their data set at once.
+pub struct Turns {
+    /// Most full syncs at once; `None` = one for each host.
+    limit: Option<Arc<Semaphore>>,
+    hosts: Mutex<BTreeMap<String, Arc<Semaphore>>>,
+}
+
+impl Turns {
+    /// `[sync_reader] full_sync_parallel`; 0 = one for each host.
+    pub fn new(limit: usize) -> Turns {
+        Turns { limit: (limit > 0).then(|| Arc::new(Semaphore::new(limit))), hosts: Mutex::default() }
+    }
+
+    /// Waits for a turn, which lasts until the permit is dropped.
+    pub async fn take(&self, address: &Address) -> Option<OwnedSemaphorePermit> {
+        let semaphore = match (&self.limit, address) {
+            (Some(limit), _) => limit.clone(),
+            (None, Address::Tcp { host, .. }) => {
+                let mut hosts = self.hosts.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                hosts.entry(host.clone()).or_insert_with(|| Arc::new(Semaphore::new(1))).clone()
+            }
+            (None, Address::Unix(_) | Address::Named(_)) => return None,
+        };
+        // Never closed.
+        semaphore.acquire_owned().await.ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a panic is the failure of a test")]
+
+    use std::time::Duration;
+
+    use super::*;
+    use crate::topology::Topology;
+
+    fn cluster(text: &str) -> Cluster {
+        let seed = Endpoint {
+            address: Address::Tcp { host: "10.0.0.1".into(), port: 1 },
+            seeds: Vec::new(),
+            sentinel: None,
+            address_map: Default::default(),
+            username: None,
+            password: None,
+            tls: None,
+        };
+        Cluster::new(Topology::from_nodes(text).unwrap(), seed)
+    }
+
+    #[test]
+    fn a_shard_is_followed_by_its_nodes_and_else_by_its_slots() {
+        let dir = tempfile::tempdir().unwrap();
+        let before = cluster(
+            "a 10.0.0.1:1@2 myself,master - 0 0 1 connected 0-99\n\
+             b 10.0.0.2:1@2 slave a 0 0 1 connected\n\
+             c 10.0.0.3:1@2 master - 0 0 1 connected 100-16383\n",
+        );
+        let seed = before.endpoint(&before.topology.nodes[0]);
+        let shards = Shards::note(dir.path(), &seed, &before).unwrap();
+        let names: Vec<String> = shards.lines().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["10.0.0.1:1", "10.0.0.3:1"]);
+        let known = Shards::read(dir.path(), &seed).unwrap().unwrap().lock()[0].clone();
+        assert_eq!(known.nodes.len(), 2);
+        let at = |text: &str| {
+            let now = cluster(text);
+            master_of(&known, &now).map(|node| now.endpoint(node).address.to_string())
+        };
+        // Down, and not replaced yet.
+        assert_eq!(
+            at("a 10.0.0.1:1@2 master,fail - 0 0 1 connected 0-99\nb 10.0.0.2:1@2 slave a 0 0 1 connected"),
+            None
+        );
+        // Replaced by its replica.
+        assert_eq!(
+            at("a 10.0.0.1:1@2 master,fail - 0 0 1 connected\nb 10.0.0.2:1@2 master - 0 0 2 connected 0-99")
+                .as_deref(),
+            Some("10.0.0.2:1")
+        );
+        // All its nodes are new.
+        assert_eq!(
+            at("x 10.0.0.9:1@2 master - 0 0 1 connected 0-60\ny 10.0.0.8:1@2 master - 0 0 1 connected 61-16383").as_deref(),
+            Some("10.0.0.9:1")
+        );
+    }
+
+    #[tokio::test]
+    async fn one_full_sync_at_a_time_for_each_host() {
+        let at = |host: &str, port| Address::Tcp { host: host.into(), port };
+        let turns = Turns::new(0);
+        let first = turns.take(&at("a", 1)).await;
+        assert!(turns.take(&at("b", 1)).await.is_some());
+        let other = at("a", 2);
+        let second = turns.take(&other);
+        tokio::pin!(second);
+        let now = Duration::ZERO;
+        assert!(tokio::time::timeout(now, &mut second).await.is_err(), "the first is under way");
+        drop(first);
+        assert!(second.await.is_some());
+    }
+}
