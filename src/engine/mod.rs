@@ -28,6 +28,7 @@ mod replay;
 mod resend;
 mod room;
 mod rules;
+mod sentinel;
 mod shard;
 mod shared;
 mod source;

@@ -77,6 +77,8 @@ pub struct SourceDetails {
     pub server: Option<String>,
     /// "master" or "slave".
     pub role: Option<String>,
+    /// The server that is read, where that is not `address`: the present master of sentinels, or a replica.
+    pub connected_to: Option<String>,
     /// `$<len>` or `$EOF:`.
     pub transfer: Option<&'static str>,
     /// RDB size, once known.
@@ -137,6 +139,7 @@ impl SourceShared {
                 entered: vec![(Phase::Connecting, now)],
                 server: None,
                 role: None,
+                connected_to: None,
                 transfer: None,
                 rdb_total: None,
                 full_sync_since: None,
@@ -303,6 +306,8 @@ pub struct WriterDetails {
     pub latencies: VecDeque<(Instant, f64)>,
     /// The last error.
     pub last_error: Option<String>,
+    /// The present master, where sentinels know it.
+    pub connected_to: Option<String>,
 }
 
 impl WriterShared {
@@ -323,6 +328,7 @@ impl WriterShared {
                 oldest: None,
                 latencies: VecDeque::new(),
                 last_error: None,
+                connected_to: None,
             }),
         }
     }

@@ -35,6 +35,7 @@ pub mod server;
 pub mod servers;
 pub mod shakedeck;
 pub mod tls;
+pub mod verification;
 
 use std::io::Write;
 use std::time::{Duration, Instant};

@@ -4,10 +4,12 @@
 //! is still arriving, then the stream, which begins where the RDB ends: one queue to one writer keeps that order. A full
 //! queue stops this thread; the spool grows, memory does not.
 
+mod databases;
 mod rdb;
 mod stream;
 mod sweep;
 
+pub use databases::Databases;
 pub use sweep::Keeper;
 
 use std::sync::Arc;
@@ -21,7 +23,7 @@ use super::events::EventLog;
 use super::quarantine::Quarantine;
 use super::shared::SourceShared;
 use super::spool::{Manifest, SpoolError, StreamReadError};
-use crate::config::{Filter, OnBadValue, OnExistingKey};
+use crate::config::{OnBadValue, OnExistingKey};
 use crate::rdb::RdbError;
 use crate::rdb::dump::Target;
 use crate::resp::RespError;
@@ -97,8 +99,8 @@ pub struct Replay {
     pub events: Arc<EventLog>,
     /// Keys that cannot be copied.
     pub quarantine: Arc<Quarantine>,
-    /// What is kept and dropped.
-    pub filter: Filter,
+    /// What is kept, and where it goes.
+    pub databases: Databases,
     /// `sync_rdb`
     pub sync_rdb: bool,
     /// `sync_aof`
@@ -207,11 +209,6 @@ impl Replay {
                 sent
             }
         }
-    }
-
-    fn keeps(&self, db: u32) -> bool {
-        !self.filter.block_db.contains(&db)
-            && (self.filter.allow_db.is_empty() || self.filter.allow_db.contains(&db))
     }
 
     fn rdb_error(&self, cause: RdbError) -> ReplayError {

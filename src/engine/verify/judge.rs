@@ -171,7 +171,9 @@ impl Pair<'_> {
         match ends.compare(key, look).await {
             Ok(found) => judged.add(found),
             // The key became something else while its pieces were read.
-            Err(error) if ["WRONGTYPE", "no such key"].iter().any(|word| error.to_string().contains(word)) => {
+            Err(error)
+                if ["WRONGTYPE", "no such key"].iter().any(|word| error.to_string().contains(word)) =>
+            {
                 judged.add([Found::new(Kind::Value, "changing", "changing")]);
             }
             Err(error) => return Err(error),

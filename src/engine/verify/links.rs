@@ -10,6 +10,7 @@ use super::judge::{How, Judged, Pair};
 use super::link::{Link, Server, Side, VerifyError};
 use super::scan;
 use super::site::{Site, Sites};
+use crate::config::Address;
 use crate::engine::net::NetError;
 use crate::resp::Reply;
 use crate::verify::Mode;
@@ -39,13 +40,15 @@ impl End {
     /// The connection to a master, and what it is.
     async fn node(&mut self, index: usize) -> Result<(&mut Link, &Server), VerifyError> {
         let Some(node) = self.site.nodes.get(index) else { return Err(self.without_owner()) };
-        if self.links.len() <= index {
-            self.links.resize_with(index + 1, || None);
+        if self.links.len() < self.site.nodes.len() {
+            self.links.resize_with(self.site.nodes.len(), || None);
+        }
+        if let Some(link @ None) = self.links.get_mut(index) {
+            *link = Some(Link::open(self.side, &node.endpoint).await?);
         }
         match self.links.get_mut(index) {
             Some(Some(link)) => Ok((link, &node.server)),
-            Some(link) => Ok((link.insert(Link::open(self.side, &node.endpoint).await?), &node.server)),
-            None => Err(self.without_owner()),
+            _ => Err(without_owner(self.side, &self.site)),
         }
     }
 
@@ -53,12 +56,8 @@ impl End {
         self.site.owner(key).ok_or_else(|| self.without_owner())
     }
 
-    /// A slot that nobody serves may be served again in a moment.
     fn without_owner(&self) -> VerifyError {
-        let address = self.site.nodes.first().map(|node| node.endpoint.address.clone());
-        let address = address.unwrap_or(crate::config::Address::Tcp { host: String::new(), port: 0 });
-        let cause = std::io::Error::other("no master of the cluster serves this slot");
-        VerifyError::Net { side: self.side, error: NetError::Connect { address, cause } }
+        without_owner(self.side, &self.site)
     }
 
     async fn find_again(&mut self, sites: &Sites) {
@@ -68,6 +67,14 @@ impl End {
         }
         self.links.clear();
     }
+}
+
+/// A slot that nobody serves may be served again in a moment.
+fn without_owner(side: Side, site: &Site) -> VerifyError {
+    let address = site.nodes.first().map(|node| node.endpoint.address.clone());
+    let address = address.unwrap_or(Address::Tcp { host: String::new(), port: 0 });
+    let cause = std::io::Error::other("no master of the cluster serves this slot");
+    VerifyError::Net { side, error: NetError::Connect { address, cause } }
 }
 
 impl Links {
@@ -96,6 +103,15 @@ impl Links {
             Side::Source => self.source.site.nodes.len(),
             Side::Destination => self.destination.site.nodes.len(),
         }
+    }
+
+    /// The address by which a master is known.
+    pub fn address(&self, side: Side, index: usize) -> Option<Address> {
+        let end = match side {
+            Side::Source => &self.source,
+            Side::Destination => &self.destination,
+        };
+        end.site.nodes.get(index).map(|node| node.endpoint.address.clone())
     }
 
     /// The connection to a master.
@@ -148,8 +164,8 @@ impl Links {
         let mut all = vec![None; keys.len()];
         let cluster = self.source.site.is_cluster();
         for ((source, destination), places) in self.routes(keys)? {
-            let node = self.source.site.nodes.get(source);
-            let Some(stream) = node.and_then(|node| streams.of(&node.endpoint.address)) else { continue };
+            let address = self.address(Side::Source, source);
+            let Some(stream) = address.and_then(|address| streams.of(&address)) else { continue };
             let mut pair = self.pair(source, destination).await?;
             for places in places.chunks(if cluster { CLUSTER_KEYS } else { keys.len().max(1) }) {
                 let some = picked(keys, places);
@@ -198,7 +214,7 @@ impl Links {
         let mut holds = streams.map(Holds::begin);
         let (mut here, mut there) = (0, 0);
         for node in 0..self.nodes(Side::Source) {
-            let address = self.source.site.nodes.get(node).map(|node| node.endpoint.address.clone());
+            let address = self.address(Side::Source, node);
             let link = self.node(Side::Source, node).await?;
             link.push(&[b"MULTI"]);
             link.push(&[b"INFO", b"replication"]);

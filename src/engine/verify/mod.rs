@@ -175,7 +175,7 @@ impl Run {
         let destination = Sites::find(Side::Destination, &job.destination, asked).await?;
         let (here, there) = (source.now(), destination.now());
         let mode = mode_for(asked, &here, &there, &progress);
-        let databases = databases(&job, &here, &there)?;
+        let databases = databases(&job, &here, &there);
         let keys: u64 = databases.iter().flat_map(|database| &database.from).map(|db| here.keys(*db)).sum();
         if let Some(most) = job.options.at_most.filter(|most| *most < keys) {
             job.options.sample = job.options.sample.min(most as f64 / keys as f64);
@@ -262,7 +262,9 @@ impl Run {
         let mut tries = 0;
         loop {
             match self.links.judge(db, keys, mode).await {
-                Err(error) if another_try(&self.how, &error, &mut tries).await => self.links.find_again().await,
+                Err(error) if another_try(&self.how, &error, &mut tries).await => {
+                    self.links.find_again().await
+                }
                 result => return result,
             }
         }
@@ -279,7 +281,9 @@ impl Run {
         let mut tries = 0;
         loop {
             match self.links.judge_exactly(db, keys, mode, streams).await {
-                Err(error) if another_try(&self.how, &error, &mut tries).await => self.links.find_again().await,
+                Err(error) if another_try(&self.how, &error, &mut tries).await => {
+                    self.links.find_again().await
+                }
                 result => return result,
             }
         }
@@ -345,7 +349,8 @@ impl Run {
     /// Waits until the destination has what the source has now; whether it came to that. `None` = cancelled.
     async fn settle(&mut self) -> Result<Option<bool>, VerifyError> {
         let deadline = Instant::now() + LAG_LIMIT;
-        let least = match &self.job.settle {
+        let settle = self.job.settle.clone();
+        let least = match &settle {
             Settle::Still => return Ok(Some(true)),
             Settle::Streaming(_) => Duration::ZERO,
             Settle::Wait(least, _) => *least,
@@ -355,7 +360,9 @@ impl Run {
         let mut tries = 0;
         let mut goals = loop {
             match self.places().await {
-                Err(error) if another_try(&self.how, &error, &mut tries).await => self.links.find_again().await,
+                Err(error) if another_try(&self.how, &error, &mut tries).await => {
+                    self.links.find_again().await
+                }
                 goals => break goals?,
             }
         };
@@ -365,11 +372,11 @@ impl Run {
             }
             let mut left = Vec::new();
             for (address, goal) in goals {
-                let applied = match &self.job.settle {
+                let applied = match &settle {
                     Settle::Streaming(streams) => {
                         streams.of(&address).map(|stream| stream.offset_applied.load(Relaxed))
                     }
-                    Settle::Wait(_, Some(key)) => self.checkpoint(key, &address).await?,
+                    Settle::Wait(_, Some(key)) => Self::checkpoint(&self.how, key, &address).await?,
                     _ => None,
                 };
                 if applied.is_some_and(|applied| applied < goal) {
@@ -394,18 +401,17 @@ impl Run {
     async fn places(&mut self) -> Result<Vec<(Address, u64)>, VerifyError> {
         let mut places = Vec::new();
         for node in 0..self.links.nodes(Side::Source) {
-            let link = self.links.node(Side::Source, node).await?;
-            let place = look::place_of(&link.info("replication").await?);
-            places.extend(place.map(|place| (link.address().clone(), place)));
+            let info = self.links.node(Side::Source, node).await?.info("replication").await?;
+            places.extend(self.links.address(Side::Source, node).zip(look::place_of(&info)));
         }
         Ok(places)
     }
 
     /// The offset of a source that a run in another process has applied, as its checkpoint says; `None` where there is none,
     /// and in a cluster, where it is scattered over the slots.
-    async fn checkpoint(&self, key: &str, source: &Address) -> Result<Option<u64>, VerifyError> {
+    async fn checkpoint(how: &How, key: &str, source: &Address) -> Result<Option<u64>, VerifyError> {
         let net = |error| VerifyError::Net { side: Side::Destination, error };
-        let site = self.how.destination.now();
+        let site = how.destination.now();
         let [node] = site.nodes.as_slice() else { return Ok(None) };
         if site.is_cluster() {
             return Ok(None);
@@ -414,7 +420,8 @@ impl Run {
         // The line of a master of a cluster has a checkpoint of its own.
         let lines = [key.to_owned(), format!("{key}:{source}")];
         for line in lines {
-            let text = read_checkpoint(&mut connection, &line, source.to_string().as_bytes()).await.map_err(net)?;
+            let text =
+                read_checkpoint(&mut connection, &line, source.to_string().as_bytes()).await.map_err(net)?;
             if let Some(progress) = text.and_then(|text| text.parse::<Checkpoint>().ok()) {
                 return Ok(Some(match progress.at {
                     Position::Stream { offset, .. } => offset,
@@ -594,7 +601,7 @@ fn mode_for(asked: Mode, here: &Site, there: &Site, progress: &Progress) -> Mode
 }
 
 /// The databases that are compared: those of the source that are copied, each with where it goes.
-fn databases(job: &Verify, here: &Site, there: &Site) -> Result<Vec<Database>, VerifyError> {
+fn databases(job: &Verify, here: &Site, there: &Site) -> Vec<Database> {
     let present = |site: &Site| -> Vec<u32> {
         site.nodes.iter().flat_map(|node| node.server.databases.keys().copied()).collect()
     };
@@ -607,8 +614,7 @@ fn databases(job: &Verify, here: &Site, there: &Site) -> Result<Vec<Database>, V
     for db in from {
         databases.entry(job.db_map.map(db)).or_default().push(db);
     }
-    let all = databases.into_iter().map(|(to, from)| Database { to, from });
-    Ok(all.collect())
+    databases.into_iter().map(|(to, from)| Database { to, from }).collect()
 }
 
 /// Keys of one database, and the picture of each.

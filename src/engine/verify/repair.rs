@@ -85,7 +85,9 @@ impl Run {
         let mut tries = 0;
         loop {
             match self.mend_once(db, key, how).await {
-                Err(error) if another_try(&self.how, &error, &mut tries).await => self.links.find_again().await,
+                Err(error) if another_try(&self.how, &error, &mut tries).await => {
+                    self.links.find_again().await
+                }
                 result => return result,
             }
         }

@@ -40,7 +40,7 @@ const TRIES: u32 = 5;
 /// ... and half a minute for a cluster, which may have to replace a node first.
 const CLUSTER_TRIES: u32 = 14;
 /// How often a cluster is scanned for slots that have moved meanwhile.
-const PASSES: usize = 20;
+const PASSES: u32 = 20;
 
 /// Waits before another try; false when there were enough. `tries` counts them.
 pub async fn another_try(how: &How, error: &VerifyError, tries: &mut u32) -> bool {
@@ -244,7 +244,9 @@ impl Scan<'_> {
         let how = self.how;
         let sites = if way.place.extra { &how.destination } else { &how.source };
         let mut tries = 0;
-        for _ in 0..PASSES {
+        for pass in 0..PASSES {
+            // Time for what is moving.
+            sleep(Duration::from_millis(200) * pass).await;
             let mut site = sites.now();
             for index in order(&site, &way.place.node) {
                 let Some(node) = site.nodes.get(index) else { continue };
@@ -321,8 +323,7 @@ impl Scan<'_> {
     ) -> Result<Scanned, VerifyError> {
         let (extra, db) = (way.place.extra, way.place.db);
         let Some(node) = site.nodes.get(index) else { return Ok(Scanned::Whole) };
-        let (side, db_there) =
-            if extra { (Side::Destination, database.to) } else { (Side::Source, db) };
+        let (side, db_there) = if extra { (Side::Destination, database.to) } else { (Side::Source, db) };
         let whose = if site.is_cluster() { format!(" of {}", node.endpoint.address) } else { String::new() };
         self.progress.say(format!("reading the {side}, database {db_there}{whose}"));
         let all = wanted.iter().all(|wanted| *wanted);

@@ -9,6 +9,7 @@ use super::link::{Link, Server, Side, VerifyError};
 use crate::command::slot_of;
 use crate::config::Endpoint;
 use crate::engine::discovery::discover;
+use crate::engine::net::NetError;
 use crate::topology::SLOTS;
 use crate::verify::Mode;
 
@@ -25,6 +26,14 @@ impl Place {
     /// What a configuration names.
     pub fn new(endpoint: &Endpoint, cluster: bool) -> Place {
         Place { seeds: vec![endpoint.clone()], cluster }
+    }
+
+    /// Its masters now.
+    pub async fn masters(&self) -> Result<Vec<Endpoint>, NetError> {
+        if !self.cluster {
+            return Ok(self.seeds.first().cloned().into_iter().collect());
+        }
+        Ok(discover(&self.seeds).await?.masters().into_iter().map(|(_, endpoint)| endpoint).collect())
     }
 }
 
