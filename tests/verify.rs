@@ -366,6 +366,79 @@ fn a_hot_key_is_judged_exactly() {
     });
 }
 
+/// Values that are too large to be read along with others and never rest: exact up to 64 MiB, unsettled above, never a false
+/// difference.
+#[test]
+fn large_values_that_never_rest_are_judged_exactly_or_not_at_all() {
+    let Some((source, destination)) = pair() else { return };
+    let mut client = source.client();
+    let element = "e".repeat(1_000);
+    for _ in 0..3_000 {
+        client.push(&["RPUSH", "hot:list", &element]);
+    }
+    client.flush(3_000);
+    client.ok(&["SETRANGE", "hot:string", "70000000", "end"]);
+    let run = Setup::new(&source, &destination).text("cutover", "verify", "full").set("cutover", "sample", "0");
+    let run = run.start();
+    run.wait_state("caught_up", MINUTES);
+    let stop = AtomicBool::new(false);
+    let count = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let mut client = source.client();
+        let (stop, count) = (&stop, &count);
+        scope.spawn(move || {
+            while !stop.load(Relaxed) {
+                let n = count.fetch_add(1, Relaxed).to_string();
+                // Changed in the middle; the lengths stay, so that only the values can tell.
+                client.ok(&["LSET", "hot:list", "1500", &n]);
+                client.ok(&["SETRANGE", "hot:string", "35000000", &n]);
+                // Not so often that the connection is all that the source has to do.
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            wait_until(MINUTES, "writes", || count.load(Relaxed) > 100);
+            for _ in 0..2 {
+                run.ctl(&["verify"]).expect(0, &["verification (full): equal", "no differences"]);
+            }
+            destination.client().ok(&["LSET", "hot:list", "2999", "other"]);
+            run.ctl(&["verify"]).expect(6, &["1 key differs"]);
+            let shown = run.status_json()["verification"].clone();
+            assert_eq!(shown["examples"][0]["key"], "hot:list", "{shown}");
+        }));
+        stop.store(true, Relaxed);
+        result.unwrap();
+    });
+    // At rest the larger one is judged too.
+    destination.client().ok(&["SETRANGE", "hot:string", "69999999", "X"]);
+    run.wait_status(MINUTES, "the destination has everything", |status| {
+        status["sources"][0]["offset_applied"] == status["sources"][0]["offset_received"]
+    });
+    run.ctl(&["verify"]).expect(6, &["2 keys differ"]);
+    assert_eq!(run.status_json()["verification"]["unsettled"], 0);
+}
+
+/// `[cutover] verify` and `sample` are what `ctl verify` compares, as a rehearsal.
+#[test]
+fn ctl_verify_rehearses_what_the_cutover_compares() {
+    let Some((source, destination)) = pair() else { return };
+    dataset::fill(&mut source.client(), 20_000, 1);
+    let setup = Setup::new(&source, &destination);
+    for (mode, sample, words) in [
+        ("digest", "2_000", ["verification (digest): equal", "a sample of about 2,000 of"]),
+        ("count", "2_000", ["verification (meta): equal", "no differences"]),
+    ] {
+        let run = setup.clone().text("cutover", "verify", mode).set("cutover", "sample", sample);
+        let run = run.text("advanced", "rdb_restore_command_behavior", "rewrite").start();
+        run.wait_state("caught_up", MINUTES);
+        run.ctl(&["verify"]).expect(0, &words);
+        let compared = run.status_json()["verification"]["keys_compared"].as_u64().unwrap();
+        // Both directions.
+        let expected = if mode == "count" { 39_000..41_000 } else { 3_000..5_000 };
+        assert!(expected.contains(&compared), "{mode}: {compared}");
+    }
+}
+
 #[test]
 fn what_cannot_be_judged_is_refused_in_words() {
     let Some((source, destination)) = pair() else { return };

@@ -6,11 +6,11 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::{Place, Progress, Settle, Streams, Verify, verify};
-use crate::config::{Reader, SyncReader};
+use crate::config::{Cutover, Reader, SyncReader};
 use crate::engine::events::EventLog;
 use crate::engine::supervisor::Supervisor;
 use crate::status::{State, VerificationState};
-use crate::verify::Options;
+use crate::verify::{Mode, Options};
 
 impl Supervisor {
     /// Starts a comparison, unless one runs or nothing could be said.
@@ -21,7 +21,7 @@ impl Supervisor {
         let Reader::Sync(reader) = &self.plan.reader else {
             return self.events.warn("", "an RDB file is no server that could be compared with");
         };
-        let options = Options::default();
+        let options = options_of(&self.plan.cutover);
         let verifying = match self.end.status.borrow().state {
             State::Streaming | State::CaughtUp => {
                 let job = Verify {
@@ -60,6 +60,18 @@ impl Supervisor {
             place.seeds.extend(self.source_sides().into_iter().map(|side| side.endpoint));
         }
         place
+    }
+}
+
+/// A rehearsal of what a cutover compares. That may be a mere count, or nothing, because writers are blocked meanwhile; here
+/// nobody is, and every key is looked at.
+fn options_of(cutover: &Cutover) -> Options {
+    match cutover.verify {
+        Some(mode @ (Mode::Meta | Mode::Digest | Mode::Full)) => {
+            let at_most = Some(cutover.sample).filter(|sample| *sample > 0);
+            Options { mode, at_most, ..Options::default() }
+        }
+        Some(Mode::Count) | None => Options::default(),
     }
 }
 

@@ -179,6 +179,11 @@ impl Run {
         let keys: u64 = databases.iter().flat_map(|database| &database.from).map(|db| here.keys(*db)).sum();
         if let Some(most) = job.options.at_most.filter(|most| *most < keys) {
             job.options.sample = job.options.sample.min(most as f64 / keys as f64);
+            progress.notice(format!(
+                "a sample of about {} of {} keys, as [cutover] sample says; 'sample = 0' compares all",
+                format::number(most),
+                format::number(keys)
+            ));
         }
         let how = Arc::new(How {
             source,
