@@ -74,6 +74,7 @@ fn job(asked: cli::Verify, plan: Plan) -> Result<Verify, Outcome> {
         source: vec![reader.endpoint],
         destination: vec![plan.writer.endpoint],
         filter: plan.filter,
+        db_map: plan.advanced.db_map,
         settle: Settle::Wait(asked.wait, checkpoint_key_of(&dir)),
         dir: Some(dir),
         output: asked.output,

@@ -9,7 +9,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::board::{Board, Moment};
-use crate::config::{Endpoint, Filter, Plan, Reader};
+use crate::config::{Endpoint, Plan, Reader};
 use crate::cutover::FenceKind;
 use crate::engine::net::{Connection, info_field};
 use crate::engine::spool::{SpoolError, replace_file};
@@ -175,6 +175,7 @@ pub async fn compare(
         source: vec![reader.endpoint.clone()],
         destination: vec![plan.writer.endpoint.clone()],
         filter: plan.filter.clone(),
+        db_map: plan.advanced.db_map.clone(),
         settle: Settle::Still,
         dir: None,
         output: Some(differences),
@@ -201,19 +202,23 @@ async fn count(plan: &Plan, source: &Endpoint, counts: &mut Vec<Counts>) -> Resu
     for endpoint in [source, &plan.writer.endpoint] {
         let mut connection = Connection::open(endpoint).await.map_err(|error| error.to_string())?;
         match connection.request(&[b"INFO", b"keyspace"]).await.map_err(|error| error.to_string())? {
-            Reply::Bulk(info) => sides.push(keyspace(&String::from_utf8_lossy(&info), &plan.filter)),
+            Reply::Bulk(info) => sides.push(keyspace(&String::from_utf8_lossy(&info))),
             other => return Err(format!("{}: INFO keyspace: {other:?}", endpoint.address)),
         }
     }
     let [source, destination] = &sides[..] else { return Ok(()) };
-    let dbs: BTreeSet<u32> = source.keys().chain(destination.keys()).copied().collect();
+    let (filter, map) = (&plan.filter, &plan.advanced.db_map);
+    let kept = source.keys().copied().filter(|db| filter.keeps_db(*db));
+    let dbs: BTreeSet<u32> =
+        kept.chain(destination.keys().flat_map(|db| map.sources_of(*db, filter))).collect();
     *counts = dbs
         .into_iter()
         .map(|db| {
             let (keys, expires) = source.get(&db).copied().unwrap_or_default();
-            let there = destination.get(&db).map_or(0, |(keys, _)| *keys);
+            let db_there = map.map(db);
+            let there = destination.get(&db_there).map_or(0, |(keys, _)| *keys);
             // The checkpoint is ours.
-            let destination = if db == 0 { there.saturating_sub(1) } else { there };
+            let destination = if db_there == 0 { there.saturating_sub(1) } else { there };
             Counts { db, source: keys, source_expires: expires, destination }
         })
         .collect();
@@ -221,7 +226,7 @@ async fn count(plan: &Plan, source: &Endpoint, counts: &mut Vec<Counts>) -> Resu
 }
 
 /// Keys, and keys with a time to live, by database.
-fn keyspace(info: &str, filter: &Filter) -> BTreeMap<u32, (u64, u64)> {
+fn keyspace(info: &str) -> BTreeMap<u32, (u64, u64)> {
     let numbers = |db: u32| {
         let line = info_field(info, &format!("db{db}"))?;
         let number =
@@ -229,5 +234,5 @@ fn keyspace(info: &str, filter: &Filter) -> BTreeMap<u32, (u64, u64)> {
         Some((db, (number("keys=")?, number("expires=").unwrap_or(0))))
     };
     let dbs = info.lines().filter_map(|line| line.strip_prefix("db")?.split_once(':')?.0.parse().ok());
-    dbs.filter(|db| filter.keeps_db(*db)).filter_map(numbers).collect()
+    dbs.filter_map(numbers).collect()
 }

@@ -128,6 +128,11 @@ impl Replay {
                     read += 1;
                     self.shared.filtered.fetch_add(1, Relaxed);
                 }
+                Item::Entry(entry) if wanted && !self.databases.has_place_for(entry.db) => {
+                    read += 1;
+                    let raw = if let Value::Raw(raw) = entry.value { Some(raw) } else { None };
+                    self.bad_value(&entry, raw, version, &self.databases.no_place(entry.db))?;
+                }
                 Item::Entry(mut entry) if wanted => {
                     read += 1;
                     entry.db = self.databases.there(entry.db);

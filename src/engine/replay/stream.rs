@@ -95,7 +95,7 @@ impl Replay {
                     match selected {
                         Some(selected) => {
                             db = selected;
-                            if self.databases.keeps(db) {
+                            if self.databases.keeps(db) && self.databases.has_place_for(db) {
                                 batch.select(self.databases.there(db));
                             }
                         }
@@ -122,6 +122,10 @@ impl Replay {
                 }
                 _ if !self.databases.keeps(db) => {
                     self.shared.filtered.fetch_add(1, Relaxed);
+                }
+                _ if !self.databases.has_place_for(db) => {
+                    self.set_aside(db, argument(1).unwrap_or_default(), &self.databases.no_place(db), raw)?;
+                    read += 1;
                 }
                 Verb::Set if arguments.len() == 3 => {
                     self.note(batch.end_db, argument(1).unwrap_or_default());

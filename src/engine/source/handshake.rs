@@ -84,11 +84,7 @@ impl Source {
         Err(NetError::Refused {
             address: address.clone(),
             what: "the migration".into(),
-            reply: format!(
-                "database {db} of the source would go to database {} of the destination, which has {}",
-                self.databases.there(db),
-                self.databases.count_in_words()
-            ),
+            reply: self.databases.no_place(db),
             cure: format!(
                 "Give it another number with [advanced] db_map = {{ {db} = 0 }}, leave it out with [filter] block_db = [{db}], or \
                  raise 'databases' on the destination."

@@ -24,6 +24,7 @@ use super::events::{EventLog, unix_ms};
 use super::net::{Connection, NetError};
 use super::replay::Databases;
 use super::room::Room;
+use super::sentinel;
 use super::shard::{Site, Turns};
 use super::shared::SourceShared;
 use super::spool::{SpoolError, SpoolWriter};
@@ -500,6 +501,12 @@ impl Source {
         let mut last_ack = Instant::now() - Duration::from_secs(1);
         let mut ack_now = true;
         let mut syncing: Option<tokio::task::JoinHandle<Result<(), SpoolError>>> = None;
+        let endpoint = self.endpoint();
+        let mut moved = match self.prefer_replica {
+            // The link tells when the replica loses its master.
+            true => Box::pin(std::future::pending()),
+            false => sentinel::moved(&endpoint, &connection.address),
+        };
         loop {
             if room.is_due() {
                 let look = |_: &mut SpoolWriter| room.look(&self.shared.spool);
@@ -557,6 +564,10 @@ impl Source {
                             return Err(self.silent("the stream").into());
                         }
                         continue;
+                    }
+                    now = &mut moved => {
+                        let cause = std::io::Error::other(format!("the sentinels name {now} as the master now"));
+                        return Err(connection.lost("the stream", cause).into());
                     }
                     () = self.shared.acknowledge.notified() => {
                         ack_now = true;

@@ -32,6 +32,7 @@ impl Supervisor {
                     source: self.source_sides().into_iter().map(|side| side.endpoint).collect(),
                     destination: vec![self.plan.writer.endpoint.clone()],
                     filter: self.plan.filter.clone(),
+                    db_map: self.plan.advanced.db_map.clone(),
                     settle: Settle::Streaming(line.source.clone()),
                     dir: Some(self.data_dir.path().to_owned()),
                     output: None,

@@ -21,6 +21,15 @@ impl Run {
                 return Ok(Rounds::Cancelled);
             }
             for db in self.databases.clone() {
+                if self.how.together_with(db).len() > 1 {
+                    if round == 1 {
+                        let there = self.how.db_map.map(db);
+                        self.progress.notice(format!(
+                            "database {db} is not counted: db_map has put it together with others in database {there}"
+                        ));
+                    }
+                    continue;
+                }
                 self.progress.say(format!("counting database {db}"));
                 let last = round == rounds;
                 let (here, there) = self.count(db, last).await?;

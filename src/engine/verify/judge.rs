@@ -12,7 +12,7 @@ use super::super::shared::SourceShared;
 use super::link::{Link, Server, Side, VerifyError};
 use super::look::{self, Ask, Moment};
 use super::pieces::Ends;
-use crate::config::Endpoint;
+use crate::config::{DbMap, Endpoint, Filter};
 use crate::verify::{Clocks, Found, KeyType, Kind, Look, Mode, Verdict, compare_looks, compare_payloads};
 
 /// Longest wait, while the stream is held, for the destination to reach the source's place.
@@ -33,6 +33,25 @@ pub struct How {
     pub mode: Mode,
     /// Times may differ by this much (ms).
     pub tolerance: i64,
+    /// Databases that have another number on the destination. Everywhere else databases have the source's.
+    pub db_map: DbMap,
+    /// Databases that are copied.
+    pub filter: Filter,
+}
+
+impl How {
+    /// A connection to one side.
+    pub async fn open(&self, side: Side) -> Result<Link, VerifyError> {
+        match side {
+            Side::Source => Link::open(side, &self.source).await,
+            Side::Destination => Ok(Link::open(side, &self.destination).await?.mapped(&self.db_map)),
+        }
+    }
+
+    /// All databases of the source that are in the same one of the destination as this.
+    pub fn together_with(&self, db: u32) -> Vec<u32> {
+        self.db_map.sources_of(self.db_map.map(db), &self.filter)
+    }
 }
 
 /// What was seen of one key.
@@ -58,10 +77,7 @@ pub struct Pair {
 impl Pair {
     /// Connects to both.
     pub async fn open(how: Arc<How>) -> Result<Pair, VerifyError> {
-        let (source, destination) = try_join!(
-            Link::open(Side::Source, &how.source),
-            Link::open(Side::Destination, &how.destination)
-        )?;
+        let (source, destination) = try_join!(how.open(Side::Source), how.open(Side::Destination))?;
         Ok(Pair { how, source, destination })
     }
 
@@ -179,7 +195,21 @@ impl Pair {
 
     /// Which of these keys of the destination the source does not have.
     pub async fn unknown_to_source(&mut self, db: u32, keys: &[Vec<u8>]) -> Result<Vec<usize>, VerifyError> {
+        let mut unknown: Vec<usize> = (0..keys.len()).collect();
+        for db in self.how.together_with(db) {
+            let left: Vec<Vec<u8>> = unknown.iter().filter_map(|index| keys.get(*index).cloned()).collect();
+            let missing = self.missing_in(db, &left).await?;
+            unknown = missing.into_iter().filter_map(|index| unknown.get(index).copied()).collect();
+        }
+        Ok(unknown)
+    }
+
+    /// Which of these keys a database of the source does not have.
+    async fn missing_in(&mut self, db: u32, keys: &[Vec<u8>]) -> Result<Vec<usize>, VerifyError> {
         use crate::resp::Reply;
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
         self.source.select(db).await?;
         let many = self.how.source_server.target.has_redis(3, 2);
         if many {

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::super::data_dir::DataDirError;
 use super::super::net::{Connection, NetError, info_field};
 use super::super::replay::target_of;
-use crate::config::{Address, Endpoint};
+use crate::config::{Address, DbMap, Endpoint};
 use crate::rdb::dump::Target;
 use crate::resp::{self, Reply};
 use crate::verify::Mode;
@@ -110,6 +110,7 @@ pub struct Link {
     side: Side,
     connection: Connection,
     db: u32,
+    map: DbMap,
     out: Vec<u8>,
     waiting: usize,
 }
@@ -119,7 +120,13 @@ impl Link {
     pub async fn open(side: Side, endpoint: &Endpoint) -> Result<Link, VerifyError> {
         let connection =
             Connection::open(endpoint).await.map_err(|error| VerifyError::Net { side, error })?;
-        Ok(Link { side, connection, db: 0, out: Vec::new(), waiting: 0 })
+        Ok(Link { side, connection, db: 0, map: DbMap::default(), out: Vec::new(), waiting: 0 })
+    }
+
+    /// Databases are selected by the source's numbers.
+    pub fn mapped(mut self, map: &DbMap) -> Link {
+        self.map = map.clone();
+        self
     }
 
     /// Adds a command.
@@ -130,6 +137,7 @@ impl Link {
 
     /// Makes sure that the next commands are for this database; nothing else may have been added yet.
     pub async fn select(&mut self, db: u32) -> Result<(), VerifyError> {
+        let db = self.map.map(db);
         if self.db != db {
             self.ask(&[b"SELECT", db.to_string().as_bytes()]).await?;
             self.db = db;
@@ -223,12 +231,9 @@ impl Link {
         }
     }
 
-    /// Which end of `how` it is.
-    pub fn end<'a>(&self, how: &'a super::How) -> (Side, &'a Endpoint) {
-        match self.side {
-            Side::Source => (Side::Source, &how.source),
-            Side::Destination => (Side::Destination, &how.destination),
-        }
+    /// Which side it is.
+    pub fn side(&self) -> Side {
+        self.side
     }
 
     /// Where it goes.

@@ -46,7 +46,7 @@ use super::events::EventLog;
 use super::net::Connection;
 use super::shared::SourceShared;
 use super::writer::read_checkpoint;
-use crate::config::{Endpoint, Filter};
+use crate::config::{DbMap, Endpoint, Filter};
 use crate::format;
 use crate::status::{Difference, DifferenceCount, Verification, VerificationState};
 use crate::verify::{EXAMPLES, Found, Kind, Mode, Options};
@@ -88,6 +88,8 @@ pub struct Verify {
     pub destination: Vec<Endpoint>,
     /// Databases that are copied.
     pub filter: Filter,
+    /// Databases that have another number on the destination.
+    pub db_map: DbMap,
     /// How rounds wait.
     pub settle: Settle,
     /// Data directory, for the state and the list of differences; `None` = write no files.
@@ -185,9 +187,9 @@ impl Run {
         let mut databases: Vec<u32> = source_server
             .databases
             .keys()
-            .chain(destination_server.databases.keys())
             .copied()
             .filter(|db| job.filter.keeps_db(*db))
+            .chain(destination_server.databases.keys().flat_map(|db| job.db_map.sources_of(*db, &job.filter)))
             .collect();
         databases.sort_unstable();
         databases.dedup();
@@ -203,6 +205,8 @@ impl Run {
             destination_server,
             mode,
             tolerance: i64::try_from(job.options.ttl_tolerance.as_millis()).unwrap_or(i64::MAX),
+            db_map: job.db_map.clone(),
+            filter: job.filter.clone(),
         });
         let pair = Pair::open(how.clone()).await?;
         Ok(Run { job, how, progress, cancel, pair, databases, checkpoint_seen: false })
@@ -389,14 +393,20 @@ impl Run {
 
     async fn first_round(&mut self) -> Result<Ended, VerifyError> {
         let own = self.job.dir.clone();
-        let what = format!("{} {:?} {:?}", self.how.mode.word(), self.job.options.sample, self.job.filter);
+        let what = format!(
+            "{} {:?} {:?} {:?}",
+            self.how.mode.word(),
+            self.job.options.sample,
+            self.job.filter,
+            self.job.db_map
+        );
         let (source, destination) = (&self.how.source_server, &self.how.destination_server);
         let total: u64 = self
             .databases
             .iter()
             .map(|db| {
-                let keys = |server: &Server| server.databases.get(db).map_or(0, |(keys, _)| *keys);
-                keys(source) + keys(destination)
+                let keys = |server: &Server, db: u32| server.databases.get(&db).map_or(0, |(keys, _)| *keys);
+                keys(source, *db) + keys(destination, self.how.db_map.map(*db))
             })
             .sum();
         let total = (total as f64 * self.job.options.sample.clamp(0.0, 1.0)) as u64;

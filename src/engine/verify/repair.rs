@@ -5,7 +5,7 @@
 //! no checkpoint on the destination. A key that somebody writes on the destination while it is repaired is left alone
 //! (WATCH). Holds one value at a time.
 
-use super::link::{Link, VerifyError};
+use super::link::{Link, Side, VerifyError};
 use super::{Repair, Run, Standing};
 use crate::engine::data_dir::DirLock;
 use crate::rdb::ByteList;
@@ -74,7 +74,9 @@ impl Run {
 
     /// The first round of a part of the keys may have missed it.
     async fn has_checkpoint(&mut self) -> Result<bool, VerifyError> {
-        let count = super::scan::count(&mut self.pair.destination, 0, b"shakedeck:checkpoint:*", |_| true);
+        // With the destination's own numbers: the checkpoint is in its database 0.
+        let mut link = Link::open(Side::Destination, &self.how.destination).await?;
+        let count = super::scan::count(&mut link, 0, b"shakedeck:checkpoint:*", |_| true);
         Ok(count.await? > 0)
     }
 

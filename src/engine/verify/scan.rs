@@ -181,10 +181,7 @@ impl Scan<'_> {
             began: Instant::now(),
             handed: 0,
         };
-        let mut links = [
-            Link::open(Side::Source, &self.how.source).await?,
-            Link::open(Side::Destination, &self.how.destination).await?,
-        ];
+        let mut links = [self.how.open(Side::Source).await?, self.how.open(Side::Destination).await?];
         let [source, destination] = &mut links;
         for (extra, link) in [(false, source), (true, destination)] {
             for &db in self.databases {
@@ -241,7 +238,6 @@ impl Scan<'_> {
         db: u32,
         cursor: &str,
     ) -> Result<(String, Vec<Vec<u8>>), VerifyError> {
-        let (side, endpoint) = link.end(self.how);
         let mut tries = 0;
         loop {
             let step = async {
@@ -252,7 +248,7 @@ impl Scan<'_> {
                 Err(error) if error.is_transient() && tries < TRIES => {
                     tries += 1;
                     sleep(Duration::from_millis(300) * tries).await;
-                    if let Ok(fresh) = Link::open(side, endpoint).await {
+                    if let Ok(fresh) = self.how.open(link.side()).await {
                         *link = fresh;
                     }
                 }
