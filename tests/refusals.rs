@@ -197,7 +197,6 @@ fn mistakes_in_the_configuration_end_with_2_and_show_the_place() {
             setup.clone().set("advanced", "pipeline_count_limit", "\"many\""),
             vec!["pipeline_count_limit", "shake.toml:"],
         ),
-        (setup.clone().set("sync_reader", "cluster", "true"), vec!["not supported yet", "cluster"]),
         (setup.clone().text("sync_reader", "password", "${NO_SUCH_VARIABLE}"), vec!["NO_SUCH_VARIABLE"]),
         (Setup::bare(&source.address().to_string(), &source.address().to_string()), vec!["same"]),
     ] {

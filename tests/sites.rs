@@ -7,9 +7,10 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use support::client::keys_like;
 use support::load::{Load, Writer};
 use support::shakedeck::{Setup, Shakedeck};
-use support::{Client, Options, Server, ServerBinary, compare, dataset, keys_like, wait_until};
+use support::{Client, Options, Server, ServerBinary, compare, dataset, wait_until};
 
 const MINUTES: Duration = Duration::from_secs(120);
 

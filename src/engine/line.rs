@@ -24,6 +24,7 @@ use super::outcome::{
 use super::quarantine::Quarantine;
 use super::rdb_file;
 use super::replay::{Databases, Keeper, Replay, ReplayEnd, ReplayError, building_key};
+use super::room::Quota;
 use super::shard::{Site, Turns};
 use super::shared::{SourceShared, Wishes, WriterShared, Writers};
 use super::source::{Source, SourceError};
@@ -51,6 +52,8 @@ pub struct Line {
     pub site: Option<Site>,
     /// Whose turn it is to save a data set.
     pub turns: Arc<Turns>,
+    /// What the spools of all lines may take.
+    pub quota: Arc<Quota>,
     /// What the source's tasks tell.
     pub source: Arc<SourceShared>,
     /// What the writer tells.
@@ -194,6 +197,7 @@ impl Line {
             empty_destination: self.plan.advanced.empty_db_before_sync,
             building_key: building_key(&self.id),
             target: acceptance.target(),
+            shard: self.site.as_ref().and_then(Site::shard),
             acceptance: acceptance.clone(),
             max_bulk_len: self.plan.advanced.max_bulk_len,
             // Two batches may be unanswered at a time.
@@ -246,7 +250,7 @@ impl Line {
                     psync_names: reader.psync_names.clone(),
                     databases: self.databases(databases),
                     turns: self.turns.clone(),
-                    limits: self.plan.spool,
+                    quota: self.quota.clone(),
                     policy: self.plan.policy,
                     destination_run_ids,
                     shared: self.source.clone(),
@@ -283,6 +287,10 @@ impl Line {
             tokio::select! {
                 // What is in flight is answered: the writer sees this wish too.
                 _ = wishes.wait_for(|wishes| wishes.stop) => break Some(LineEnd::Stopped),
+                () = self.source.retire.notified() => {
+                    self.source.enter(Phase::Drained, Some("its master has no slots any more".into()));
+                    break Some(LineEnd::Complete);
+                }
                 result = &mut source.handle, if !source.ended => {
                     source.ended = true;
                     if let Some(outcome) = source_outcome(result) {

@@ -211,7 +211,9 @@ impl Side {
     /// DUMP without version and checksum, and the time of expiry (Unix ms, -1 = never), of each key.
     pub(super) fn payloads(&mut self, keys: &[Vec<u8>]) -> Vec<(Option<Vec<u8>>, i64)> {
         // PEXPIRETIME came with 7.0; before it the time is counted from the server's clock.
-        let exact = !matches!(self.client.cmd(&["PEXPIRETIME", ""]), Reply::Error(_));
+        // A node of a cluster may answer MOVED, which says that it knows the command.
+        let answer = self.client.cmd(&["PEXPIRETIME", ""]);
+        let exact = !matches!(&answer, Reply::Error(error) if error.starts_with("ERR unknown command"));
         let (verb, now) = if exact { ("PEXPIRETIME", 0) } else { ("PTTL", unix_ms(&mut self.client) as i64) };
         for key in keys {
             self.client.push(&[b"DUMP", key.as_slice()]);

@@ -21,6 +21,7 @@ use super::acceptance::Acceptance;
 use super::batch::{BATCH_BYTES, Batch, Position, Progress};
 use super::events::EventLog;
 use super::quarantine::Quarantine;
+use super::shard::Shard;
 use super::shared::SourceShared;
 use super::spool::{Manifest, SpoolError, StreamReadError};
 use crate::config::{OnBadValue, OnExistingKey};
@@ -115,6 +116,8 @@ pub struct Replay {
     pub building_key: Vec<u8>,
     /// What the destination is.
     pub target: Target,
+    /// The shard of a source cluster; `None` = the source has all slots.
+    pub shard: Option<Shard>,
     /// Which values it takes by RESTORE.
     pub acceptance: Arc<Acceptance>,
     /// `target_redis_proto_max_bulk_len`

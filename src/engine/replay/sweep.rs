@@ -309,7 +309,12 @@ impl Replay {
                 scanned += keys.len() as u64;
                 let mut command = vec![unlink];
                 for key in &keys {
+                    // What has moved to another master is that one's matter.
+                    let own = |key: &[u8]| {
+                        self.shard.as_ref().is_none_or(|shard| shard.owns(command::slot_of(key)))
+                    };
                     if let Reply::Bulk(key) = key
+                        && own(key)
                         && ghosts.binary_search(&self.keeper.ledger.borrow_mut().hash(db, key)).is_ok()
                     {
                         command.push(key);

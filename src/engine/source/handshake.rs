@@ -119,11 +119,14 @@ impl Source {
     }
 
     pub(super) async fn psync(&self, connection: &mut Connection) -> Result<PsyncReply, SourceError> {
+        let wanted = self.shared.full_sync_wanted.load(Relaxed);
         let resume =
-            self.shared.spool.manifest().filter(|manifest| manifest.rdb_len.is_some()).map(|manifest| {
-                let next = self.shared.spool.received() + 1;
-                (manifest.replid.to_string(), next.to_string())
-            });
+            self.shared.spool.manifest().filter(|manifest| manifest.rdb_len.is_some() && !wanted).map(
+                |manifest| {
+                    let next = self.shared.spool.received() + 1;
+                    (manifest.replid.to_string(), next.to_string())
+                },
+            );
         let name = self.psync_name(&connection.address)?;
         let mut command = Vec::new();
         match &resume {
