@@ -11,6 +11,8 @@ mod acceptance;
 mod afterwards;
 mod batch;
 mod begin;
+mod cluster;
+mod confirm;
 mod data_dir;
 mod discovery;
 mod events;

@@ -109,7 +109,7 @@ impl NetError {
             | NetError::NoMaster { .. } => true,
             NetError::Tls { .. } | NetError::Protocol { .. } => false,
             NetError::Refused { reply, .. } => {
-                ["LOADING", "BUSY", "MASTERDOWN", "NOMASTERLINK", "TRYAGAIN"]
+                ["LOADING", "BUSY", "MASTERDOWN", "NOMASTERLINK", "TRYAGAIN", "CLUSTERDOWN", "MOVED", "ASK "]
                     .iter()
                     .any(|code| reply.starts_with(code))
                     || reply.contains("max number of clients")

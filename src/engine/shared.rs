@@ -332,6 +332,19 @@ pub struct WriterDetails {
     pub connected_to: Option<String>,
 }
 
+impl WriterDetails {
+    /// What was sent was confirmed after this time.
+    pub fn took(&mut self, time: Duration) {
+        let now = Instant::now();
+        self.latencies.push_back((now, time.as_secs_f64() * 1000.0));
+        while self.latencies.len() > 2_000
+            || self.latencies.front().is_some_and(|(at, _)| now - *at > Duration::from_secs(10))
+        {
+            self.latencies.pop_front();
+        }
+    }
+}
+
 impl WriterShared {
     /// Nothing known yet.
     pub fn new(address: String) -> Self {

@@ -84,6 +84,7 @@ impl Replay {
             let verb = argument(0).unwrap_or_default();
             let verb_kind = Verb::of(verb);
             let passed_over = seeking.is_some();
+            (batch.at, batch.in_transaction) = (offset, in_transaction.is_some());
             if seeking.as_ref().is_some_and(|marker| marker.find(raw).is_some()) {
                 seeking = None;
             }

@@ -411,11 +411,6 @@ impl Replay {
             None => self.batches.is_closed().then_some(End::Stopped),
         }
     }
-
-    /// A key that is built aside may be left behind by a crash.
-    pub(super) fn note_building(&self, db: u32) {
-        self.note(db, &self.building_key);
-    }
 }
 
 /// `db3:keys=17,expires=0,…`
