@@ -108,6 +108,79 @@ fn a_line_follows_its_shard_to_the_replica_that_takes_over() {
     assert!(!at.is_empty());
 }
 
+/// Slots that move while they are copied: what two masters say of one key cannot be put in order, so both are copied again. Then a
+/// master without slots gets some, and one loses all that it has.
+#[test]
+fn slots_that_move_in_mid_stream_lose_nothing() {
+    let binary = require_server!();
+    let layout = Layout::new(4, 0)
+        .slots(&[&[0..=5_000], &[5_001..=10_000], &[10_001..=16_383], &[]])
+        .full_coverage(false);
+    let (source, destination) = (Cluster::start(binary, layout), Server::start(binary, Options::new()));
+    let load = Mixed::new(7).per_second(2_000).on_cluster(&source);
+    load.wait_more(2_000);
+    let setup = from_cluster(&source, &destination);
+    let mut run = setup.start();
+    streaming(&run, 3);
+    load.wait_more(1_000);
+    source.reshard(0, 1, 0..200);
+    run.wait_status(MINUTES, "the move to be seen", |status| {
+        let gates = status["gates"].as_array().unwrap();
+        gates.iter().any(|gate| gate["name"] == "slots" && gate["ok"] == false)
+    });
+    load.wait_more(1_000);
+    // Killed while two masters are copied again, it begins that again.
+    let folder = run.folder();
+    run.kill();
+    run = setup.start_in(folder);
+    settled(&run, &[5_001 - 200, 5_000 + 200, 6_383], 3);
+    load.wait_more(1_000);
+    source.reshard(1, 3, 5_001..5_300);
+    settled(&run, &[4_801, 5_200 - 299, 6_383, 299], 4);
+    load.wait_more(1_000);
+    source.reshard(3, 1, 5_001..5_300);
+    settled(&run, &[4_801, 5_200, 6_383], 4);
+    load.wait_more(1_000);
+    load.stop();
+    let folder = run.folder();
+    run.kill();
+    let last = setup.exit_when("caught-up").args(&["--timeout", "2m"]).start_in(folder);
+    last.wait_exit(MINUTES).expect(0, &["caught up"]);
+    assert!(assert_same(&source, &destination).keys > 500);
+}
+
+/// Until the lines have so many slots each, as noted on disk, and all of them stream or are drained.
+fn settled(run: &Shakedeck, slots: &[u32], lines: usize) {
+    run.wait_status(MINUTES, "the slots at rest", |status| {
+        let noted = std::fs::read_to_string(run.data().join("shards.json")).unwrap();
+        let noted: serde_json::Value = serde_json::from_str(&noted).unwrap();
+        let count = |shard: &serde_json::Value| -> u64 {
+            let ranges = shard["slots"].as_array().unwrap();
+            ranges.iter().map(|range| range[1].as_u64().unwrap() - range[0].as_u64().unwrap() + 1).sum()
+        };
+        let mut counts: Vec<u32> = noted
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(count)
+            .map(|count| count as u32)
+            .filter(|count| *count > 0)
+            .collect();
+        counts.sort_unstable();
+        let mut wanted = slots.to_vec();
+        wanted.sort_unstable();
+        let sources = status["sources"].as_array().unwrap();
+        counts == wanted
+            && sources.len() == lines
+            && sources.iter().all(|source| source["phase"] == "stream" || source["phase"] == "drained")
+            && status["gates"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .all(|gate| gate["name"] != "slots" || gate["ok"] == true)
+    });
+}
+
 /// What an operator may get wrong.
 #[test]
 fn a_cluster_that_is_none_and_one_that_cannot_be_reached_are_said_so() {

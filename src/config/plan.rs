@@ -143,6 +143,13 @@ impl DbMap {
         self.0.is_empty()
     }
 
+    /// The databases of the source that `filter` keeps and that go to this one of the destination.
+    pub fn sources_of(&self, destination: u32, filter: &Filter) -> Vec<u32> {
+        let mapped = self.pairs().map(|(source, _)| source).filter(|source| *source != destination);
+        let all = mapped.chain([destination]);
+        all.filter(|source| filter.keeps_db(*source) && self.map(*source) == destination).collect()
+    }
+
     /// The pairs (source, destination).
     pub fn pairs(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
         self.0.iter().map(|(source, destination)| (*source, *destination))

@@ -39,6 +39,12 @@ pub struct Batch {
     pub source_bytes: u64,
     /// It holds the last keys of an RDB: its progress is the beginning of the stream.
     pub ends_rdb: bool,
+    /// Where the entry begins whose commands are appended now: offset in the stream, or byte of the RDB.
+    pub at: u64,
+    /// Those commands belong to a transaction of the source.
+    pub in_transaction: bool,
+    /// Most keys of one MSET; a cluster takes one, because each may have a slot of its own.
+    pub pair_limit: usize,
     /// A run of plain SETs not yet closed: RESP of keys and values, and how many keys.
     pairs: Vec<u8>,
     pair_count: usize,
@@ -62,6 +68,10 @@ pub struct SentCommand {
     pub start: usize,
     /// What it is, for the error rules.
     pub kind: CommandKind,
+    /// Where its entry begins: offset in the stream, or byte of the RDB.
+    pub at: u64,
+    /// It belongs to a transaction of the source.
+    pub transaction: bool,
 }
 
 /// What a command of a batch is.
@@ -140,6 +150,28 @@ pub enum Position {
     },
 }
 
+/// The order in which the entries of a source come: full syncs, in each first the RDB, then the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The full sync.
+    pub generation: u64,
+    /// In the stream behind its RDB.
+    pub stream: bool,
+    /// Byte of the RDB, or offset in the stream.
+    pub at: u64,
+}
+
+impl Progress {
+    /// Everything that begins before this place is applied.
+    pub fn place(&self) -> Place {
+        let (stream, at) = match self.at {
+            Position::Rdb { bytes, .. } => (false, bytes),
+            Position::Stream { offset, .. } => (true, offset),
+        };
+        Place { generation: self.generation, stream, at }
+    }
+}
+
 impl fmt::Display for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (version, replid) = (if self.generation == 0 { 1 } else { 2 }, &self.replid);
@@ -195,6 +227,9 @@ impl Batch {
             entries: 0,
             source_bytes: 0,
             ends_rdb: false,
+            at: 0,
+            in_transaction: false,
+            pair_limit: MSET_KEYS,
             pairs: Vec::new(),
             pair_count: 0,
             pair_verb: PairVerb::Replace,
@@ -203,7 +238,8 @@ impl Batch {
 
     /// The batch after this one, from the same place on.
     pub fn successor(&self) -> Self {
-        Batch::new(self.source.clone(), self.progress.clone(), self.end_db)
+        let next = Batch::new(self.source.clone(), self.progress.clone(), self.end_db);
+        Batch { at: self.at, in_transaction: self.in_transaction, pair_limit: self.pair_limit, ..next }
     }
 
     /// The checkpoint that the destination sets with this batch: where to go on after a crash. In the stream that is behind
@@ -231,7 +267,12 @@ impl Batch {
     /// Begins a command: its bytes are appended to `bytes` next.
     pub fn begin(&mut self, kind: CommandKind) {
         self.close_pairs();
-        self.commands.push(SentCommand { start: self.bytes.len(), kind });
+        self.note_command(kind);
+    }
+
+    fn note_command(&mut self, kind: CommandKind) {
+        let (start, at, transaction) = (self.bytes.len(), self.at, self.in_transaction);
+        self.commands.push(SentCommand { start, kind, at, transaction });
     }
 
     /// Appends one command.
@@ -261,13 +302,16 @@ impl Batch {
 
     /// Appends one plain SET. Neighbours become one MSET, which is the same to the destination and costs it half.
     pub fn push_pair(&mut self, verb: PairVerb, key: &[u8], value: &[u8]) {
-        if self.pair_verb != verb || self.pair_count == MSET_KEYS {
+        if self.pair_verb != verb {
             self.close_pairs();
             self.pair_verb = verb;
         }
         resp::append_bulk(&mut self.pairs, key);
         resp::append_bulk(&mut self.pairs, value);
         self.pair_count += 1;
+        if self.pair_count >= self.pair_limit {
+            self.close_pairs();
+        }
     }
 
     /// Closes a run of plain SETs. Must be called before the batch is sent.
@@ -282,7 +326,7 @@ impl Batch {
             (PairVerb::Stream, 1) => (CommandKind::Stream, b"SET"),
             (PairVerb::Stream, _) => (CommandKind::Stream, b"MSET"),
         };
-        self.commands.push(SentCommand { start: self.bytes.len(), kind });
+        self.note_command(kind);
         resp::append_array_header(&mut self.bytes, 1 + 2 * self.pair_count);
         resp::append_bulk(&mut self.bytes, verb);
         self.bytes.append(&mut self.pairs);
@@ -342,7 +386,7 @@ impl Batch {
         let mut commands = Vec::with_capacity(self.commands.len());
         for index in 0..self.commands.len() {
             if !indexes.contains(&index) {
-                commands.push(SentCommand { start: kept.len(), kind: self.commands[index].kind });
+                commands.push(SentCommand { start: kept.len(), ..self.commands[index] });
                 kept.extend_from_slice(self.command_bytes(index));
             }
         }

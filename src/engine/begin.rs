@@ -13,7 +13,7 @@ use super::net::{Connection, NetError, info_field};
 use super::outcome::{data_dir_failed, exit, outcome};
 use super::shared::SourceShared;
 use super::writer::read_checkpoint;
-use super::{replay, source};
+use super::{cluster, replay, source};
 use crate::config::Endpoint;
 use crate::resp::Reply;
 use crate::status::Outcome;
@@ -37,6 +37,8 @@ pub struct Destination {
     pub checkpoint: Option<Progress>,
     /// The same as it stands there.
     pub checkpoint_text: Option<String>,
+    /// Where to begin in a cluster.
+    pub cluster: Option<cluster::Begin>,
 }
 
 impl Destination {
@@ -69,7 +71,7 @@ impl Destination {
         if info_field(told, "cluster_enabled") == Some("1") {
             return Err(refused(
                 "cluster_enabled:1".into(),
-                "The destination is a cluster: not supported yet.",
+                "The destination is a cluster: write 'cluster = true' in [redis_writer].",
             ));
         }
         let databases = databases(&mut connection).await?;
@@ -90,6 +92,7 @@ impl Destination {
             databases,
             checkpoint,
             checkpoint_text,
+            cluster: None,
         })
     }
 }

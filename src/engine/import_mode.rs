@@ -70,11 +70,12 @@ impl ImportMode {
         Ok(())
     }
 
-    /// The migration is over: puts the setting back, if we changed it.
+    /// The migration is over: puts the setting back, if we changed it. `last`: no other node of the destination follows.
     pub async fn put_back(
         data_dir: &Path,
         connection: &mut Connection,
         events: &EventLog,
+        last: bool,
     ) -> Result<(), NetError> {
         let file = data_dir.join("import-mode");
         if !file.exists() {
@@ -87,7 +88,7 @@ impl ImportMode {
             }
             _ => events.info(&node, "import-mode is put back to no on the destination"),
         }
-        if let Err(cause) = std::fs::remove_file(&file) {
+        if let Some(Err(cause)) = last.then(|| std::fs::remove_file(&file)) {
             events.warn("", SpoolError { action: "remove", path: file, cause }.to_string());
         }
         Ok(())

@@ -4,6 +4,7 @@
 //! What receives runs for as long as the line lasts. The apply side, a replay thread and a writer, may be ended and begun
 //! again while it does: when the destination lost confirmed writes, it goes back to where the destination stands.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -12,8 +13,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use super::batch::BATCH_BYTES;
+use super::batch::{BATCH_BYTES, Place};
 use super::begin::{Destination, where_to_begin};
+use super::cluster::{self, ClusterWriter};
 use super::events::EventLog;
 use super::import_mode::ImportMode;
 use super::ledger::{self, Ledger};
@@ -24,6 +26,7 @@ use super::outcome::{
 use super::quarantine::Quarantine;
 use super::rdb_file;
 use super::replay::{Databases, Keeper, Replay, ReplayEnd, ReplayError, building_key};
+use super::room::Quota;
 use super::shard::{Site, Turns};
 use super::shared::{SourceShared, Wishes, WriterShared, Writers};
 use super::source::{Source, SourceError};
@@ -46,11 +49,13 @@ pub struct Line {
     /// Names the line among all that ever write to the destination: the run id, and the source where there are several.
     pub id: String,
     /// Data directory of the run.
-    pub dir: std::path::PathBuf,
+    pub dir: PathBuf,
     /// Where its master is; `None` = the source is a file.
     pub site: Option<Site>,
     /// Whose turn it is to save a data set.
     pub turns: Arc<Turns>,
+    /// What the spools of all lines may take.
+    pub quota: Arc<Quota>,
     /// What the source's tasks tell.
     pub source: Arc<SourceShared>,
     /// What the writer tells.
@@ -123,15 +128,31 @@ impl Line {
         format!("shakedeck:checkpoint:{}", self.id)
     }
 
+    fn signature(&self) -> cluster::Signature {
+        cluster::Signature { id: self.id.clone(), source: self.source.address.clone() }
+    }
+
+    /// Where the slots are listed that carry marks in a destination cluster.
+    fn marks_list(&self) -> PathBuf {
+        self.source.spool.dir().join("marks.json")
+    }
+
     /// Asks the destination. A run that begins fails when it is not there; one that goes on waits for it.
     async fn look_at_destination(&self, running: bool) -> Result<Destination, LineEnd> {
         let waits = running || self.source.spool.manifest().is_some();
         let key = self.checkpoint_key();
         loop {
-            let error = match self
-                .unless_stopped(Destination::look(&self.plan.writer.endpoint, &key, &self.source.address))
-                .await?
-            {
+            let endpoint = &self.plan.writer.endpoint;
+            let looking = async {
+                if self.plan.writer.cluster {
+                    let import_mode = |target| ImportMode::new(&self.dir, target);
+                    let (signature, list) = (self.signature(), self.marks_list());
+                    cluster::look(endpoint, &signature, &list, import_mode, &self.events, waits).await
+                } else {
+                    Destination::look(endpoint, &key, &self.source.address).await
+                }
+            };
+            let error = match self.unless_stopped(looking).await? {
                 Ok(destination) => {
                     self.writers.told_server(destination.server.clone());
                     if let Some(text) = &destination.tried {
@@ -182,6 +203,7 @@ impl Line {
         let ledger =
             Ledger::open(self.source.spool.dir(), begun).map_err(|error| data_dir_failed(error.into()))?;
         let (batches, queue) = mpsc::channel(2);
+        let resume = start.resume.clone();
         let replay = Replay {
             shared: self.source.clone(),
             events: self.events.clone(),
@@ -192,8 +214,10 @@ impl Line {
             on_existing_key: self.plan.advanced.on_existing_key,
             on_bad_value: self.plan.policy.on_bad_value,
             empty_destination: self.plan.advanced.empty_db_before_sync,
-            building_key: building_key(&self.id),
+            id: self.id.clone(),
+            cluster: destination.cluster.is_some(),
             target: acceptance.target(),
+            shard: self.site.as_ref().and_then(Site::shard),
             acceptance: acceptance.clone(),
             max_bulk_len: self.plan.advanced.max_bulk_len,
             // Two batches may be unanswered at a time.
@@ -205,6 +229,35 @@ impl Line {
             keeper: Keeper::new(ledger, checkpoint.as_ref(), self.plan.writer.endpoint.clone()),
             batches,
         };
+        let (replay_sender, replay_receiver) = oneshot::channel();
+        let thread = std::thread::Builder::new().name("replay".into()).spawn(move || {
+            // A receiver that is gone means that the run has ended: nobody is left to tell.
+            let _ = replay_sender.send(replay.run());
+        });
+        thread.map_err(|error| outcome(exit::SPOOL, format!("cannot start the replay thread: {error}")))?;
+        let import_mode = ImportMode::new(&self.dir, acceptance.target());
+        if let Some(begin) = destination.cluster {
+            let settings = cluster::Settings {
+                signature: self.signature(),
+                source: self.source.clone(),
+                shared: self.writer.clone(),
+                acceptance,
+                events: self.events.clone(),
+                quarantine: self.quarantine.clone(),
+                on_bad_value: self.plan.policy.on_bad_value,
+                import_mode,
+                repeated_until: resume.as_ref().map(|progress| Place {
+                    generation: progress.generation,
+                    stream: true,
+                    at: self.source.spool.received(),
+                }),
+                resume,
+                command_limit: self.plan.advanced.pipeline_count_limit,
+                list: self.marks_list(),
+            };
+            let writer = ClusterWriter::new(settings, begin, self.wishes.clone(), queue);
+            return Ok(ApplySide { replay: replay_receiver, writer: tokio::spawn(writer.run()) });
+        }
         let writer = Writer {
             endpoint: self.plan.writer.endpoint.clone(),
             checkpoint_key: self.checkpoint_key(),
@@ -218,16 +271,10 @@ impl Line {
             events: self.events.clone(),
             quarantine: self.quarantine.clone(),
             on_bad_value: self.plan.policy.on_bad_value,
-            import_mode: ImportMode::new(&self.dir, acceptance.target()),
+            import_mode,
             wishes: self.wishes.clone(),
             batches: queue,
         };
-        let (replay_sender, replay_receiver) = oneshot::channel();
-        let thread = std::thread::Builder::new().name("replay".into()).spawn(move || {
-            // A receiver that is gone means that the run has ended: nobody is left to tell.
-            let _ = replay_sender.send(replay.run());
-        });
-        thread.map_err(|error| outcome(exit::SPOOL, format!("cannot start the replay thread: {error}")))?;
         Ok(ApplySide { replay: replay_receiver, writer: tokio::spawn(writer.run()) })
     }
 
@@ -246,7 +293,7 @@ impl Line {
                     psync_names: reader.psync_names.clone(),
                     databases: self.databases(databases),
                     turns: self.turns.clone(),
-                    limits: self.plan.spool,
+                    quota: self.quota.clone(),
                     policy: self.plan.policy,
                     destination_run_ids,
                     shared: self.source.clone(),
@@ -283,6 +330,10 @@ impl Line {
             tokio::select! {
                 // What is in flight is answered: the writer sees this wish too.
                 _ = wishes.wait_for(|wishes| wishes.stop) => break Some(LineEnd::Stopped),
+                () = self.source.retire.notified() => {
+                    self.source.enter(Phase::Drained, Some("its master has no slots any more".into()));
+                    break Some(LineEnd::Complete);
+                }
                 result = &mut source.handle, if !source.ended => {
                     source.ended = true;
                     if let Some(outcome) = source_outcome(result) {
@@ -361,10 +412,15 @@ impl Line {
     /// Removes what must not outlive the migration: checkpoint and half-built values on the destination, the spool here.
     pub async fn forget(&self) -> Result<(), String> {
         let checkpoint_key = self.checkpoint_key();
+        let endpoint = &self.plan.writer.endpoint;
         let forgotten = async {
-            let mut connection = Connection::open(&self.plan.writer.endpoint).await?;
+            if self.plan.writer.cluster {
+                return cluster::forget(endpoint, &self.id, &self.marks_list(), &self.dir, &self.events)
+                    .await;
+            }
+            let mut connection = Connection::open(endpoint).await?;
             connection.request(&[b"DEL", checkpoint_key.as_bytes()]).await?;
-            ImportMode::put_back(&self.dir, &mut connection, &self.events).await?;
+            ImportMode::put_back(&self.dir, &mut connection, &self.events, true).await?;
             // A value that was being built when the run was ended.
             for db in 0..u32::MAX {
                 if matches!(

@@ -11,6 +11,8 @@ mod acceptance;
 mod afterwards;
 mod batch;
 mod begin;
+mod cluster;
+mod confirm;
 mod data_dir;
 mod discovery;
 mod events;
@@ -26,6 +28,7 @@ mod quarantine;
 mod rdb_file;
 mod replay;
 mod resend;
+mod reshape;
 mod room;
 mod rules;
 mod sentinel;
@@ -53,6 +56,8 @@ use self::quarantine::Quarantine;
 pub use self::quarantine::{QuarantinedEntry, waiting as quarantined};
 use self::rdb_file::RdbFile;
 pub use self::resend::{Resent, replay_quarantine};
+use self::reshape::Reshape;
+use self::room::Quota;
 use self::shard::{Site, Turns};
 use self::shared::{SourceShared, Wishes, Writers};
 use self::spool::Spool;
@@ -142,6 +147,7 @@ fn start_line(plan: Plan, log_file: Option<PathBuf>, home: Option<Home>) -> Resu
     let (handle, end) = channel(publisher.snapshot(Wishes::default(), None, None));
     let (desk_plan, desk_events) = (plan.clone(), events.clone());
     let (run_id, dir) = (data_dir.run_id().to_owned(), data_dir.path().to_owned());
+    let quota = Arc::new(Quota::new(plan.spool));
     let mut supervisor = Supervisor {
         plan,
         data_dir,
@@ -158,6 +164,8 @@ fn start_line(plan: Plan, log_file: Option<PathBuf>, home: Option<Home>) -> Resu
         record,
         home,
         stop_wish: None,
+        quota,
+        reshape: Reshape::default(),
     };
     if let Some(source) = only_source {
         let id = supervisor.data_dir.run_id().to_owned();

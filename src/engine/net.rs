@@ -109,7 +109,7 @@ impl NetError {
             | NetError::NoMaster { .. } => true,
             NetError::Tls { .. } | NetError::Protocol { .. } => false,
             NetError::Refused { reply, .. } => {
-                ["LOADING", "BUSY", "MASTERDOWN", "NOMASTERLINK", "TRYAGAIN"]
+                ["LOADING", "BUSY", "MASTERDOWN", "NOMASTERLINK", "TRYAGAIN", "CLUSTERDOWN", "MOVED", "ASK "]
                     .iter()
                     .any(|code| reply.starts_with(code))
                     || reply.contains("max number of clients")
@@ -298,6 +298,17 @@ impl Connection {
 
     /// The connection ended while doing `what`.
     pub fn lost(&self, what: &str, cause: io::Error) -> NetError {
+        // With TLS 1.3 a server judges our certificate after the handshake is over for us.
+        let text = cause.to_string();
+        if text.contains("fatal alert") && text.contains("Certificate") {
+            return NetError::Tls {
+                address: self.address.clone(),
+                cause: format!(
+                    "the server does not accept our certificate, or wants one and got none ({text})"
+                ),
+                cure: "Set 'cert' and 'key' in 'tls_config' to a certificate that the server trusts.".into(),
+            };
+        }
         NetError::Lost { address: self.address.clone(), what: what.into(), cause }
     }
 
@@ -340,6 +351,12 @@ async fn tls_connect(
         } else {
             text
         };
+        if reason.contains("fatal alert: ProtocolVersion") || reason.contains("fatal alert: HandshakeFailure") {
+            return failed(
+                reason,
+                "Let the server offer TLS 1.2 or 1.3 with usual ciphers ('tls-protocols', 'tls-ciphers').",
+            );
+        }
         if matches!(
             error.kind(),
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe

@@ -77,7 +77,7 @@ pub fn replay_outcome(
 pub enum WriterEnd {
     /// In order.
     Closed,
-    /// The destination has an older checkpoint than it confirmed: applying must begin again from there. In words.
+    /// Applying must begin again where the destination stands, for this reason.
     Rewound(String),
     /// By an error.
     Failed(Outcome),
@@ -88,7 +88,9 @@ pub fn writer_outcome(result: Result<Result<(), WriterError>, JoinError>) -> Wri
     let failed = |message| WriterEnd::Failed(outcome(exit::DESTINATION, message));
     match result {
         Ok(Ok(())) => WriterEnd::Closed,
-        Ok(Err(error @ WriterError::CheckpointMoved { .. })) => WriterEnd::Rewound(error.to_string()),
+        Ok(Err(error @ (WriterError::CheckpointMoved { .. } | WriterError::BeginAgain { .. }))) => {
+            WriterEnd::Rewound(error.to_string())
+        }
         Ok(Err(WriterError::Spool(error))) => WriterEnd::Failed(spool_failed(&error)),
         Ok(Err(error)) => failed(error.to_string()),
         Err(panic) => failed(format!("the writer task failed: {panic}; please report this")),

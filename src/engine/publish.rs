@@ -57,6 +57,8 @@ pub struct Publisher {
     last_sample_ops: u64,
     caught_up_since: Option<Instant>,
     caught_up_first: Option<f64>,
+    /// Why the streams of the sources cannot be trusted to be all for the moment.
+    pub unsettled: Option<String>,
     /// How often the operator paused.
     pub paused_times: u32,
     /// The verification that runs, or the last one.
@@ -122,6 +124,7 @@ impl Publisher {
             last_sample_ops: 0,
             caught_up_since: None,
             caught_up_first: None,
+            unsettled: None,
             paused_times: 0,
             verification: None,
         }
@@ -137,6 +140,14 @@ impl Publisher {
             received: rate(),
             rdb: Rate::new(Duration::from_secs(30)),
         });
+    }
+
+    /// A source is shown no more.
+    pub fn remove_source(&mut self, source: &Arc<SourceShared>) {
+        if let Some(at) = self.sources.iter().position(|other| Arc::ptr_eq(other, source)) {
+            self.sources.remove(at);
+            self.rates.remove(at);
+        }
     }
 
     /// A snapshot of now. `ending` is set once the run ends or has ended.
@@ -241,7 +252,7 @@ impl Publisher {
             destinations,
             spool,
             rejected: view.rejected,
-            throttle: wishes.throttle,
+            throttle: wishes.limit,
             events: view.events,
             events_dropped: view.dropped,
             unread_errors: view.unread_errors,
@@ -454,6 +465,10 @@ impl Publisher {
         if wishes.paused {
             gates.push(gate("pause", "not paused".into(), false, "paused by the operator".into()));
         }
+        if matches!(&self.plan.reader, Reader::Sync(reader) if reader.cluster) {
+            let detail = self.unsettled.clone().unwrap_or_else(|| "no slots of the source move".into());
+            gates.push(gate("slots", "no slots of the source move".into(), self.unsettled.is_none(), detail));
+        }
         gates.push(gate("rdb", "all RDBs applied".into(), unfinished.is_none(), rdb));
         gates.push(gate(
             "lag",
@@ -489,7 +504,7 @@ impl Publisher {
             State::Paused => Some("nothing is applied; the source is still received into the spool".into()),
             State::Stopping => Some("finishing what is in flight".into()),
             _ => {
-                let limit = wishes.throttle;
+                let limit = wishes.limit;
                 let bytes = limit.bytes_per_second.map(|bytes| format::rate(bytes as f64));
                 let ops = limit.ops_per_second.map(|ops| format!("{} ops/s", format::count(ops as f64)));
                 let words: Vec<String> = bytes.into_iter().chain(ops).collect();
@@ -592,7 +607,7 @@ impl Publisher {
             self.history.push_back(Sample::default());
         }
         self.history.push_back(Sample {
-            ops: Some((ops - self.last_sample_ops) as f64 / seconds),
+            ops: Some(ops.saturating_sub(self.last_sample_ops) as f64 / seconds),
             lag_bytes: sources.iter().map(|source| source.lag_bytes as f64).reduce(f64::max),
         });
         while self.history.len() > HISTORY_CAPACITY {

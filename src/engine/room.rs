@@ -1,5 +1,6 @@
 //! Room for the spool: its own limit, the free space of the disk, and what to say when there is none.
 
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::spool::{Spool, SpoolError};
@@ -24,9 +25,45 @@ impl From<SpoolError> for NoRoom {
     }
 }
 
-/// Whether the spool may grow, by its limits.
-pub struct Room {
+/// What the spools of all sources may take together.
+pub struct Quota {
     limits: config::Spool,
+    spools: Mutex<Vec<Arc<Spool>>>,
+}
+
+impl Quota {
+    /// `[spool]`.
+    pub fn new(limits: config::Spool) -> Quota {
+        Quota { limits, spools: Mutex::default() }
+    }
+
+    /// Another spool.
+    pub fn add(&self, spool: Arc<Spool>) {
+        self.lock().push(spool);
+    }
+
+    /// `[spool] max_bytes`.
+    pub fn max_bytes(&self) -> u64 {
+        self.limits.max_bytes
+    }
+
+    /// An equal part of it for each spool.
+    pub fn share(&self) -> u64 {
+        self.limits.max_bytes / self.lock().len().max(1) as u64
+    }
+
+    fn used(&self) -> u64 {
+        self.lock().iter().map(|spool| spool.usage().0).sum()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Spool>>> {
+        self.spools.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// Whether a spool may grow, by the limits.
+pub struct Room {
+    quota: Arc<Quota>,
     looked: Instant,
     unlooked: u64,
     look_after: u64,
@@ -34,9 +71,9 @@ pub struct Room {
 
 impl Room {
     /// Due at once.
-    pub fn new(limits: config::Spool) -> Self {
-        let look_after = (limits.max_bytes / 64).min(MAX_LOOK_AFTER);
-        Room { limits, looked: Instant::now(), unlooked: u64::MAX, look_after }
+    pub fn new(quota: Arc<Quota>) -> Self {
+        let look_after = (quota.share() / 64).min(MAX_LOOK_AFTER);
+        Room { quota, looked: Instant::now(), unlooked: u64::MAX, look_after }
     }
 
     /// Whether it is time to look again.
@@ -52,15 +89,15 @@ impl Room {
     /// Looks.
     pub fn look(&mut self, spool: &Spool) -> Result<(), NoRoom> {
         (self.looked, self.unlooked) = (Instant::now(), 0);
-        let (bytes, _) = spool.usage();
+        let (bytes, limits) = (self.quota.used(), self.quota.limits);
         let free = disk_free(spool)?;
-        let why = if bytes >= self.limits.max_bytes {
-            format!("{}, [spool] max_bytes is {}", format::size(bytes), format::size(self.limits.max_bytes))
-        } else if free < self.limits.min_free_bytes {
+        let why = if bytes >= limits.max_bytes {
+            format!("{}, [spool] max_bytes is {}", format::size(bytes), format::size(limits.max_bytes))
+        } else if free < limits.min_free_bytes {
             format!(
                 "{} left on the disk, [spool] min_free_bytes is {}",
                 format::size(free),
-                format::size(self.limits.min_free_bytes)
+                format::size(limits.min_free_bytes)
             )
         } else {
             return Ok(());

@@ -25,6 +25,8 @@ const PASSING: &[(&str, &str)] = &[
     ("BUSY ", "the destination runs a long script: SCRIPT KILL there"),
     ("UNKILLABLE", "the destination runs a long script"),
     ("TRYAGAIN", "the destination is moving this slot"),
+    ("ASK ", "the destination is moving this slot"),
+    ("MOVED ", "the destination has moved this slot"),
     ("CLUSTERDOWN", "the destination cluster has slots without a master"),
 ];
 
@@ -64,9 +66,6 @@ pub fn rule(error: &str, kind: CommandKind, on_bad_value: OnBadValue) -> (Rule, 
     if error.contains("DB index is out of range") {
         return (Rule::Stop, "The destination has fewer databases than the source: raise 'databases' there.");
     }
-    if error.starts_with("MOVED") || error.starts_with("ASK") || error.starts_with("CROSSSLOT") {
-        return (Rule::Stop, "The destination is a cluster: that is not supported yet.");
-    }
     if kind == CommandKind::Restore && error.contains("unknown command") {
         return (Rule::Stop, "The destination does not offer RESTORE.");
     }
@@ -92,6 +91,9 @@ mod tests {
             ("OOM command not allowed when used memory > 'maxmemory'.", Restore, Rule::Wait),
             ("READONLY You can't write against a read only replica.", Stream, Rule::Wait),
             ("BUSY Redis is busy running a script.", Stream, Rule::Wait),
+            ("TRYAGAIN Multiple keys request during rehashing of slot", Stream, Rule::Wait),
+            ("ASK 866 127.0.0.1:7001", Stream, Rule::Wait),
+            ("CROSSSLOT Keys in request don't hash to the same slot", Stream, Rule::Quarantine),
             ("BUSYKEY Target key name already exists.", Restore, Rule::Stop),
             ("NOPERM this user has no permissions to run the 'restore' command", Restore, Rule::Stop),
             ("ERR DB index is out of range", CommandKind::Select, Rule::Stop),

@@ -1,14 +1,15 @@
 //! Where a master is that its sentinels watch: asked at every connection, so that whoever connects again has followed a
-//! failover.
+//! failover; and asked every other second, so that one is noticed which the old master has survived.
 //!
 //! All sentinels are asked at once and the address that most of them tell is tried first: one that was cut off from the
 //! others still tells the old master. Whoever it is must then say itself that it is a master. After "Guidelines for
 //! Redis clients with support for Redis Sentinel"; the majority is our addition.
 
+use std::pin::Pin;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::net::{Connection, NetError};
 use crate::config::{Address, AddressMap, Endpoint, Sentinel};
@@ -16,6 +17,8 @@ use crate::resp::Reply;
 
 /// Longest wait for any answer.
 const ASK_LIMIT: Duration = Duration::from_secs(5);
+/// Time between two looks at whether the master has changed.
+const WATCH_INTERVAL: Duration = Duration::from_secs(2);
 /// Longest wait for further answers once there is one.
 const OTHERS_LIMIT: Duration = Duration::from_millis(500);
 
@@ -42,6 +45,32 @@ pub async fn open_master(endpoint: &Endpoint, sentinel: &Sentinel) -> Result<Con
         }
     }
     Err(NetError::NoMaster { address: endpoint.address.clone(), found: found.join("; ") })
+}
+
+/// Resolves with the new place when the master is no longer at `present`; never where no sentinels are asked.
+///
+/// A server whose place another one has taken may be alive: it goes on confirming writes that will be lost, until its
+/// sentinels reach it.
+pub type Moved = Pin<Box<dyn Future<Output = Address> + Send>>;
+
+/// Watches the sentinels of `endpoint`.
+pub fn moved(endpoint: &Endpoint, present: &Address) -> Moved {
+    let Some(sentinel) = endpoint.sentinel.clone() else { return Box::pin(std::future::pending()) };
+    let (endpoint, present) = (endpoint.clone(), present.clone());
+    Box::pin(async move {
+        loop {
+            sleep(WATCH_INTERVAL).await;
+            let told = present_master(&endpoint, &sentinel).await.unwrap_or_default();
+            let first = told.first().map(|told| endpoint.address_map.map(told));
+            // Whoever it is must be a master already.
+            if first.is_some_and(|first| first != present)
+                && let Ok(found) = open_master(&endpoint, &sentinel).await
+                && found.address != present
+            {
+                return found.address;
+            }
+        }
+    })
 }
 
 /// The addresses that sentinels tell, the one of most of them first.

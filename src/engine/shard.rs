@@ -41,6 +41,14 @@ impl Site {
         }
     }
 
+    /// The shard, if it is one.
+    pub fn shard(&self) -> Option<Shard> {
+        match self {
+            Site::Shard(shard) => Some(shard.clone()),
+            Site::Fixed(_) => None,
+        }
+    }
+
     /// Where it was last.
     pub fn last(&self) -> Endpoint {
         match self {
@@ -72,11 +80,32 @@ pub struct Shards {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Known {
     /// Name of its line.
-    pub name: String,
+    name: String,
     /// Its nodes, the master first.
     nodes: Vec<KnownNode>,
-    /// Its slots, each range with both ends.
-    pub slots: Vec<(u16, u16)>,
+    /// Its slots, each range with both ends; none = it is no line any more.
+    slots: Vec<(u16, u16)>,
+}
+
+/// How the slots of the source lie.
+pub enum Lie {
+    /// As the lines have them.
+    AsKnown,
+    /// They are moving, or the nodes do not agree: in words.
+    Moving(String),
+    /// Otherwise, and at rest.
+    Changed(Cluster),
+}
+
+/// What a change of the slots means for the lines, by name.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Lines that have other slots than before.
+    pub moved: Vec<String>,
+    /// Lines that have none any more.
+    pub retired: Vec<String>,
+    /// Masters that are no lines yet.
+    pub new: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -107,7 +136,7 @@ impl Shards {
         let known = cluster.masters().into_iter().map(|(master, endpoint)| Known {
             name: endpoint.address.to_string(),
             nodes: nodes_of(cluster, master),
-            slots: master.slots.iter().map(|range| (*range.start(), *range.end())).collect(),
+            slots: ranges(master),
         });
         let shards =
             Shards { path: dir.join("shards.json"), seed: seed.clone(), known: Mutex::new(known.collect()) };
@@ -125,9 +154,114 @@ impl Shards {
 
     /// Name and site of each line.
     pub fn lines(self: &Arc<Self>) -> Vec<(String, Shard)> {
-        let names: Vec<String> = self.lock().iter().map(|known| known.name.clone()).collect();
-        let shard = |(index, name)| (name, Shard { shards: self.clone(), index });
-        names.into_iter().enumerate().map(shard).collect()
+        let known = self.lock();
+        let alive = known.iter().enumerate().filter(|(_, known)| !known.slots.is_empty());
+        alive.map(|(index, known)| (known.name.clone(), Shard { shards: self.clone(), index })).collect()
+    }
+
+    /// Every node that is known, to be asked about the cluster.
+    pub fn seeds(&self) -> Vec<Endpoint> {
+        let known = self.lock();
+        let nodes = known.iter().flat_map(|known| &known.nodes).map(|node| self.endpoint(node));
+        nodes.chain([self.seed.clone()]).collect()
+    }
+
+    /// How the slots lie, as several nodes see it.
+    pub fn compare(&self, views: Vec<Cluster>) -> Lie {
+        if let Some(moving) = views.iter().find_map(|view| view.topology.moves.first()) {
+            let name = |id: &str| {
+                let nodes =
+                    views.iter().flat_map(|view| view.topology.nodes.iter().map(move |node| (view, node)));
+                let mut named = nodes.filter(|(_, node)| node.id == id);
+                named
+                    .next()
+                    .map_or_else(|| id.to_owned(), |(view, node)| view.endpoint(node).address.to_string())
+            };
+            let (from, to) = (name(&moving.from), name(&moving.to));
+            return Lie::Moving(format!("the source moves slots (now {} from {from} to {to})", moving.slot));
+        }
+        let owners = |view: &Cluster| -> Vec<Option<String>> {
+            let masters: Vec<&Node> = view.topology.masters().collect();
+            let id = |place: u16| masters.get(usize::from(place)).map(|node| node.id.clone());
+            view.topology.slot_map().into_iter().map(|place| place.and_then(id)).collect()
+        };
+        if views.windows(2).any(|pair| owners(&pair[0]) != owners(&pair[1])) {
+            return Lie::Moving(
+                "the nodes of the source cluster do not agree yet who serves which slots".into(),
+            );
+        }
+        let Some(cluster) = views.into_iter().next() else { return Lie::AsKnown };
+        if self.change(&cluster) == Change::default() { Lie::AsKnown } else { Lie::Changed(cluster) }
+    }
+
+    /// What is otherwise in this cluster than the lines have it. A shard whose master is down has not changed.
+    pub fn change(&self, cluster: &Cluster) -> Change {
+        let known = self.lock();
+        let mut change = Change::default();
+        let mut claimed: Vec<&str> = Vec::new();
+        for known in known.iter().filter(|known| !known.slots.is_empty()) {
+            let own = cluster.topology.masters().find(|node| known.has(node));
+            let Some(master) =
+                own.or_else(|| master_of(known, cluster).filter(|node| !claimed.contains(&node.id.as_str())))
+            else {
+                change.retired.push(known.name.clone());
+                continue;
+            };
+            claimed.push(&master.id);
+            if ranges(master) != known.slots {
+                change.moved.push(known.name.clone());
+            }
+        }
+        let unclaimed =
+            cluster.masters().into_iter().filter(|(node, _)| !claimed.contains(&node.id.as_str()));
+        change.new = unclaimed.map(|(_, endpoint)| endpoint.address.to_string()).collect();
+        change
+    }
+
+    /// The lines have what this cluster says from now on; on disk only after [`Shards::keep`]. Returns the new lines.
+    pub fn adopt(self: &Arc<Self>, cluster: &Cluster) -> Vec<(String, Shard)> {
+        let change = self.change(cluster);
+        let mut all = self.lock();
+        for known in all.iter_mut() {
+            if change.retired.contains(&known.name) {
+                known.slots.clear();
+            } else if change.moved.contains(&known.name)
+                && let Some(master) = cluster
+                    .topology
+                    .masters()
+                    .find(|node| known.has(node))
+                    .or_else(|| master_of(known, cluster))
+            {
+                known.slots = ranges(master);
+                known.nodes = nodes_of(cluster, master);
+            }
+        }
+        let mut lines = Vec::new();
+        for (master, endpoint) in cluster.masters() {
+            let name = endpoint.address.to_string();
+            if !change.new.contains(&name) {
+                continue;
+            }
+            let fresh = Known { name: name.clone(), nodes: nodes_of(cluster, master), slots: ranges(master) };
+            // A master that had no slots for a while is a line again.
+            let index = match all.iter().position(|known| known.name == name) {
+                Some(index) => {
+                    all[index] = fresh;
+                    index
+                }
+                None => {
+                    all.push(fresh);
+                    all.len() - 1
+                }
+            };
+            lines.push((name, Shard { shards: self.clone(), index }));
+        }
+        lines
+    }
+
+    /// Notes on disk what was adopted.
+    pub fn keep(&self) -> Result<(), SpoolError> {
+        self.save(&self.lock())
     }
 
     fn endpoint(&self, node: &KnownNode) -> Endpoint {
@@ -144,7 +278,21 @@ impl Shards {
     }
 }
 
+impl Known {
+    fn has(&self, node: &Node) -> bool {
+        self.nodes.iter().any(|known| known.id == node.id)
+    }
+}
+
 impl Shard {
+    /// Whether a slot belongs to this shard.
+    pub fn owns(&self, slot: u16) -> bool {
+        let known = self.shards.lock();
+        known
+            .get(self.index)
+            .is_some_and(|known| known.slots.iter().any(|(first, last)| (*first..=*last).contains(&slot)))
+    }
+
     /// Asks the cluster where the master of this shard is.
     async fn locate(&self) -> Result<Endpoint, NetError> {
         let known = self.shards.lock().get(self.index).cloned();
@@ -184,12 +332,11 @@ impl Shard {
 
 /// The present master of a shard: one of its nodes, or else who has most of its slots.
 fn master_of<'a>(known: &Known, cluster: &'a Cluster) -> Option<&'a Node> {
-    let is_known = |node: &Node| known.nodes.iter().any(|known| known.id == node.id);
-    if let Some(master) = cluster.topology.masters().find(|node| !node.failing && is_known(node)) {
+    if let Some(master) = cluster.topology.masters().find(|node| !node.failing && known.has(node)) {
         return Some(master);
     }
     // Its master is down, and nobody has its slots yet.
-    if cluster.topology.masters().any(|node| node.failing && is_known(node)) {
+    if cluster.topology.masters().any(|node| node.failing && known.has(node)) {
         return None;
     }
     let shared = |node: &Node| -> u32 {
@@ -207,6 +354,13 @@ fn master_of<'a>(known: &Known, cluster: &'a Cluster) -> Option<&'a Node> {
 fn overlap(range: &RangeInclusive<u16>, slots: (u16, u16)) -> u32 {
     let (first, last) = (slots.0.max(*range.start()), slots.1.min(*range.end()));
     if first <= last { u32::from(last - first) + 1 } else { 0 }
+}
+
+fn ranges(master: &Node) -> Vec<(u16, u16)> {
+    let mut ranges: Vec<(u16, u16)> =
+        master.slots.iter().map(|range| (*range.start(), *range.end())).collect();
+    ranges.sort_unstable();
+    ranges
 }
 
 fn nodes_of(cluster: &Cluster, master: &Node) -> Vec<KnownNode> {

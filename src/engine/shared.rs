@@ -54,6 +54,12 @@ pub struct SourceShared {
     pub restart: Notify,
     /// Asks for an ACK now.
     pub acknowledge: Notify,
+    /// The next link shall ask for a full sync, whatever the source could continue.
+    pub full_sync_wanted: AtomicBool,
+    /// Its master has no slots any more: what it sent is applied, and nothing more will come.
+    pub retired: AtomicBool,
+    /// Said when that is so.
+    pub retire: Notify,
     /// Set while the writer's full queue makes replay wait.
     pub held_back: AtomicBool,
     /// Replay hands on no command of the stream that begins at or after this offset. Verification sets it for moments, to
@@ -130,6 +136,9 @@ impl SourceShared {
             foreign: Mutex::default(),
             restart: Notify::new(),
             acknowledge: Notify::new(),
+            full_sync_wanted: AtomicBool::new(false),
+            retired: AtomicBool::new(false),
+            retire: Notify::new(),
             held_back: AtomicBool::new(false),
             apply_limit: AtomicU64::new(u64::MAX),
             details: Mutex::new(SourceDetails {
@@ -218,12 +227,25 @@ impl SourceShared {
 pub struct Wishes {
     /// Apply nothing.
     pub paused: bool,
-    /// Speed limit.
+    /// The operator's speed limit.
+    pub limit: Throttle,
+    /// The share of it that each line may use.
     pub throttle: Throttle,
     /// Apply nothing, because the cutover is at its end.
     pub sealed: bool,
     /// Finish what is in flight and end.
     pub stop: bool,
+}
+
+impl Wishes {
+    /// Divides the operator's limit among so many lines.
+    pub fn share_among(&mut self, lines: usize) {
+        let share = |limit: Option<u64>| limit.map(|limit| (limit / lines.max(1) as u64).max(1));
+        self.throttle = Throttle {
+            bytes_per_second: share(self.limit.bytes_per_second),
+            ops_per_second: share(self.limit.ops_per_second),
+        };
+    }
 }
 
 /// The writers of a run: one for each source and destination node.
@@ -308,6 +330,19 @@ pub struct WriterDetails {
     pub last_error: Option<String>,
     /// The present master, where sentinels know it.
     pub connected_to: Option<String>,
+}
+
+impl WriterDetails {
+    /// What was sent was confirmed after this time.
+    pub fn took(&mut self, time: Duration) {
+        let now = Instant::now();
+        self.latencies.push_back((now, time.as_secs_f64() * 1000.0));
+        while self.latencies.len() > 2_000
+            || self.latencies.front().is_some_and(|(at, _)| now - *at > Duration::from_secs(10))
+        {
+            self.latencies.pop_front();
+        }
+    }
 }
 
 impl WriterShared {

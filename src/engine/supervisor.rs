@@ -20,6 +20,8 @@ use super::net::{Connection, NetError};
 use super::outcome::{data_dir_failed, exit, outcome};
 use super::publish::Publisher;
 use super::quarantine::Quarantine;
+use super::reshape::{Reshape, Watch};
+use super::room::Quota;
 use super::shard::{Shards, Site, Turns};
 use super::shared::{SourceShared, Wishes, Writers};
 use super::spool::Spool;
@@ -67,6 +69,10 @@ pub struct Supervisor {
     pub home: Option<Home>,
     /// A stop that came while a cutover was under way: forget or not.
     pub stop_wish: Option<bool>,
+    /// What the spools of all lines may take.
+    pub quota: Arc<Quota>,
+    /// What is being done about slots of the source that have moved.
+    pub reshape: Reshape,
 }
 
 /// Why a run ends.
@@ -139,7 +145,7 @@ impl Supervisor {
     }
 
     /// Finds the masters of a source cluster, or remembers which they were.
-    async fn find_shards(&mut self, reader: &SyncReader) -> Result<(), Ending> {
+    async fn find_shards(&mut self, reader: &SyncReader) -> Result<Arc<Shards>, Ending> {
         let dir = self.data_dir.path().to_owned();
         let failed = |error: super::spool::SpoolError| Ending::Failed(data_dir_failed(error.into()));
         let shards = match Shards::read(&dir, &reader.endpoint).map_err(failed)? {
@@ -178,7 +184,7 @@ impl Supervisor {
         let names: Vec<&str> = self.lines.iter().map(|line| line.source.address.as_str()).collect();
         let text = format!("the source is a cluster of {} masters: {}", names.len(), names.join(", "));
         self.events.info("", text);
-        Ok(())
+        Ok(shards)
     }
 
     /// A source has been found. `id` names its line on the destination.
@@ -190,12 +196,14 @@ impl Supervisor {
         turns: Arc<Turns>,
     ) {
         self.publisher.add_source(source.clone());
+        self.quota.add(source.spool.clone());
         self.lines.push(Line {
             plan: self.plan.clone(),
             id,
             dir: self.data_dir.path().to_owned(),
             site,
             turns,
+            quota: self.quota.clone(),
             source,
             writer: self.writers.add(&self.plan.writer.endpoint.address.to_string()),
             writers: self.writers.clone(),
@@ -203,18 +211,32 @@ impl Supervisor {
             quarantine: self.quarantine.clone(),
             wishes: self.wishes.subscribe(),
         });
+        let lines = self.lines.len();
+        self.wishes.send_modify(|wishes| wishes.share_among(lines));
+    }
+
+    /// A line that had ended, and whose source begins anew, is forgotten.
+    pub(super) fn remove_line(&mut self, name: &str) {
+        for line in self.lines.iter().filter(|line| line.source.address == name) {
+            self.publisher.remove_source(&line.source);
+            self.writers.remove(&line.writer);
+        }
+        self.lines.retain(|line| line.source.address != name);
     }
 
     /// Runs all lines and watches them; returns after every task has ended.
     async fn migrate(&mut self) -> Ending {
+        let mut shards = None;
         if let Reader::Sync(reader) = self.plan.reader.clone()
             && reader.cluster
-            && let Err(ending) = self.find_shards(&reader).await
         {
-            return ending;
+            match self.find_shards(&reader).await {
+                Ok(found) => shards = Some(found),
+                Err(ending) => return ending,
+            }
         }
         let mut running: JoinSet<LineEnd> = self.lines.iter().map(|line| line.clone().run()).collect();
-        let ending = self.supervise(&mut running).await;
+        let ending = self.supervise(&mut running, shards).await;
         if self.desk.is_active() {
             self.take_back().await;
         }
@@ -227,7 +249,7 @@ impl Supervisor {
     }
 
     /// Waits for something while publishing and obeying; `Err` when the run shall end first.
-    async fn meanwhile<T>(&mut self, waited_for: impl Future<Output = T>) -> Result<T, Ending> {
+    pub(super) async fn meanwhile<T>(&mut self, waited_for: impl Future<Output = T>) -> Result<T, Ending> {
         tokio::pin!(waited_for);
         let mut tick = interval(SNAPSHOT_INTERVAL);
         loop {
@@ -244,7 +266,8 @@ impl Supervisor {
     }
 
     /// Publishes, obeys and watches until the run ends.
-    async fn supervise(&mut self, running: &mut JoinSet<LineEnd>) -> Ending {
+    async fn supervise(&mut self, running: &mut JoinSet<LineEnd>, shards: Option<Arc<Shards>>) -> Ending {
+        let mut watch = shards.map(|shards| (Watch::start(shards.clone()), shards));
         let mut tick = interval(SNAPSHOT_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut draining: Option<(Vec<u64>, Instant, bool)> = None;
@@ -291,6 +314,13 @@ impl Supervisor {
                     (End::Back, Some(forget)) => return Ending::Wished { forget },
                     (End::Back, None) => self.publish(None, None),
                 },
+                lie = async { match &mut watch { Some((watch, _)) => watch.next().await, None => std::future::pending().await } } => {
+                    if let Some((_, shards)) = &watch
+                        && let Err(ending) = self.reshape(lie, &shards.clone(), running).await
+                    {
+                        return ending;
+                    }
+                }
                 end = running.join_next() => match end {
                     Some(Ok(LineEnd::Failed(outcome))) => return Ending::Failed(outcome),
                     Some(Ok(LineEnd::Complete | LineEnd::Stopped)) => {}
@@ -336,6 +366,9 @@ impl Supervisor {
     pub(super) fn source_sides(&self) -> Vec<SourceSide> {
         // A file has no writers.
         let side = |line: &Line| {
+            if line.source.retired.load(Relaxed) {
+                return None;
+            }
             let site = line.site.as_ref()?;
             let endpoint = line.source.endpoint().unwrap_or_else(|| site.last());
             Some(SourceSide { endpoint, shared: line.source.clone() })
@@ -364,7 +397,11 @@ impl Supervisor {
                 self.wishes.send_modify(|wishes| wishes.paused = false);
             }
             Command::Throttle { limit } => {
-                self.wishes.send_modify(|wishes| wishes.throttle = limit);
+                let lines = self.lines.len();
+                self.wishes.send_modify(|wishes| {
+                    wishes.limit = limit;
+                    wishes.share_among(lines);
+                });
                 let words = match (limit.bytes_per_second, limit.ops_per_second) {
                     (None, None) => "speed limit lifted by the operator".to_owned(),
                     (bytes, ops) => format!(

@@ -222,15 +222,18 @@ async fn count(plan: &Plan, sides: [&Place; 2], counts: &mut Vec<Counts>) -> Res
         found.push(sum);
     }
     let [source, destination] = &found[..] else { return Ok(()) };
-    let dbs: BTreeSet<u32> = source.keys().chain(destination.keys()).copied().collect();
+    let (filter, map) = (&plan.filter, &plan.advanced.db_map);
+    let kept = source.keys().copied().filter(|db| filter.keeps_db(*db));
+    let dbs: BTreeSet<u32> =
+        kept.chain(destination.keys().flat_map(|db| map.sources_of(*db, filter))).collect();
     *counts = dbs
         .into_iter()
-        .filter(|db| plan.filter.keeps_db(*db))
         .map(|db| {
             let (keys, expires) = source.get(&db).copied().unwrap_or_default();
-            let there = destination.get(&plan.advanced.db_map.map(db)).map_or(0, |(keys, _)| *keys);
-            // The checkpoint is ours. (In a cluster there may be many of them.)
-            let destination = if db == 0 { there.saturating_sub(1) } else { there };
+            let db_there = map.map(db);
+            let there = destination.get(&db_there).map_or(0, |(keys, _)| *keys);
+            // The checkpoint is ours. (A cluster holds many of them, one for each slot that needs it.)
+            let destination = if db_there == 0 { there.saturating_sub(1) } else { there };
             Counts { db, source: keys, source_expires: expires, destination }
         })
         .collect();

@@ -39,18 +39,28 @@ impl Databases {
         self.filter.keeps_db(db)
     }
 
-    /// The number on the destination. A database that is not copied has none; 0 exists everywhere.
+    /// The database to select on the destination. One that is not copied, or has no place there, has none: 0 exists
+    /// everywhere.
     pub fn there(&self, db: u32) -> u32 {
-        if self.keeps(db) { self.map.map(db) } else { 0 }
+        if self.keeps(db) && self.has_place_for(db) { self.map.map(db) } else { 0 }
     }
 
     /// Whether the destination has the database to which this one of the source goes; one that is not copied needs none.
     pub fn has_place_for(&self, db: u32) -> bool {
-        self.there(db) < self.count
+        !self.keeps(db) || self.map.map(db) < self.count
+    }
+
+    /// Why a database has no place.
+    pub fn no_place(&self, db: u32) -> String {
+        format!(
+            "database {db} of the source would go to database {}, which has no place on the destination: it has {}",
+            self.map.map(db),
+            self.count_in_words()
+        )
     }
 
     /// "16 databases, 0 to 15".
-    pub fn count_in_words(&self) -> String {
+    fn count_in_words(&self) -> String {
         match self.count {
             1 => "database 0 only".into(),
             count => format!("{count} databases, 0 to {}", count - 1),
@@ -59,36 +69,36 @@ impl Databases {
 
     /// What becomes of a command in database `db` of the source.
     pub(super) fn fate(&self, db: u32, arguments: &[&[u8]]) -> Fate {
-        let all_alike =
-            self.map.is_empty() && self.filter.allow_db.is_empty() && self.filter.block_db.is_empty();
-        if all_alike {
+        let verb = arguments.first().copied().unwrap_or_default().to_ascii_uppercase();
+        let number = |at: usize| std::str::from_utf8(arguments.get(at)?).ok()?.parse::<u32>().ok();
+        let word = |at: &usize| arguments.get(*at).is_some_and(|word| word.eq_ignore_ascii_case(b"DB"));
+        let at = match verb.as_slice() {
+            b"MOVE" => 2,
+            b"COPY" => (3..arguments.len()).find(word).map_or(usize::MAX, |at| at + 1),
+            b"SWAPDB" => 1,
+            _ => usize::MAX,
+        };
+        let target = if at == usize::MAX { None } else { number(at) };
+        let second = if verb == b"SWAPDB" { number(2) } else { None };
+        if verb != b"FLUSHALL"
+            && let Some(lost) =
+                [Some(db), target, second].into_iter().flatten().find(|db| !self.has_place_for(*db))
+        {
+            return Fate::SetAside(self.no_place(lost));
+        }
+        if self.map.is_empty() && self.filter.allow_db.is_empty() && self.filter.block_db.is_empty() {
             return Fate::AsItIs;
         }
-        let verb = arguments.first().copied().unwrap_or_default().to_ascii_uppercase();
-        let other = |at: usize| std::str::from_utf8(arguments.get(at)?).ok()?.parse::<u32>().ok();
-        match verb.as_slice() {
-            b"FLUSHALL" => self.flush_all(arguments),
-            b"FLUSHDB" if !self.keeps(db) => Fate::Dropped,
-            b"FLUSHDB" if self.is_shared(self.there(db)) => Fate::SetAside(
-                "it would also empty another database of the source, which db_map has put there too".into(),
-            ),
-            b"FLUSHDB" => Fate::AsItIs,
-            b"SWAPDB" => match (other(1), other(2)) {
-                (Some(a), Some(b)) => self.swap(a, b),
-                _ => Fate::AsItIs,
-            },
-            b"MOVE" => match other(2) {
-                Some(target) => self.move_key(db, target, arguments),
-                None => Fate::AsItIs,
-            },
-            b"COPY" => {
-                let word = (3..arguments.len())
-                    .find(|at| arguments.get(*at).is_some_and(|it| it.eq_ignore_ascii_case(b"DB")));
-                match word.and_then(|at| Some((at + 1, other(at + 1)?))) {
-                    Some((at, target)) => self.copy_key(db, target, at, arguments),
-                    None if self.keeps(db) => Fate::AsItIs,
-                    None => Fate::Dropped,
-                }
+        match (verb.as_slice(), target) {
+            (b"FLUSHALL", _) => self.flush_all(arguments),
+            (b"SWAPDB", Some(a)) => second.map_or(Fate::AsItIs, |b| self.swap(a, b)),
+            (b"MOVE", Some(target)) => self.move_key(db, target, arguments),
+            (b"COPY", Some(target)) => self.copy_key(db, target, at, arguments),
+            _ if !self.keeps(db) => Fate::Dropped,
+            (b"FLUSHDB", _) if self.is_shared(self.there(db)) => {
+                let reason =
+                    "it would also empty another database of the source, which db_map has put there too";
+                Fate::SetAside(reason.into())
             }
             _ => Fate::AsItIs,
         }
@@ -117,7 +127,7 @@ impl Databases {
                 "it exchanges databases, and db_map has put one of them together with another".into(),
             ),
             (true, true) => {
-                let words = [b"SWAPDB".to_vec(), number(there_a), number(there_b)];
+                let words = [b"SWAPDB".to_vec(), digits(there_a), digits(there_b)];
                 Fate::Instead(vec![(there_a, words.to_vec())])
             }
             _ => Fate::SetAside(format!(
@@ -136,7 +146,7 @@ impl Databases {
             // It has its place already.
             (true, true) if self.there(db) == self.there(target) => Fate::Dropped,
             (true, true) => {
-                let words = [b"MOVE".to_vec(), key.to_vec(), number(self.there(target))];
+                let words = [b"MOVE".to_vec(), key.to_vec(), digits(self.there(target))];
                 Fate::Instead(vec![(self.there(db), words.to_vec())])
             }
         }
@@ -152,7 +162,7 @@ impl Databases {
             (true, true) => {
                 let mut words: Vec<Vec<u8>> = arguments.iter().map(|word| word.to_vec()).collect();
                 if let Some(word) = words.get_mut(at) {
-                    *word = number(self.there(target));
+                    *word = digits(self.there(target));
                 }
                 Fate::Instead(vec![(self.there(db), words)])
             }
@@ -168,14 +178,11 @@ impl Databases {
 
     /// Whether more than one database of the source goes to this one of the destination.
     fn is_shared(&self, there: u32) -> bool {
-        let mapped = self.map.pairs().map(|(source, _)| source).filter(|source| *source != there);
-        let sources =
-            mapped.chain([there]).filter(|source| self.keeps(*source) && self.map.map(*source) == there);
-        sources.count() > 1
+        self.map.sources_of(there, &self.filter).len() > 1
     }
 }
 
-fn number(db: u32) -> Vec<u8> {
+fn digits(db: u32) -> Vec<u8> {
     db.to_string().into_bytes()
 }
 
@@ -245,6 +252,13 @@ mod tests {
         assert_eq!(fate(&merged, 0, "COPY k k DB 1"), "dropped");
         assert_eq!(fate(&merged, 0, "COPY k j DB 1"), "0: COPY k j DB 0");
         assert!(fate(&merged, 0, "SWAPDB 1 2").starts_with("aside: "));
+        let lost = "aside: database 9 of the source would go to database 9, which has no place";
+        for (db, command) in
+            [(9, "FLUSHDB"), (0, "MOVE 9 9"), (0, "COPY a b DB 9"), (0, "SWAPDB 1 9"), (9, "COPY a b")]
+        {
+            assert!(fate(&merged, db, command).starts_with(lost), "{command}");
+        }
+        assert_eq!(fate(&databases(&[9], &[]), 0, "MOVE 9 2"), "0: MOVE 9 2", "a key may look like a number");
         assert_eq!(fate(&merged, 0, "FLUSHALL"), "0: FLUSHDB; 2: FLUSHDB; 3: FLUSHDB");
     }
 }

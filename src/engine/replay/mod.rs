@@ -19,13 +19,16 @@ use tokio::sync::mpsc;
 
 use super::acceptance::Acceptance;
 use super::batch::{BATCH_BYTES, Batch, Position, Progress};
+use super::cluster::slots;
 use super::events::EventLog;
 use super::quarantine::Quarantine;
+use super::shard::Shard;
 use super::shared::SourceShared;
 use super::spool::{Manifest, SpoolError, StreamReadError};
+use crate::command::slot_of;
 use crate::config::{OnBadValue, OnExistingKey};
 use crate::rdb::RdbError;
-use crate::rdb::dump::Target;
+pub use crate::rdb::dump::Target;
 use crate::resp::RespError;
 
 /// Why replay ended.
@@ -111,10 +114,14 @@ pub struct Replay {
     pub on_bad_value: OnBadValue,
     /// `empty_db_before_sync`
     pub empty_destination: bool,
-    /// Where large values are built ([`building_key`]).
-    pub building_key: Vec<u8>,
+    /// Names the line, and what it keeps on the destination.
+    pub id: String,
+    /// The destination is a cluster.
+    pub cluster: bool,
     /// What the destination is.
     pub target: Target,
+    /// The shard of a source cluster; `None` = the source has all slots.
+    pub shard: Option<Shard>,
     /// Which values it takes by RESTORE.
     pub acceptance: Arc<Acceptance>,
     /// `target_redis_proto_max_bulk_len`
@@ -172,6 +179,9 @@ impl Replay {
             resume.map_or(Position::Rdb { offset: manifest.rdb_offset, bytes: 0, db: 0 }, |resume| resume.at);
         let progress = Progress { replid, generation: manifest.generation, at: start };
         let mut batch = Batch::new(self.shared.clone(), progress, 0);
+        if self.cluster {
+            batch.pair_limit = 1;
+        }
         if let Position::Rdb { bytes, .. } = start
             && let Some(end) = self.rdb(manifest, &mut batch, bytes)?
         {
@@ -208,6 +218,14 @@ impl Replay {
                 self.shared.held_back.store(false, Relaxed);
                 sent
             }
+        }
+    }
+
+    /// Where a value is built that becomes `key`: in a cluster in the same slot.
+    fn building_key(&self, key: &[u8]) -> Vec<u8> {
+        match self.cluster {
+            true => slots::building_key(&self.id, slot_of(key)),
+            false => building_key(&self.id),
         }
     }
 

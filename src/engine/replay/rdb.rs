@@ -64,6 +64,7 @@ impl Replay {
         loop {
             // A former run has applied this item if it had come past its first byte.
             let wanted = self.sync_rdb && decoder.position() >= skip;
+            batch.at = decoder.position();
             let item = match decoder.next() {
                 Ok(Some(item)) => item,
                 Ok(None) => break,
@@ -128,6 +129,11 @@ impl Replay {
                     read += 1;
                     self.shared.filtered.fetch_add(1, Relaxed);
                 }
+                Item::Entry(entry) if wanted && !self.databases.has_place_for(entry.db) => {
+                    read += 1;
+                    let raw = if let Value::Raw(raw) = entry.value { Some(raw) } else { None };
+                    self.bad_value(&entry, raw, version, &self.databases.no_place(entry.db))?;
+                }
                 Item::Entry(mut entry) if wanted => {
                     read += 1;
                     entry.db = self.databases.there(entry.db);
@@ -187,6 +193,7 @@ impl Replay {
         spool.rdb_ends_at(manifest.generation, decoder.position());
         batch.progress.at = Position::Rdb { offset, bytes: decoder.position(), db: batch.end_db };
         batch.source_bytes = decoder.position() - applied;
+        batch.at = decoder.position();
         if let Some(end) = self.sweep(manifest.generation, batch)? {
             return Ok(Some(end));
         }
@@ -296,11 +303,12 @@ impl Replay {
         on_existing_key: OnExistingKey,
     ) -> Result<Step, ReplayError> {
         let direct = on_existing_key == OnExistingKey::Rewrite;
+        let building = self.building_key(entry.key);
         if !direct {
-            self.note_building(entry.db);
+            self.note(entry.db, &building);
         }
         let rebuild = Rebuild {
-            key: if direct { entry.key } else { &self.building_key },
+            key: if direct { entry.key } else { &building },
             target: self.target,
             replace: true,
             expire_at_ms: entry.expire_at_ms,
@@ -321,7 +329,7 @@ impl Replay {
                     batch.push_raw(CommandKind::Rebuild, command);
                 }
                 if !direct {
-                    finish_building(batch, &self.building_key, entry.key, on_existing_key);
+                    finish_building(batch, &building, entry.key, on_existing_key);
                 }
                 batch.entries += 1;
                 self.report_loss(entry.key, loss);
@@ -343,7 +351,9 @@ impl Replay {
         on_existing_key: OnExistingKey,
     ) -> Result<Option<End>, ReplayError> {
         let LargeKey { db, key, expire_at_ms, type_byte, dialect } = large;
-        self.note_building(db);
+        let building = self.building_key(&key);
+        // A key that is built aside may be left behind by a crash.
+        self.note(db, &building);
         // Read ahead with a reader of its own: for the pending entries of a stream, which must be known before the first
         // entry is added, and so that a damaged value is set aside whole.
         let mut pending = PendingIds::default();
@@ -368,7 +378,7 @@ impl Replay {
             }
         }
         let mut builder = CommandBuilder::new(Rebuild {
-            key: &self.building_key,
+            key: &building,
             target: self.target,
             replace: true,
             expire_at_ms,
@@ -389,7 +399,7 @@ impl Replay {
             Ok(loss) => self.report_loss(&key, loss),
             Err(error) => return self.rdb_end(error).map(Some),
         }
-        finish_building(batch, &self.building_key, &key, on_existing_key);
+        finish_building(batch, &building, &key, on_existing_key);
         batch.entries += 1;
         Ok(None)
     }

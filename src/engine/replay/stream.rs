@@ -84,6 +84,7 @@ impl Replay {
             let verb = argument(0).unwrap_or_default();
             let verb_kind = Verb::of(verb);
             let passed_over = seeking.is_some();
+            (batch.at, batch.in_transaction) = (offset, in_transaction.is_some());
             if seeking.as_ref().is_some_and(|marker| marker.find(raw).is_some()) {
                 seeking = None;
             }
@@ -95,7 +96,7 @@ impl Replay {
                     match selected {
                         Some(selected) => {
                             db = selected;
-                            if self.databases.keeps(db) {
+                            if self.databases.keeps(db) && self.databases.has_place_for(db) {
                                 batch.select(self.databases.there(db));
                             }
                         }
@@ -122,6 +123,10 @@ impl Replay {
                 }
                 _ if !self.databases.keeps(db) => {
                     self.shared.filtered.fetch_add(1, Relaxed);
+                }
+                _ if !self.databases.has_place_for(db) => {
+                    self.set_aside(db, argument(1).unwrap_or_default(), &self.databases.no_place(db), raw)?;
+                    read += 1;
                 }
                 Verb::Set if arguments.len() == 3 => {
                     self.note(batch.end_db, argument(1).unwrap_or_default());

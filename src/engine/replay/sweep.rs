@@ -309,7 +309,12 @@ impl Replay {
                 scanned += keys.len() as u64;
                 let mut command = vec![unlink];
                 for key in &keys {
+                    // What has moved to another master is that one's matter.
+                    let own = |key: &[u8]| {
+                        self.shard.as_ref().is_none_or(|shard| shard.owns(command::slot_of(key)))
+                    };
                     if let Reply::Bulk(key) = key
+                        && own(key)
                         && ghosts.binary_search(&self.keeper.ledger.borrow_mut().hash(db, key)).is_ok()
                     {
                         command.push(key);
@@ -405,11 +410,6 @@ impl Replay {
             Some(_) => Some(End::Stopped),
             None => self.batches.is_closed().then_some(End::Stopped),
         }
-    }
-
-    /// A key that is built aside may be left behind by a crash.
-    pub(super) fn note_building(&self, db: u32) {
-        self.note(db, &self.building_key);
     }
 }
 

@@ -84,11 +84,7 @@ impl Source {
         Err(NetError::Refused {
             address: address.clone(),
             what: "the migration".into(),
-            reply: format!(
-                "database {db} of the source would go to database {} of the destination, which has {}",
-                self.databases.there(db),
-                self.databases.count_in_words()
-            ),
+            reply: self.databases.no_place(db),
             cure: format!(
                 "Give it another number with [advanced] db_map = {{ {db} = 0 }}, leave it out with [filter] block_db = [{db}], or \
                  raise 'databases' on the destination."
@@ -123,11 +119,14 @@ impl Source {
     }
 
     pub(super) async fn psync(&self, connection: &mut Connection) -> Result<PsyncReply, SourceError> {
+        let wanted = self.shared.full_sync_wanted.load(Relaxed);
         let resume =
-            self.shared.spool.manifest().filter(|manifest| manifest.rdb_len.is_some()).map(|manifest| {
-                let next = self.shared.spool.received() + 1;
-                (manifest.replid.to_string(), next.to_string())
-            });
+            self.shared.spool.manifest().filter(|manifest| manifest.rdb_len.is_some() && !wanted).map(
+                |manifest| {
+                    let next = self.shared.spool.received() + 1;
+                    (manifest.replid.to_string(), next.to_string())
+                },
+            );
         let name = self.psync_name(&connection.address)?;
         let mut command = Vec::new();
         match &resume {

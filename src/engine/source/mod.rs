@@ -23,11 +23,12 @@ use self::waiting::Alive;
 use super::events::{EventLog, unix_ms};
 use super::net::{Connection, NetError};
 use super::replay::Databases;
-use super::room::Room;
+use super::room::{Quota, Room};
+use super::sentinel;
 use super::shard::{Site, Turns};
 use super::shared::SourceShared;
 use super::spool::{SpoolError, SpoolWriter};
-use crate::config::{self, Address, Endpoint, Policy, Secret};
+use crate::config::{Address, Endpoint, Policy, Secret};
 use crate::format;
 use crate::psync::{EOF_MARK_LEN, EofFinder, EofSearch, PsyncReply, Replid, Transfer, replconf_ack};
 use crate::status::Phase;
@@ -91,8 +92,8 @@ pub enum SourceError {
 
 /// The task of one source.
 pub struct Source {
-    /// `[spool]`.
-    pub limits: config::Spool,
+    /// What all spools may take.
+    pub quota: Arc<Quota>,
     /// `[policy]`.
     pub policy: Policy,
     /// Where its master is.
@@ -135,7 +136,7 @@ impl Source {
                 ),
             );
         }
-        let mut writer = SpoolWriter::new(self.shared.spool.clone(), self.limits.max_bytes);
+        let mut writer = SpoolWriter::new(self.shared.spool.clone(), self.quota.share());
         let mut accepted = self.shared.spool.manifest().is_some();
         let mut attempt = 0u32;
         let mut broken_full_syncs = 0u32;
@@ -357,14 +358,14 @@ impl Source {
             Transfer::Length(len) => (Some(*len), None, "disk"),
             Transfer::EofMark(mark) => (None, Some(EofFinder::new(mark)), "diskless"),
         };
-        if let Some(len) = total.filter(|len| *len > self.limits.max_bytes) {
+        if let Some(len) = total.filter(|len| *len > self.quota.max_bytes()) {
             return Err(SourceError::Spool(SpoolError {
                 action: "hold the RDB in",
                 path: self.shared.spool.dir().to_owned(),
                 cause: std::io::Error::other(format!(
                     "it has {}, [spool] max_bytes is {}: raise that and start again",
                     format::size(len),
-                    format::size(self.limits.max_bytes)
+                    format::size(self.quota.max_bytes())
                 )),
             }));
         }
@@ -373,6 +374,7 @@ impl Source {
         if let Some(end) = self.when_room(connection, writer, Alive::Newline, begin).await? {
             return Ok(Some(end));
         }
+        self.shared.full_sync_wanted.store(false, Relaxed);
         {
             let mut details = self.shared.details();
             details.rdb_total = total;
@@ -389,7 +391,7 @@ impl Source {
         );
 
         let began = Instant::now();
-        let mut room = Room::new(self.limits);
+        let mut room = Room::new(self.quota.clone());
         let mut tick = interval(Duration::from_millis(250));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut buffer = vec![0; READ_BYTES];
@@ -491,7 +493,7 @@ impl Source {
         writer: &mut SpoolWriter,
     ) -> Result<SessionEnd, SourceError> {
         let mut stop = self.stop.clone();
-        let mut room = Room::new(self.limits);
+        let mut room = Room::new(self.quota.clone());
         let mut tick = interval(Duration::from_millis(250));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut buffer = vec![0; READ_BYTES];
@@ -500,6 +502,12 @@ impl Source {
         let mut last_ack = Instant::now() - Duration::from_secs(1);
         let mut ack_now = true;
         let mut syncing: Option<tokio::task::JoinHandle<Result<(), SpoolError>>> = None;
+        let endpoint = self.endpoint();
+        let mut moved = match self.prefer_replica {
+            // The link tells when the replica loses its master.
+            true => Box::pin(std::future::pending()),
+            false => sentinel::moved(&endpoint, &connection.address),
+        };
         loop {
             if room.is_due() {
                 let look = |_: &mut SpoolWriter| room.look(&self.shared.spool);
@@ -558,6 +566,10 @@ impl Source {
                         }
                         continue;
                     }
+                    now = &mut moved => {
+                        let cause = std::io::Error::other(format!("the sentinels name {now} as the master now"));
+                        return Err(connection.lost("the stream", cause).into());
+                    }
                     () = self.shared.acknowledge.notified() => {
                         ack_now = true;
                         continue;
@@ -600,7 +612,8 @@ impl Source {
 
     /// Waits until this source may be asked for its RDB, if it will be.
     async fn turn(&self) -> Option<OwnedSemaphorePermit> {
-        if self.shared.spool.manifest().is_some_and(|manifest| manifest.rdb_len.is_some()) {
+        let has_rdb = self.shared.spool.manifest().is_some_and(|manifest| manifest.rdb_len.is_some());
+        if has_rdb && !self.shared.full_sync_wanted.load(Relaxed) {
             return None;
         }
         let address = self.site.last().address;

@@ -29,7 +29,7 @@ mod saved;
 mod scan;
 mod site;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -610,16 +610,14 @@ fn databases(job: &Verify, here: &Site, there: &Site) -> Vec<Database> {
     let present = |site: &Site| -> Vec<u32> {
         site.nodes.iter().flat_map(|node| node.server.databases.keys().copied()).collect()
     };
-    let mut from: Vec<u32> = present(here).into_iter().chain(present(there)).collect();
-    from.extend(job.db_map.pairs().map(|(source, _)| source));
-    from.retain(|db| job.filter.keeps_db(*db));
-    from.sort_unstable();
-    from.dedup();
-    let mut databases: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
-    for db in from {
-        databases.entry(job.db_map.map(db)).or_default().push(db);
-    }
-    databases.into_iter().map(|(to, from)| Database { to, from }).collect()
+    let kept = present(here).into_iter().filter(|db| job.filter.keeps_db(*db)).map(|db| job.db_map.map(db));
+    let to: BTreeSet<u32> = kept.chain(present(there)).collect();
+    let sources = |to: u32| {
+        let mut from = job.db_map.sources_of(to, &job.filter);
+        from.sort_unstable();
+        Database { to, from }
+    };
+    to.into_iter().map(sources).filter(|database| !database.from.is_empty()).collect()
 }
 
 /// Keys of one database, and the picture of each.

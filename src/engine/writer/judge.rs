@@ -334,7 +334,7 @@ impl Writer {
 }
 
 /// Whether the time that EXPIREAT or PEXPIREAT sets has passed.
-fn renewal_is_over(arguments: &[&[u8]], now_ms: u64) -> bool {
+pub fn renewal_is_over(arguments: &[&[u8]], now_ms: u64) -> bool {
     let [verb, _, time, ..] = arguments else { return false };
     let unit = if verb.eq_ignore_ascii_case(b"EXPIREAT") { 1000 } else { 1 };
     let time = std::str::from_utf8(time).ok().and_then(|time| time.parse::<i64>().ok());

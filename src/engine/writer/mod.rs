@@ -29,20 +29,22 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, sleep_until};
 
 use self::judge::Verdict;
+pub use self::judge::renewal_is_over;
 use self::link::STALL_LIMIT;
 pub use self::rebuild::rebuilding_key;
 use super::acceptance::Acceptance;
-use super::batch::{Batch, Position};
+use super::batch::Batch;
+use super::confirm::{Confirmed, confirm};
 use super::events::{EventLog, unix_ms};
 use super::import_mode::ImportMode;
 use super::net::{Connection, NetError};
 use super::quarantine::Quarantine;
+use super::sentinel;
 use super::shared::{Wishes, WriterShared};
 use super::spool::SpoolError;
 use crate::config::{Endpoint, OnBadValue};
-use crate::format::{self};
 use crate::resp::{Reply, append_command};
-use crate::status::{Phase, Throttle, WriterState};
+use crate::status::{Throttle, WriterState};
 
 /// How long an orderly stop waits for what is in flight.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
@@ -69,6 +71,14 @@ pub enum WriterError {
         error: String,
         /// What to change.
         cure: String,
+    },
+    /// Nobody knows what was applied last, but the destination does: applying must begin again where it stands.
+    #[error("{address}: {reason}")]
+    BeginAgain {
+        /// The destination node.
+        address: String,
+        /// What happened.
+        reason: String,
     },
     /// The checkpoint is not where it was confirmed to be: a replica was promoted that lacked the last writes, or the
     /// destination restarted from an older snapshot.
@@ -164,7 +174,13 @@ impl Writer {
         let mut queue_open = true;
         let mut heard = Instant::now();
         let mut probe = None;
+        let mut present = connection.address.clone();
+        let mut moved = sentinel::moved(&self.endpoint, &present);
         loop {
+            if connection.address != present {
+                present = connection.address.clone();
+                moved = sentinel::moved(&self.endpoint, &present);
+            }
             let wishes = *self.wishes.borrow_and_update();
             if wishes.stop && stop_deadline.is_none() {
                 stop_deadline = Some(Instant::now() + STOP_LIMIT);
@@ -218,6 +234,13 @@ impl Writer {
                         let error = self.dead_link(&connection);
                         self.recover(&mut connection, &mut flights, &mut pending, &mut last_confirmed, error).await?;
                     }
+                }
+                now = &mut moved => {
+                    let cause = io::Error::other(format!("the sentinels name {now} as the master now"));
+                    let error = connection.lost("the pipeline", cause);
+                    self.recover(&mut connection, &mut flights, &mut pending, &mut last_confirmed, error).await?;
+                    present = connection.address.clone();
+                    moved = sentinel::moved(&self.endpoint, &present);
                 }
                 batch = self.batches.recv(), if may_send && queue_open && pending.is_empty() && flights.len() < 2 => {
                     match batch {
@@ -376,82 +399,28 @@ impl Writer {
     ) -> Result<(), WriterError> {
         let Some(flight) = flights.pop_front() else { return Ok(()) };
         let batch = flight.batch;
-        let source = &batch.source;
         self.shared.in_flight.fetch_sub(batch.commands.len() as u64, Relaxed);
-        source.batches_confirmed.fetch_add(1, Relaxed);
         self.shared.entries.fetch_add(batch.entries, Relaxed);
         self.shared.bytes.fetch_add(batch.source_bytes, Relaxed);
-        source.entries_applied.fetch_add(batch.entries, Relaxed);
-        source.bytes_applied.fetch_add(batch.source_bytes, Relaxed);
         {
             let mut details = self.shared.details();
             if !batch.commands.is_empty() {
-                let now = Instant::now();
-                details.latencies.push_back((now, flight.sent.elapsed().as_secs_f64() * 1000.0));
-                while details.latencies.len() > 2_000
-                    || details.latencies.front().is_some_and(|(at, _)| now - *at > Duration::from_secs(10))
-                {
-                    details.latencies.pop_front();
-                }
+                details.took(flight.sent.elapsed());
             }
             details.oldest = flights.front().map(|flight| flight.sent);
             details.state = WriterState::Ok;
             details.reason = None;
         }
-        let generation = batch.progress.generation;
-        if source.spool.manifest().is_none_or(|manifest| manifest.generation != generation) {
-            // A new full sync has begun meanwhile: what this batch says about positions is void, and so is its spool.
-            if !batch.commands.is_empty() {
-                *last_confirmed = Some(flight.checkpoint);
-            }
-            return Ok(());
-        }
-        if batch.ends_rdb || matches!(batch.progress.at, Position::Rdb { .. }) {
-            source.keys_applied.fetch_add(batch.entries, Relaxed);
-        }
-        match batch.progress.at {
-            Position::Rdb { bytes, .. } => source.rdb_applied.store(bytes, Relaxed),
-            Position::Stream { offset, .. } => {
-                source.offset_applied.store(offset, Relaxed);
-                // The phase is asked too: a link that was down when the RDB was through says so only now.
-                let phase = source.details().phase;
-                if batch.ends_rdb || phase == Phase::RdbApply {
-                    self.rdb_applied(&batch)?;
-                }
-                source.spool.release_stream(generation, offset)?;
-            }
-        }
         if !batch.commands.is_empty() {
             *last_confirmed = Some(flight.checkpoint);
         }
-        Ok(())
-    }
-
-    /// The last batch of an RDB is confirmed.
-    fn rdb_applied(&self, batch: &Batch) -> Result<(), WriterError> {
-        let source = &batch.source;
-        let details = source.details().clone();
-        let received = source.spool.rdb_received();
-        source.rdb_applied.store(details.rdb_total.unwrap_or(received), Relaxed);
-        source.spool.release_rdb(batch.progress.generation)?;
-        if matches!(details.phase, Phase::RdbReceive | Phase::RdbApply) {
-            source.enter(Phase::Stream, None);
-        }
-        let took = details.full_sync_since.map_or(String::new(), |since| {
-            format!(" in {}", format::spoken_duration(since.elapsed().as_secs_f64()))
-        });
-        let keys = source.keys_applied.load(Relaxed);
-        // No stream follows a file.
-        let then = if source.spool.manifest().is_some_and(|manifest| manifest.rdb_lent) {
-            String::new()
-        } else {
-            format!("; now streaming, received up to offset {}", format::number(source.spool.received()))
+        let confirmed = Confirmed {
+            progress: batch.progress.clone(),
+            entries: batch.entries,
+            source_bytes: batch.source_bytes,
+            ends_rdb: batch.ends_rdb,
         };
-        self.events.info(
-            &format!("source {}", source.address),
-            format!("RDB applied, {} keys{took}{then}", format::number(keys)),
-        );
-        Ok(())
+        Ok(confirm(&batch.source, &confirmed, &self.events)?)
     }
 
     /// Lets the batch that has become the first one run.

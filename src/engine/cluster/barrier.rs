@@ -1,0 +1,317 @@
+//! Commands that no single node can run: on keys of several slots, and on all keys.
+//!
+//! A command on keys of several slots is done where its result is kept, as one transaction: the keys of other slots are copied
+//! there (DUMP, RESTORE), the very command runs on the copies, the copies go, and the slot's checkpoint is set. What the command
+//! takes from its source (RENAME, SMOVE, LMOVE) is taken afterwards, in a transaction of the source's slot. Everything that came
+//! before in those slots is done then, and nothing that follows has begun, so the destination's own state is the right one.
+//!
+//! Every slot that takes part gets a checkpoint, the one that is written to first. So a crash in the middle leaves no doubt: a part
+//! whose checkpoint is past the command is left out. If a node lost its last writes and the part of the result with them while
+//! the sources have gone on, the result cannot be computed any more: the command is set aside.
+//!
+//! FLUSHALL removes the checkpoints together with the keys: what follows it is sent again whatever they said.
+
+use std::time::Instant;
+
+use super::super::batch::{Batch, CommandKind};
+use super::super::writer::WriterError;
+use super::distribute::{behind, place_of};
+use super::flight::{Obstacle, exchange, obstacle};
+use super::route::{Route, taken_from, target_of};
+use super::{ClusterWriter, HOLD, slots};
+use crate::format::escape;
+use crate::resp::{Reply, append_command};
+use crate::status::EventLevel;
+
+/// What a transaction on one node came to.
+enum Ran {
+    /// The answers to its commands.
+    Done(Vec<Reply>),
+    /// Nothing ran; it is tried again.
+    Again,
+    /// Nothing ran, and nothing ever will.
+    Never(String),
+}
+
+impl ClusterWriter {
+    /// Does a command on its own. `false` = not now.
+    pub(super) async fn do_alone(
+        &mut self,
+        batch: &Batch,
+        index: usize,
+        route: Route,
+    ) -> Result<bool, WriterError> {
+        let done = match route {
+            Route::ByValue(keys) => self.by_value(batch, index, &keys).await?,
+            Route::Masters => self.on_every_master(batch, index).await?,
+            Route::Empty => self.empty(batch, index).await?,
+            _ => true,
+        };
+        if !done {
+            self.retry_at = Some(Instant::now() + HOLD);
+        }
+        Ok(done)
+    }
+
+    async fn by_value(
+        &mut self,
+        batch: &Batch,
+        index: usize,
+        keys: &[(usize, u16)],
+    ) -> Result<bool, WriterError> {
+        let arguments = batch.arguments(index);
+        let at = batch.commands.get(index).map_or(0, |sent| sent.at);
+        let (place, upto) = (place_of(batch, at), behind(batch, at));
+        let Some((_, target)) = target_of(&arguments, keys) else { return Ok(true) };
+        let mut sources: Vec<u16> =
+            keys.iter().map(|(_, slot)| *slot).filter(|slot| *slot != target).collect();
+        sources.sort_unstable();
+        sources.dedup();
+        let mut taken = taken_from(&arguments);
+        if !self.is_applied(target, place) {
+            if sources.iter().any(|slot| self.is_applied(*slot, place)) {
+                let reason = "the node of its result lost it while its sources have gone on: it cannot be computed any more";
+                self.set_aside(0, &arguments, batch.command_bytes(index), reason)?;
+            } else {
+                let Some(commands) = self.with_copies(&arguments, keys, target).await? else {
+                    return Ok(false);
+                };
+                let last = commands.len() - 2;
+                match self.transact(target, &commands, batch, upto).await? {
+                    Ran::Done(results) => {
+                        match results.iter().find(|result| matches!(result, Reply::Error(_))) {
+                            Some(Reply::Error(error)) => {
+                                let error = error.clone();
+                                self.set_aside(0, &arguments, batch.command_bytes(index), &error)?;
+                                taken = None;
+                            }
+                            // Its name was taken: nothing was renamed.
+                            _ if results.get(last) == Some(&Reply::Integer(0))
+                                && arguments
+                                    .first()
+                                    .is_some_and(|verb| verb.eq_ignore_ascii_case(b"RENAMENX")) =>
+                            {
+                                taken = None;
+                            }
+                            _ => {}
+                        }
+                    }
+                    Ran::Again => return Ok(false),
+                    Ran::Never(error) => {
+                        self.set_aside(0, &arguments, batch.command_bytes(index), &error)?;
+                        taken = None;
+                    }
+                }
+            }
+            self.applied.insert(target, upto);
+        }
+        for slot in sources {
+            if self.is_applied(slot, place) {
+                continue;
+            }
+            let own = taken
+                .as_ref()
+                .filter(|_| arguments.get(1).is_some_and(|key| crate::command::slot_of(key) == slot));
+            let commands: Vec<Vec<Vec<u8>>> =
+                own.iter().map(|command| command.iter().map(|word| word.to_vec()).collect()).collect();
+            match self.transact(slot, &commands, batch, upto).await? {
+                Ran::Done(_) => {}
+                Ran::Again => return Ok(false),
+                Ran::Never(error) => self.set_aside(0, &arguments, batch.command_bytes(index), &error)?,
+            }
+            self.applied.insert(slot, upto);
+        }
+        Ok(true)
+    }
+
+    /// The command on copies of its keys in the slot `target`, with what makes the copies before it and what removes them
+    /// behind it. `None` = not now.
+    async fn with_copies(
+        &mut self,
+        arguments: &[&[u8]],
+        keys: &[(usize, u16)],
+        target: u16,
+    ) -> Result<Option<Vec<Vec<Vec<u8>>>>, WriterError> {
+        let mut words: Vec<Vec<u8>> = arguments.iter().map(|word| word.to_vec()).collect();
+        let (mut commands, mut remove) = (Vec::new(), vec![b"UNLINK".to_vec()]);
+        let elsewhere: Vec<(usize, u16)> = keys.iter().copied().filter(|(_, slot)| *slot != target).collect();
+        for (number, (at, slot)) in elsewhere.into_iter().enumerate() {
+            let Some(key) = arguments.get(at) else { continue };
+            let copy = slots::copy_key(&self.settings.signature.id, target, number);
+            let node = self.queues.owner(slot);
+            let mut bytes = Vec::new();
+            append_command(&mut bytes, &[b"DUMP", key]);
+            append_command(&mut bytes, &[b"PEXPIRETIME", key]);
+            append_command(&mut bytes, &[b"PTTL", key]);
+            let connection = self.beside(node).await?;
+            let replies = match exchange(connection, &bytes, 3).await {
+                Ok(replies) => replies,
+                Err(error) => return Err(self.begin_again(Some(node), error.to_string())),
+            };
+            let [dump, expire_at, ttl] = replies.as_slice() else { return Ok(None) };
+            match dump {
+                Reply::Bulk(payload) => {
+                    let (time, absolute) = match (expire_at, ttl) {
+                        (Reply::Integer(time @ 1..), _) => (*time, true),
+                        // Before 7.0.
+                        (Reply::Error(_), Reply::Integer(ttl @ 1..)) => (*ttl, false),
+                        _ => (0, false),
+                    };
+                    let time = time.to_string().into_bytes();
+                    let mut restore =
+                        vec![b"RESTORE".to_vec(), copy.clone(), time, payload.clone(), b"REPLACE".to_vec()];
+                    if absolute {
+                        restore.push(b"ABSTTL".to_vec());
+                    }
+                    commands.push(restore);
+                }
+                Reply::Error(error) => match obstacle(error, CommandKind::Stream) {
+                    Some(Obstacle::Moved(address)) => {
+                        self.slot_moved(node, slot, &address)?;
+                        return Ok(None);
+                    }
+                    Some(Obstacle::Later(reason)) => {
+                        self.not_now(node, format!("slot {slot}: {reason}"))?;
+                        return Ok(None);
+                    }
+                    None => return Err(self.stopped("DUMP", key, error)),
+                },
+                _ => {}
+            }
+            if let Some(word) = words.get_mut(at) {
+                *word = copy.clone();
+            }
+            remove.push(copy);
+        }
+        commands.push(words);
+        commands.push(remove);
+        Ok(Some(commands))
+    }
+
+    /// Runs commands of one slot in a transaction with the slot's checkpoint.
+    async fn transact(
+        &mut self,
+        slot: u16,
+        commands: &[Vec<Vec<u8>>],
+        batch: &Batch,
+        upto: super::Place,
+    ) -> Result<Ran, WriterError> {
+        let mut bytes = Vec::new();
+        append_command(&mut bytes, &[b"MULTI"]);
+        for command in commands {
+            append_command(&mut bytes, &command.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        }
+        self.settings.signature.append_checkpoint(&mut bytes, slot, &batch.progress.replid, upto);
+        append_command(&mut bytes, &[b"EXEC"]);
+        let node = self.queues.owner(slot);
+        self.run_there(node, Some(slot), &bytes, commands.len() + 3).await
+    }
+
+    /// Sends a transaction to a node and reads what came of it.
+    async fn run_there(
+        &mut self,
+        node: usize,
+        slot: Option<u16>,
+        bytes: &[u8],
+        replies: usize,
+    ) -> Result<Ran, WriterError> {
+        let connection = self.beside(node).await?;
+        let mut replies = match exchange(connection, bytes, replies).await {
+            Ok(replies) => replies,
+            Err(error) => return Err(self.begin_again(Some(node), error.to_string())),
+        };
+        match replies.pop() {
+            Some(Reply::Array(results)) => return Ok(Ran::Done(results)),
+            Some(last) => replies.push(last),
+            None => {}
+        }
+        let errors: Vec<String> = replies
+            .into_iter()
+            .filter_map(|reply| if let Reply::Error(error) = reply { Some(error) } else { None })
+            .collect();
+        for error in &errors {
+            match (obstacle(super::super::rules::cause_of_abort(error), CommandKind::Stream), slot) {
+                (Some(Obstacle::Moved(address)), Some(slot)) => {
+                    self.slot_moved(node, slot, &address)?;
+                    return Ok(Ran::Again);
+                }
+                (Some(Obstacle::Moved(reason) | Obstacle::Later(reason)), _) => {
+                    self.not_now(node, reason)?;
+                    return Ok(Ran::Again);
+                }
+                (None, _) => {}
+            }
+        }
+        Ok(Ran::Never(errors.into_iter().next().unwrap_or_else(|| "unexpected answer".into())))
+    }
+
+    /// Scripts and functions belong to no slot: every master gets them.
+    async fn on_every_master(&mut self, batch: &Batch, index: usize) -> Result<bool, WriterError> {
+        let arguments = batch.arguments(index);
+        let at = batch.commands.get(index).map_or(0, |sent| sent.at);
+        let repeated = self.settings.repeated_until.is_some_and(|until| place_of(batch, at) < until);
+        for node in 0..self.nodes.len() {
+            let connection = self.beside(node).await?;
+            let reply = match exchange(connection, batch.command_bytes(index), 1).await {
+                Ok(mut replies) => replies.pop(),
+                Err(error) => return Err(self.begin_again(Some(node), error.to_string())),
+            };
+            let Some(Reply::Error(error)) = reply else { continue };
+            if let Some(Obstacle::Moved(reason) | Obstacle::Later(reason)) =
+                obstacle(&error, CommandKind::Stream)
+            {
+                self.not_now(node, reason)?;
+                return Ok(false);
+            }
+            if !repeated {
+                self.set_aside(0, &arguments, batch.command_bytes(index), &error)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// FLUSHALL or FLUSHDB: every master is emptied; the marks are set again in the same step.
+    async fn empty(&mut self, batch: &Batch, index: usize) -> Result<bool, WriterError> {
+        let (_, progress) = self.rows.confirmed();
+        let progress = progress.cloned();
+        for node in 0..self.nodes.len() {
+            let mut bytes = Vec::new();
+            let mut count = 3;
+            append_command(&mut bytes, &[b"MULTI"]);
+            bytes.extend_from_slice(batch.command_bytes(index));
+            let mark_slot = self.nodes.get(node).and_then(|node| node.mark_slot);
+            if let (Some(slot), Some(progress)) = (mark_slot, &progress) {
+                self.settings.signature.append_mark(&mut bytes, slot, progress);
+                count += 1;
+            }
+            append_command(&mut bytes, &[b"EXEC"]);
+            match self.run_there(node, None, &bytes, count).await? {
+                Ran::Done(results) => {
+                    if let Some(Reply::Error(error)) =
+                        results.iter().find(|result| matches!(result, Reply::Error(_)))
+                    {
+                        let error = error.clone();
+                        return Err(self.stopped("FLUSHALL", b"", &error));
+                    }
+                }
+                Ran::Again => return Ok(false),
+                Ran::Never(error) => return Err(self.stopped("FLUSHALL", b"", &error)),
+            }
+        }
+        self.applied.clear();
+        let verb = escape(batch.arguments(index).first().copied().unwrap_or_default(), 20);
+        let text = format!("{verb} of the source has emptied the destination");
+        self.settings.events.reject(&self.node_name(), EventLevel::Warn, "FLUSHALL", "applied", &verb, &text);
+        Ok(true)
+    }
+
+    fn stopped(&self, verb: &str, key: &[u8], error: &str) -> WriterError {
+        WriterError::Refused {
+            address: self.settings.shared.address.clone(),
+            command: verb.into(),
+            key: escape(key, 60),
+            error: error.into(),
+            cure: "Its user needs the rights listed in the README.".into(),
+        }
+    }
+}

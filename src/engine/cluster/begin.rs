@@ -1,0 +1,351 @@
+//! Looks at a cluster before applying begins: who serves what, and how far a former run has come in each slot.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::timeout;
+
+use super::super::acceptance::Acceptance;
+use super::super::batch::{Place, Progress};
+use super::super::begin::Destination;
+use super::super::discovery::{Cluster, discover};
+use super::super::events::EventLog;
+use super::super::import_mode::ImportMode;
+use super::super::net::{Connection, NetError, info_field};
+use super::super::spool::{SpoolError, replace_file};
+use super::super::{replay, source};
+use super::flight::Signature;
+use super::slots;
+use crate::command::slot_of;
+use crate::config::{Address, Endpoint};
+use crate::resp::{Reply, append_command};
+use crate::topology::SLOTS;
+
+/// Slots asked for at a time.
+const ASKED_AT_ONCE: usize = 2048;
+/// Longest wait for one part of a long question.
+const PART_LIMIT: Duration = Duration::from_secs(60);
+/// Key with which RESTORE is tried out.
+const PROBE_KEY: &[u8] = b"shakedeck:probe";
+
+/// Where a writer begins.
+pub struct Begin {
+    /// The masters, each with a connection.
+    pub nodes: Vec<(Endpoint, Connection)>,
+    /// Number of the node for each slot.
+    pub owners: Vec<usize>,
+    /// For each slot with a checkpoint the place before which everything is applied.
+    pub applied: HashMap<u16, Place>,
+    /// Which marks were written.
+    pub listed: Listed,
+}
+
+/// What the file of a source holds: where its marks lie, and which nodes were known.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Listed {
+    /// Slots whose checkpoint key carries a mark.
+    pub marks: Vec<u16>,
+    /// Addresses of the masters, asked when the configured one does not answer.
+    pub nodes: Vec<String>,
+}
+
+impl Listed {
+    /// Reads the file; nothing where there is none.
+    pub fn read(path: &Path) -> Listed {
+        fs::read(path).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+    }
+
+    /// Changes the file if need be; durable when this returns.
+    pub fn replace(&mut self, path: &Path, marks: Vec<u16>, nodes: Vec<String>) -> Result<(), SpoolError> {
+        let new = Listed { marks, nodes };
+        if new != *self {
+            replace_file(path, &serde_json::to_vec_pretty(&new).unwrap_or_default())?;
+            *self = new;
+        }
+        Ok(())
+    }
+
+    fn seeds(&self, configured: &Endpoint) -> Vec<Endpoint> {
+        let others = self.nodes.iter().filter_map(|text| {
+            let (host, port) = text.rsplit_once(':')?;
+            let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+            Some(configured.at(Address::Tcp { host, port: port.parse().ok()? }))
+        });
+        std::iter::once(configured.clone()).chain(others).collect()
+    }
+}
+
+/// Asks the cluster. Closes what a former process has left open there first. `began`: something may have been sent before.
+pub async fn look(
+    configured: &Endpoint,
+    signature: &Signature,
+    list: &Path,
+    import_mode_of: impl Fn(replay::Target) -> ImportMode,
+    events: &EventLog,
+    began: bool,
+) -> Result<Destination, NetError> {
+    let listed = Listed::read(list);
+    let cluster = discover(&listed.seeds(configured)).await?;
+    let (endpoints, owners) = map_of(&cluster, configured)?;
+    let name = signature.client_name();
+    let mut connections = Vec::new();
+    let (mut info, mut run_ids) = (None, Vec::new());
+    for endpoint in &endpoints {
+        let mut connection = Connection::open(endpoint).await?;
+        close_others(&mut connection, &name, events).await?;
+        let own = tell(&mut connection).await?;
+        run_ids.extend(own.as_deref().and_then(|own| info_field(own, "run_id")).map(str::to_owned));
+        info.get_or_insert(own);
+        connections.push(connection);
+    }
+    let info = info.flatten();
+    let told = info.as_deref().unwrap_or_default();
+    let target = replay::target_of(told);
+    let import_mode = import_mode_of(target);
+    for connection in &mut connections {
+        introduce(connection, &name, &import_mode, events, true).await?;
+    }
+    let (mut applied, mut bound) = (HashMap::new(), None);
+    if began {
+        for (node, connection) in connections.iter_mut().enumerate() {
+            let own: Vec<u16> =
+                (0..SLOTS).filter(|slot| owners.get(usize::from(*slot)) == Some(&node)).collect();
+            for (slot, progress) in
+                checkpoints(connection, signature, signature.source.as_bytes(), &own).await?
+            {
+                applied.insert(slot, progress.place());
+            }
+        }
+        bound = lowest_mark(&mut connections, signature, &owners, &listed).await?;
+    }
+    let prober = owners.get(usize::from(slot_of(PROBE_KEY))).copied().unwrap_or_default();
+    let Some(prober) = connections.get_mut(prober) else { return Err(incomplete(configured, "no master")) };
+    let (acceptance, tried) = Acceptance::examine(prober, info.as_deref(), target).await?;
+    Ok(Destination {
+        acceptance,
+        tried,
+        server: source::server_name(told),
+        run_ids,
+        // Valkey 9 can have more in a cluster; only this one is written to.
+        databases: 1,
+        checkpoint: bound,
+        checkpoint_text: None,
+        cluster: Some(Begin {
+            nodes: endpoints.into_iter().zip(connections).collect(),
+            owners,
+            applied,
+            listed,
+        }),
+    })
+}
+
+/// The masters, and which of them serves each slot. A cluster with slots that nobody serves is waited for.
+fn map_of(cluster: &Cluster, configured: &Endpoint) -> Result<(Vec<Endpoint>, Vec<usize>), NetError> {
+    let masters = cluster.masters();
+    let mut owners = vec![usize::MAX; usize::from(SLOTS)];
+    for (number, (node, endpoint)) in masters.iter().enumerate() {
+        if node.failing {
+            return Err(incomplete(configured, &format!("master {} has failed", endpoint.address)));
+        }
+        for slot in node.slots.iter().cloned().flatten() {
+            if let Some(owner) = owners.get_mut(usize::from(slot)) {
+                *owner = number;
+            }
+        }
+    }
+    let unserved = owners.iter().filter(|owner| **owner == usize::MAX).count();
+    if unserved > 0 {
+        return Err(incomplete(configured, &format!("{unserved} slots are served by no master")));
+    }
+    Ok((masters.into_iter().map(|(_, endpoint)| endpoint).collect(), owners))
+}
+
+fn incomplete(configured: &Endpoint, what: &str) -> NetError {
+    NetError::Refused {
+        address: configured.address.clone(),
+        what: "writing to the cluster".into(),
+        reply: format!("CLUSTERDOWN {what}"),
+        cure: "Look at CLUSTER NODES there.".into(),
+    }
+}
+
+/// A connection for writing.
+pub async fn open(
+    endpoint: &Endpoint,
+    name: &str,
+    import_mode: &ImportMode,
+    events: &EventLog,
+    said: bool,
+) -> Result<Connection, NetError> {
+    let mut connection = Connection::open(endpoint).await?;
+    introduce(&mut connection, name, import_mode, events, said).await?;
+    Ok(connection)
+}
+
+async fn introduce(
+    connection: &mut Connection,
+    name: &str,
+    import_mode: &ImportMode,
+    events: &EventLog,
+    said: bool,
+) -> Result<(), NetError> {
+    connection.request(&[b"CLIENT", b"SETNAME", name.as_bytes()]).await?;
+    import_mode.declare(connection, events, said).await
+}
+
+/// Closes all connections of this name: what was sent on them and has not run will not run any more.
+async fn close_others(connection: &mut Connection, name: &str, events: &EventLog) -> Result<(), NetError> {
+    let text = match connection.request(&[b"CLIENT", b"LIST"]).await? {
+        Reply::Bulk(text) => String::from_utf8_lossy(&text).into_owned(),
+        Reply::Error(error) => {
+            let node = format!("writer {}", connection.address);
+            events.warn(
+                &node,
+                format!("CLIENT LIST was refused ({error}): what a former process had sent may arrive late"),
+            );
+            return Ok(());
+        }
+        _ => String::new(),
+    };
+    let ids = text.lines().filter_map(|line| {
+        let field = |key: &str| line.split(' ').find_map(|word| word.strip_prefix(key));
+        (field("name=") == Some(name)).then(|| field("id=")).flatten()
+    });
+    for id in ids {
+        connection.request(&[b"CLIENT", b"KILL", b"ID", id.as_bytes()]).await?;
+    }
+    Ok(())
+}
+
+/// INFO; `None` if the user may not ask.
+async fn tell(connection: &mut Connection) -> Result<Option<String>, NetError> {
+    let refused = |connection: &Connection, reply: String| NetError::Refused {
+        address: connection.address.clone(),
+        what: "INFO".into(),
+        reply,
+        cure: "Set 'password' (and 'username') in [redis_writer], and look at the destination's log.".into(),
+    };
+    match connection.request(&[b"INFO"]).await? {
+        Reply::Bulk(info) => Ok(Some(String::from_utf8_lossy(&info).into_owned())),
+        Reply::Error(reply) if reply.starts_with("NOPERM") => Ok(None),
+        Reply::Error(reply) => Err(refused(connection, reply)),
+        other => Err(refused(connection, format!("{other:?}"))),
+    }
+}
+
+/// The checkpoints of these slots, where there are any.
+async fn checkpoints(
+    connection: &mut Connection,
+    signature: &Signature,
+    field: &[u8],
+    asked: &[u16],
+) -> Result<Vec<(u16, Progress)>, NetError> {
+    let what = "HGET of the checkpoints";
+    let refused = |connection: &Connection, reply: String, cure: &str| NetError::Refused {
+        address: connection.address.clone(),
+        what: what.into(),
+        reply,
+        cure: cure.into(),
+    };
+    let mut found = Vec::new();
+    for part in asked.chunks(ASKED_AT_ONCE) {
+        let mut bytes = Vec::new();
+        for slot in part {
+            append_command(&mut bytes, &[b"HGET", &slots::checkpoint_key(&signature.id, *slot), field]);
+        }
+        connection.send(&bytes, what).await?;
+        for slot in part {
+            let reply =
+                timeout(PART_LIMIT, connection.read_reply(what)).await.map_err(|_| NetError::Timeout {
+                    address: connection.address.clone(),
+                    what: what.into(),
+                    limit: PART_LIMIT,
+                })??;
+            match reply {
+                Reply::Bulk(text) => {
+                    let text = String::from_utf8_lossy(&text).into_owned();
+                    let progress = text.parse().map_err(|error| {
+                        refused(connection, error, "Remove that key, or use the version that wrote it.")
+                    })?;
+                    found.push((*slot, progress));
+                }
+                Reply::Error(reply) => {
+                    return Err(refused(
+                        connection,
+                        reply,
+                        "Its user needs the rights listed in the README.",
+                    ));
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Up to where everything is applied, on all nodes; `None` if a mark is missing.
+async fn lowest_mark(
+    connections: &mut [Connection],
+    signature: &Signature,
+    owners: &[usize],
+    listed: &Listed,
+) -> Result<Option<Progress>, NetError> {
+    let mut lowest: Option<Progress> = None;
+    for slot in &listed.marks {
+        let owner = owners.get(usize::from(*slot)).copied().unwrap_or_default();
+        let Some(connection) = connections.get_mut(owner) else { return Ok(None) };
+        let field = signature.mark_field();
+        let Some((_, mark)) = checkpoints(connection, signature, field.as_bytes(), &[*slot]).await?.pop()
+        else {
+            return Ok(None);
+        };
+        if lowest.as_ref().is_none_or(|lowest| mark.place() < lowest.place()) {
+            lowest = Some(mark);
+        }
+    }
+    Ok(lowest)
+}
+
+/// Removes everything that this line keeps in the cluster.
+pub async fn forget(
+    configured: &Endpoint,
+    id: &str,
+    list: &Path,
+    data_dir: &Path,
+    events: &EventLog,
+) -> Result<(), NetError> {
+    let cluster = discover(&Listed::read(list).seeds(configured)).await?;
+    let masters = cluster.masters();
+    for (number, (node, endpoint)) in masters.iter().enumerate() {
+        let mut connection = Connection::open(endpoint).await?;
+        let own: Vec<u16> = node.slots.iter().cloned().flatten().collect();
+        for part in own.chunks(ASKED_AT_ONCE) {
+            let mut bytes = Vec::new();
+            for slot in part {
+                let [checkpoint, building, rebuilding] =
+                    [slots::checkpoint_key, slots::building_key, slots::rebuilding_key]
+                        .map(|name| name(id, *slot));
+                append_command(&mut bytes, &[b"DEL", &checkpoint, &building, &rebuilding]);
+            }
+            connection.send(&bytes, "DEL of the checkpoints").await?;
+            for _ in part {
+                if let Reply::Error(reply) = connection.read_reply("DEL of the checkpoints").await? {
+                    return Err(NetError::Refused {
+                        address: connection.address.clone(),
+                        what: "DEL of the checkpoints".into(),
+                        reply,
+                        cure: "Keys that begin with 'shakedeck:' can be removed by hand.".into(),
+                    });
+                }
+            }
+        }
+        // The setting is noted once for all nodes.
+        let last = number + 1 == masters.len();
+        ImportMode::put_back(data_dir, &mut connection, events, last).await?;
+    }
+    let _ = fs::remove_file(list);
+    Ok(())
+}

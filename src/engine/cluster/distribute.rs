@@ -1,0 +1,177 @@
+//! From batches to what waits for each slot.
+//!
+//! A batch is taken apart command by command. A command that concerns several slots and cannot be split waits until what came
+//! before it in those slots is done; so does what follows it in the batch.
+
+use std::time::Instant;
+
+use super::super::batch::{Batch, CommandKind, Place, Position};
+use super::super::confirm::Confirmed;
+use super::super::writer::WriterError;
+use super::ClusterWriter;
+use super::route::{Route, needs_transaction, route};
+use crate::format::escape;
+use crate::resp::append_command;
+use crate::status::EventLevel;
+
+/// A batch that is being taken apart.
+pub(super) struct Intake {
+    pub batch: Batch,
+    /// The next command.
+    next: usize,
+    /// Database in which it stands.
+    db: u32,
+    row: u64,
+}
+
+/// What a command of the intake asks for.
+enum Step {
+    /// It waits for its nodes, or is left out.
+    Taken,
+    /// It must be done on its own once these slots are free; `None` = all.
+    Alone(Route, Option<Vec<u16>>),
+}
+
+impl ClusterWriter {
+    /// A batch arrives.
+    pub(super) fn take_in(&mut self, mut batch: Batch) {
+        batch.close_pairs();
+        let row = self.rows.begin(Confirmed {
+            progress: batch.progress.clone(),
+            entries: batch.entries,
+            source_bytes: batch.source_bytes,
+            ends_rdb: batch.ends_rdb,
+        });
+        self.intake = Some(Intake { next: 0, db: batch.start_db, row, batch });
+    }
+
+    /// Takes the batch apart as far as that is possible now.
+    pub(super) async fn distribute(&mut self) -> Result<(), WriterError> {
+        if self.retry_at.is_some_and(|at| Instant::now() < at) {
+            return Ok(());
+        }
+        self.retry_at = None;
+        let Some(mut intake) = self.intake.take() else { return Ok(()) };
+        // A transaction of the stream sets a checkpoint: nothing of the RDB may be open in its slot then.
+        if intake.batch.ends_rdb && !self.queues.is_empty() {
+            self.intake = Some(intake);
+            return Ok(());
+        }
+        while let Some(sent) = intake.batch.commands.get(intake.next).copied() {
+            if sent.kind == CommandKind::Select {
+                let arguments = intake.batch.arguments(intake.next);
+                let db = arguments.get(1).and_then(|db| std::str::from_utf8(db).ok()?.parse().ok());
+                intake.db = db.unwrap_or(intake.db);
+                intake.next += 1;
+                continue;
+            }
+            match self.step(&intake)? {
+                Step::Taken => {}
+                Step::Alone(route, slots) => {
+                    let free = match &slots {
+                        Some(slots) => slots.iter().all(|slot| self.queues.is_free(*slot)),
+                        None => self.queues.is_empty(),
+                    };
+                    if !free || !self.do_alone(&intake.batch, intake.next, route).await? {
+                        self.intake = Some(intake);
+                        return Ok(());
+                    }
+                }
+            }
+            intake.next += 1;
+        }
+        self.rows.done(intake.row);
+        Ok(())
+    }
+
+    fn step(&mut self, intake: &Intake) -> Result<Step, WriterError> {
+        let (batch, index) = (&intake.batch, intake.next);
+        let Some(sent) = batch.commands.get(index) else { return Ok(Step::Taken) };
+        let arguments = batch.arguments(index);
+        let (place, upto) = (place_of(batch, sent.at), behind(batch, sent.at));
+        let repeated = self.settings.repeated_until.is_some_and(|until| place < until);
+        let route = route(&arguments);
+        let of_all = matches!(route, Route::Masters | Route::Drop(_))
+            || arguments.first().is_some_and(|verb| verb.eq_ignore_ascii_case(b"FLUSHALL"));
+        if intake.db != 0 && !of_all {
+            let reason = format!(
+                "it belongs to database {}, and a cluster has database 0 only ([filter] can leave others out)",
+                intake.db
+            );
+            self.set_aside(intake.db, &arguments, batch.command_bytes(index), &reason)?;
+            return Ok(Step::Taken);
+        }
+        match route {
+            Route::Slot(slot) => {
+                if !self.is_applied(slot, place) {
+                    let once = needs_transaction(sent, &arguments);
+                    let raw = batch.command_bytes(index);
+                    let write = |out: &mut Vec<u8>| out.extend_from_slice(raw);
+                    if self.queues.push(slot, intake.row, upto, sent.kind, once, repeated, write) {
+                        self.rows.also(intake.row);
+                    }
+                }
+            }
+            Route::Split { step, slots } => {
+                let once = needs_transaction(sent, &arguments);
+                for (slot, positions) in slots {
+                    if self.is_applied(slot, place) {
+                        continue;
+                    }
+                    let mut piece: Vec<&[u8]> = arguments.first().copied().into_iter().collect();
+                    for at in positions {
+                        piece.extend(arguments.iter().skip(at).take(step).copied());
+                    }
+                    let write = |out: &mut Vec<u8>| append_command(out, &piece);
+                    if self.queues.push(slot, intake.row, upto, sent.kind, once, repeated, write) {
+                        self.rows.also(intake.row);
+                    }
+                }
+            }
+            Route::ByValue(keys) => {
+                let mut slots: Vec<u16> = keys.iter().map(|(_, slot)| *slot).collect();
+                slots.sort_unstable();
+                slots.dedup();
+                if !slots.iter().all(|slot| self.is_applied(*slot, place)) {
+                    return Ok(Step::Alone(Route::ByValue(keys), Some(slots)));
+                }
+            }
+            route @ (Route::Masters | Route::Empty) => return Ok(Step::Alone(route, None)),
+            Route::Drop(reason) => {
+                self.settings.source.filtered.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                let verb = escape(arguments.first().copied().unwrap_or_default(), 20);
+                let text = format!("{verb} is not copied to a cluster: {reason}");
+                self.settings.events.reject(
+                    &self.node_name(),
+                    EventLevel::Info,
+                    &verb,
+                    "dropped",
+                    &verb,
+                    &text,
+                );
+            }
+            Route::SetAside(reason) => {
+                self.set_aside(intake.db, &arguments, batch.command_bytes(index), reason)?;
+            }
+        }
+        Ok(Step::Taken)
+    }
+
+    /// Whether the slot had come past this place when applying began.
+    pub(super) fn is_applied(&self, slot: u16, place: Place) -> bool {
+        self.applied.get(&slot).is_some_and(|upto| place < *upto)
+    }
+}
+
+/// The place of an entry that begins at `at`.
+pub(super) fn place_of(batch: &Batch, at: u64) -> Place {
+    let stream = matches!(batch.progress.at, Position::Stream { .. });
+    Place { generation: batch.progress.generation, stream, at }
+}
+
+/// A place behind the entry that begins at `at`, and before the next one. Where a value comes in several batches, those before the
+/// last one do not come past its beginning.
+pub(super) fn behind(batch: &Batch, at: u64) -> Place {
+    let place = place_of(batch, at);
+    Place { at: at + 1, ..place }.min(batch.progress.place())
+}

@@ -1,0 +1,301 @@
+//! What is sent to one node at a time, and what its answers mean.
+//!
+//! ```text
+//!  group without transaction   SET a 1   DEL b
+//!  group with                  MULTI   INCR c   SET c2 5   HSET <checkpoint of the slot> <source> <place>   EXEC
+//!  at the end                  HSET <mark of the node> mark:<source> <place>
+//! ```
+
+use tokio::io::AsyncWriteExt;
+
+use super::super::batch::{CommandKind, Place, Position, Progress};
+use super::super::net::{Connection, NetError};
+use super::super::rules::{Rule, cause_of_abort, rule};
+use super::queue::Group;
+use super::slots::checkpoint_key;
+use crate::config::OnBadValue;
+use crate::psync::Replid;
+use crate::resp::{Reply, append_command};
+
+/// Whose checkpoints are set.
+#[derive(Debug, Clone)]
+pub struct Signature {
+    /// Names the line among all that ever write to the destination.
+    pub id: String,
+    /// Name of the source.
+    pub source: String,
+}
+
+impl Signature {
+    /// Field of the node's mark.
+    pub fn mark_field(&self) -> String {
+        format!("mark:{}", self.source)
+    }
+
+    /// Name of its connections.
+    pub fn client_name(&self) -> String {
+        let source: String =
+            self.source.chars().map(|c| if c.is_ascii_graphic() { c } else { '_' }).collect();
+        format!("shakedeck:{}:{source}", self.id)
+    }
+
+    /// Appends the command that sets a slot's checkpoint: a place in the stream.
+    pub fn append_checkpoint(&self, out: &mut Vec<u8>, slot: u16, replid: &Replid, upto: Place) {
+        let at = Position::Stream { offset: upto.at, db: 0 };
+        let text = Progress { replid: replid.clone(), generation: upto.generation, at }.to_string();
+        let key = checkpoint_key(&self.id, slot);
+        append_command(out, &[b"HSET", &key, self.source.as_bytes(), text.as_bytes()]);
+    }
+
+    /// Appends the command that sets a node's mark, which lies in `slot`.
+    pub fn append_mark(&self, out: &mut Vec<u8>, slot: u16, progress: &Progress) {
+        let key = checkpoint_key(&self.id, slot);
+        append_command(out, &[b"HSET", &key, self.mark_field().as_bytes(), progress.to_string().as_bytes()]);
+    }
+}
+
+/// Appends a group; returns how many replies will come.
+pub fn append_group(out: &mut Vec<u8>, group: &Group, signature: &Signature, replid: &Replid) -> usize {
+    if !group.in_transaction() {
+        out.extend_from_slice(&group.bytes);
+        return group.commands.len();
+    }
+    append_command(out, &[b"MULTI"]);
+    out.extend_from_slice(&group.bytes);
+    if group.upto.stream {
+        signature.append_checkpoint(out, group.slot, replid, group.upto);
+    }
+    append_command(out, &[b"EXEC"]);
+    // A value of the RDB is built from its removal on: it can be brought twice, and must be, where an answer tells that it was
+    // refused and a crash comes before anything was done about it.
+    group.commands.len() + if group.upto.stream { 3 } else { 2 }
+}
+
+/// Sends bytes and waits for as many replies, however long that takes.
+pub async fn exchange(
+    connection: &mut Connection,
+    bytes: &[u8],
+    replies: usize,
+) -> Result<Vec<Reply>, NetError> {
+    connection.io.write_all(bytes).await.map_err(|cause| connection.lost("the pipeline", cause))?;
+    connection.io.flush().await.map_err(|cause| connection.lost("the pipeline", cause))?;
+    let mut all = Vec::with_capacity(replies);
+    for _ in 0..replies {
+        all.push(connection.read_reply("the pipeline").await?);
+    }
+    Ok(all)
+}
+
+/// What became of a group.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It ran; these answers (index of the command) say "not done".
+    Done(Vec<(usize, Refusal)>),
+    /// The slot has moved to this address. Commands of the group that ran.
+    Moved(String, Vec<usize>),
+    /// Not now: why, with the cure. Commands of the group that ran.
+    Later(String, Vec<usize>),
+    /// Nothing ran, and these commands never will.
+    Never(Vec<(usize, String)>),
+    /// Going on would do harm: the command, if it is one, and the error.
+    Stop(Option<usize>, String),
+}
+
+/// An answer that means "not done".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// An error.
+    Error(String),
+    /// The key exists.
+    KeyExists,
+    /// The key is not there.
+    KeyMissing,
+}
+
+/// What an error means for the whole group.
+pub enum Obstacle {
+    /// The slot is at this address.
+    Moved(String),
+    /// It passes: why, with the cure.
+    Later(String),
+}
+
+pub fn obstacle(error: &str, kind: CommandKind) -> Option<Obstacle> {
+    if let Some(moved) = error.strip_prefix("MOVED ") {
+        return Some(Obstacle::Moved(moved.split(' ').nth(1).unwrap_or_default().to_owned()));
+    }
+    let (rule, cure) = rule(error, kind, OnBadValue::Quarantine);
+    (rule == Rule::Wait).then(|| Obstacle::Later(format!("{error}: {cure}")))
+}
+
+/// Reads the replies to a group.
+pub fn outcome(group: &Group, replies: Vec<Reply>) -> Outcome {
+    if group.in_transaction() { of_transaction(group, replies) } else { of_plain(group, &replies) }
+}
+
+fn of_plain(group: &Group, replies: &[Reply]) -> Outcome {
+    let (mut refusals, mut ran, mut blocked) = (Vec::new(), Vec::new(), None);
+    for (index, (command, reply)) in group.commands.iter().zip(replies).enumerate() {
+        let found = match reply {
+            Reply::Error(error) => obstacle(error, command.kind),
+            _ => None,
+        };
+        match found {
+            // Where it has moved says more than that it is on its way.
+            Some(found @ Obstacle::Moved(_)) => blocked = Some(found),
+            Some(found) => _ = blocked.get_or_insert(found),
+            None => {
+                ran.push(index);
+                refusals.extend(refusal(command.kind, reply).map(|refusal| (index, refusal)));
+            }
+        }
+    }
+    match blocked {
+        Some(Obstacle::Moved(address)) => Outcome::Moved(address, ran),
+        Some(Obstacle::Later(reason)) => Outcome::Later(reason, ran),
+        None => Outcome::Done(refusals),
+    }
+}
+
+fn of_transaction(group: &Group, mut replies: Vec<Reply>) -> Outcome {
+    let Some(executed) = replies.pop() else { return Outcome::Later("no answer".into(), Vec::new()) };
+    let kind_of =
+        |index: usize| group.commands.get(index).map_or(CommandKind::Select, |command| command.kind);
+    let abort = match executed {
+        Reply::Array(results) => {
+            if let Some(Reply::Error(error)) = results.get(group.commands.len()) {
+                return Outcome::Stop(None, error.clone());
+            }
+            let refusals = results.iter().enumerate().take(group.commands.len());
+            return Outcome::Done(
+                refusals
+                    .filter_map(|(index, reply)| Some((index, refusal(kind_of(index), reply)?)))
+                    .collect(),
+            );
+        }
+        Reply::Error(error) => cause_of_abort(&error).to_owned(),
+        other => return Outcome::Stop(None, format!("unexpected answer to EXEC: {other:?}")),
+    };
+    // Replies to MULTI, the commands and the checkpoint.
+    let (mut never, mut later) = (Vec::new(), None);
+    for (wire_index, reply) in replies.iter().enumerate() {
+        let Reply::Error(error) = reply else { continue };
+        let index = wire_index.checked_sub(1).filter(|index| *index < group.commands.len());
+        match (obstacle(error, index.map_or(CommandKind::Select, kind_of)), index) {
+            (Some(Obstacle::Moved(address)), _) => return Outcome::Moved(address, Vec::new()),
+            (Some(Obstacle::Later(reason)), _) => _ = later.get_or_insert(reason),
+            (None, Some(index)) => never.push((index, error.clone())),
+            (None, None) => return Outcome::Stop(None, error.clone()),
+        }
+    }
+    if let Some(reason) = later {
+        return Outcome::Later(reason, Vec::new());
+    }
+    if !never.is_empty() {
+        return Outcome::Never(never);
+    }
+    match obstacle(&abort, CommandKind::Stream) {
+        Some(Obstacle::Moved(address)) => Outcome::Moved(address, Vec::new()),
+        Some(Obstacle::Later(reason)) => Outcome::Later(reason, Vec::new()),
+        None => Outcome::Stop(None, abort),
+    }
+}
+
+fn refusal(kind: CommandKind, reply: &Reply) -> Option<Refusal> {
+    match (reply, kind) {
+        (Reply::Error(error), _) => Some(Refusal::Error(error.clone())),
+        (
+            Reply::Integer(0),
+            CommandKind::SetIfNone | CommandKind::RenameIfNone | CommandKind::RenameIfMissing,
+        )
+        | (Reply::Null, CommandKind::SetIfMissing) => Some(Refusal::KeyExists),
+        (Reply::Integer(0), CommandKind::Renew) => Some(Refusal::KeyMissing),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a panic is the failure of a test")]
+
+    use super::*;
+
+    fn group(commands: &[(&str, bool)]) -> Group {
+        let mut group = Group::new(7, Place { generation: 2, stream: true, at: 55 });
+        for (text, once) in commands {
+            let words: Vec<&[u8]> = text.split(' ').map(str::as_bytes).collect();
+            group.push(CommandKind::Stream, *once, false, |out| append_command(out, &words));
+        }
+        group
+    }
+
+    fn ok() -> Reply {
+        Reply::Status("OK".into())
+    }
+
+    fn error(text: &str) -> Reply {
+        Reply::Error(text.into())
+    }
+
+    #[test]
+    fn only_groups_that_need_it_become_transactions() {
+        let signature = Signature { id: "r".into(), source: "s:1".into() };
+        let replid = Replid::parse(&"0f".repeat(20)).unwrap();
+        let mut bytes = Vec::new();
+        assert_eq!(
+            append_group(&mut bytes, &group(&[("SET a 1", false), ("DEL a", false)]), &signature, &replid),
+            2
+        );
+        assert!(!String::from_utf8_lossy(&bytes).contains("MULTI"));
+        bytes.clear();
+        assert_eq!(
+            append_group(&mut bytes, &group(&[("SET a 1", false), ("INCR a", true)]), &signature, &replid),
+            5
+        );
+        let text = String::from_utf8(bytes).unwrap();
+        let order =
+            ["MULTI", "SET", "INCR", "HSET", "stream 55 0 2", "EXEC"].map(|word| text.find(word).unwrap());
+        assert!(order.is_sorted(), "{text}");
+    }
+
+    #[test]
+    fn answers_to_plain_groups() {
+        let two = group(&[("SET a 1", false), ("SADD b 1", false)]);
+        assert_eq!(outcome(&two, vec![ok(), ok()]), Outcome::Done(Vec::new()));
+        let wrong = "WRONGTYPE Operation against a key holding the wrong kind of value";
+        assert_eq!(
+            outcome(&two, vec![ok(), error(wrong)]),
+            Outcome::Done(vec![(1, Refusal::Error(wrong.into()))])
+        );
+        assert_eq!(
+            outcome(&two, vec![ok(), error("MOVED 7 127.0.0.1:7002")]),
+            Outcome::Moved("127.0.0.1:7002".into(), vec![0])
+        );
+        let Outcome::Later(reason, ran) = outcome(&two, vec![error("OOM command not allowed"), ok()]) else {
+            panic!("it must be sent again");
+        };
+        assert!(reason.contains("maxmemory") && ran == [1], "{reason}");
+    }
+
+    #[test]
+    fn answers_to_transactions() {
+        let two = group(&[("SET a 1", true), ("INCR b", true)]);
+        let queued = || Reply::Status("QUEUED".into());
+        let head = || vec![ok(), queued(), queued(), queued()];
+        let with = |reply: Reply| [head(), vec![reply]].concat();
+        let ran = Reply::Array(vec![ok(), error("ERR no"), Reply::Integer(1)]);
+        assert_eq!(outcome(&two, with(ran)), Outcome::Done(vec![(1, Refusal::Error("ERR no".into()))]));
+        let checkpoint_failed = Reply::Array(vec![ok(), ok(), error("WRONGTYPE x")]);
+        assert_eq!(outcome(&two, with(checkpoint_failed)), Outcome::Stop(None, "WRONGTYPE x".into()));
+        assert!(matches!(outcome(&two, with(error("TRYAGAIN x"))), Outcome::Later(..)));
+        assert_eq!(outcome(&two, with(error("MOVED 7 a:1"))), Outcome::Moved("a:1".into(), Vec::new()));
+        let mut replies = with(error("EXECABORT Transaction discarded because of previous errors."));
+        replies[2] = error("ERR unknown command 'X'");
+        assert_eq!(
+            outcome(&two, replies.clone()),
+            Outcome::Never(vec![(1, "ERR unknown command 'X'".into())])
+        );
+        replies[1] = error("ASK 7 a:1");
+        assert!(matches!(outcome(&two, replies), Outcome::Later(..)));
+    }
+}

@@ -1,0 +1,308 @@
+//! What becomes of a group once it is answered: done, sent elsewhere, sent later, or without a command that is refused for good.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use super::super::batch::CommandKind;
+use super::super::events::unix_ms;
+use super::super::rules::{Rule, refuses_payload, rule};
+use super::super::writer::{WriterError, renewal_is_over};
+use super::flight::{Outcome, Refusal, outcome};
+use super::queue::Group;
+use super::{ClusterWriter, HOLD, slots};
+use crate::config::OnBadValue;
+use crate::format::escape;
+use crate::rdb::commands::{Rebuild, append_resp, value_to_commands};
+use crate::rdb::{describe_type, dump};
+use crate::resp::{Reply, append_command};
+use crate::status::{EventLevel, WriterState};
+
+impl ClusterWriter {
+    /// Reads the replies to a group.
+    pub(super) async fn judge(
+        &mut self,
+        node: usize,
+        mut group: Group,
+        replies: Vec<Reply>,
+    ) -> Result<(), WriterError> {
+        let taken = group.bytes.len();
+        let again = |group: &mut Group, ran: Vec<usize>| {
+            for index in ran {
+                if let Some(command) = group.commands.get_mut(index) {
+                    command.repeated = true;
+                }
+            }
+        };
+        match outcome(&group, replies) {
+            Outcome::Done(refusals) => {
+                let rest = self.judge_refusals(&group, refusals)?;
+                if rest.commands.is_empty() {
+                    group.rows.iter().for_each(|row| self.rows.done(*row));
+                    self.queues.done(&group);
+                } else {
+                    self.queues.put_back(rest, taken, None);
+                }
+            }
+            Outcome::Moved(address, ran) => {
+                again(&mut group, ran);
+                self.settings.shared.retries.fetch_add(1, Relaxed);
+                let slot = group.slot;
+                self.slot_moved(node, slot, &address)?;
+                let hold = (self.queues.owner(slot) == node).then(|| Instant::now() + HOLD);
+                self.queues.put_back(group, taken, hold);
+            }
+            Outcome::Later(reason, ran) => {
+                again(&mut group, ran);
+                self.settings.shared.retries.fetch_add(1, Relaxed);
+                let slot = group.slot;
+                self.queues.put_back(group, taken, Some(Instant::now() + HOLD));
+                self.not_now(node, format!("slot {slot}: {reason}"))?;
+            }
+            Outcome::Never(refused) => {
+                for (index, error) in &refused {
+                    self.refuse_for_good(&group, *index, error)?;
+                }
+                let rest = group.without(&refused.iter().map(|(index, _)| *index).collect::<Vec<_>>());
+                if rest.commands.is_empty() {
+                    group.rows.iter().for_each(|row| self.rows.done(*row));
+                    self.queues.done(&group);
+                } else {
+                    self.queues.put_back(rest, taken, None);
+                }
+            }
+            Outcome::Stop(index, error) => {
+                if error.starts_with("NOPERM") && self.settings.shared.entries.load(Relaxed) > 0 {
+                    // Taken away after the first entries: a state that passes.
+                    self.queues.put_back(group, taken, Some(Instant::now() + HOLD));
+                    return self.not_now(node, error);
+                }
+                return Err(self.refused(&group, index, error));
+            }
+        }
+        Ok(())
+    }
+
+    /// The slot is served by another node now.
+    pub(super) fn slot_moved(&mut self, from: usize, slot: u16, address: &str) -> Result<(), WriterError> {
+        let known = self.nodes.iter().position(|node| node.endpoint.address.to_string() == address);
+        let Some(to) = known else {
+            let reason = format!("slot {slot} is served by {address} now, which was not known");
+            return Err(self.begin_again(Some(from), reason));
+        };
+        self.queues.set_owner(slot, to);
+        if self.nodes.get(to).is_some_and(|node| node.mark_slot.is_none()) {
+            self.choose_mark_slot(to, None);
+        }
+        if self.nodes.get(from).is_some_and(|node| node.mark_slot == Some(slot)) && from != to {
+            self.choose_mark_slot(from, None);
+        }
+        Ok(())
+    }
+
+    /// The destination refuses for now: shown, and tried again soon.
+    pub(super) fn not_now(&mut self, node: usize, reason: String) -> Result<(), WriterError> {
+        if reason.contains("READONLY") || reason.contains("MASTERDOWN") {
+            return Err(self.begin_again(Some(node), reason));
+        }
+        let name = self.nodes.get(node).map(|node| node.endpoint.address.to_string()).unwrap_or_default();
+        let shared = &self.settings.shared;
+        let kind =
+            reason.split(": ").nth(1).unwrap_or(&reason).split(' ').next().unwrap_or_default().to_owned();
+        let text = format!("{name}: waiting, nothing is lost: {reason}");
+        // Once by kind: a thousand slots may be on the move.
+        self.settings.events.reject(&self.node_name(), EventLevel::Warn, &kind, "sent again", &reason, &text);
+        shared.enter(WriterState::Waiting, Some(text));
+        Ok(())
+    }
+
+    /// The group ran; some of its commands were not done. Returns what must be done in their place.
+    fn judge_refusals(
+        &mut self,
+        group: &Group,
+        refusals: Vec<(usize, Refusal)>,
+    ) -> Result<Group, WriterError> {
+        let mut instead = Group { rows: group.rows.clone(), ..Group::new(group.slot, group.upto) };
+        for (index, refusal) in refusals {
+            let Some(command) = group.commands.get(index).copied() else { continue };
+            let kind = command.kind;
+            if command.repeated && !command.once && only_repeated(&refusal) {
+                continue;
+            }
+            let arguments = group.arguments(index);
+            if refusal == Refusal::KeyMissing && renewal_is_over(&arguments, self.settings.source.now_ms()) {
+                continue;
+            }
+            let verb = escape(arguments.first().copied().unwrap_or_default(), 20);
+            let renames = matches!(kind, CommandKind::RenameIfNone | CommandKind::RenameIfMissing);
+            let raw_key = arguments.get(if renames { 2 } else { 1 }).copied().unwrap_or_default();
+            let key = escape(raw_key, 60);
+            self.settings.shared.errors.fetch_add(1, Relaxed);
+            self.settings.source.errors.fetch_add(1, Relaxed);
+            let exists = match &refusal {
+                Refusal::KeyExists => true,
+                Refusal::KeyMissing => false,
+                Refusal::Error(error) => error.starts_with("BUSYKEY"),
+            };
+            let keeps = matches!(
+                kind,
+                CommandKind::SetIfMissing | CommandKind::RestoreIfMissing | CommandKind::RenameIfMissing
+            );
+            if exists && kind != CommandKind::Stream {
+                self.settings.source.found_foreign(0, raw_key);
+            }
+            match refusal {
+                _ if exists && keeps => {
+                    let text = format!(
+                        "key '{key}' exists on the destination and was kept (rdb_restore_command_behavior = \"skip\")"
+                    );
+                    self.settings.events.reject(
+                        &self.node_name(),
+                        EventLevel::Warn,
+                        "BUSYKEY",
+                        "skip",
+                        &key,
+                        &text,
+                    );
+                }
+                Refusal::KeyExists => {
+                    let error = "BUSYKEY Target key name already exists.".to_owned();
+                    return Err(self.refused(group, Some(index), error));
+                }
+                Refusal::KeyMissing => {
+                    let text = format!(
+                        "key '{key}' had ended on the destination (or was removed there) before {verb} arrived, which renews it on \
+                         the source: it is missing here. Mostly the lag was longer than its time to live: compare both sides and \
+                         copy such keys again. Further ones are only counted"
+                    );
+                    self.settings.events.report(
+                        &self.node_name(),
+                        "EXPIRED TOO EARLY",
+                        "compare and copy again",
+                        &key,
+                        &text,
+                    );
+                }
+                Refusal::Error(error) if kind.restores() && refuses_payload(&error) => {
+                    if let Err(second) = self.rebuild(&mut instead, &arguments, &error) {
+                        self.refuse_for_good(group, index, &format!("{error}; and by commands: {second}"))?;
+                    }
+                }
+                Refusal::Error(error) => self.refuse_for_good(group, index, &error)?,
+            }
+        }
+        Ok(instead)
+    }
+
+    /// The commands in place of a RESTORE that was refused, as one transaction.
+    fn rebuild(&self, instead: &mut Group, arguments: &[&[u8]], refused: &str) -> Result<(), String> {
+        let [_, key, ttl, payload, options @ ..] = arguments else {
+            return Err("the command has no payload".into());
+        };
+        let payload = dump::parse_payload(payload).map_err(|error| error.to_string())?;
+        let has = |word: &[u8]| options.contains(&word);
+        let ttl =
+            std::str::from_utf8(ttl).ok().and_then(|ttl| ttl.parse::<i64>().ok()).filter(|ttl| *ttl > 0);
+        let expire_at_ms =
+            ttl.map(|ttl| if has(b"ABSTTL") { ttl } else { ttl.saturating_add(unix_ms() as i64) });
+        let aside = slots::rebuilding_key(&self.settings.signature.id, instead.slot);
+        let rebuild = Rebuild {
+            key: &aside,
+            target: self.settings.acceptance.target(),
+            replace: true,
+            expire_at_ms,
+            pending_ids: Vec::new(),
+        };
+        let mut built = Group::new(instead.slot, instead.upto);
+        let loss =
+            value_to_commands(payload.type_byte, payload.raw, payload.dialect, rebuild, &mut |command| {
+                built.push(CommandKind::Rebuild, true, false, |out| append_resp(out, command));
+                Ok(())
+            })
+            .map_err(|error| error.to_string())?;
+        let (kind, verb): (_, &[u8]) = match has(b"REPLACE") {
+            true => (CommandKind::Rebuild, b"RENAME"),
+            false => (CommandKind::RenameIfNone, b"RENAMENX"),
+        };
+        built.push(kind, true, false, |out| append_command(out, &[verb, &aside, key]));
+        instead.append(built);
+        let shown = escape(key, 60);
+        let what = describe_type(payload.type_byte, payload.dialect);
+        let without = loss.describe().map_or(String::new(), |words| format!(", without {words}"));
+        let text = format!(
+            "key '{shown}': RESTORE of {what} was refused ({refused}); it was rebuilt by commands{without}"
+        );
+        let (events, node) = (&self.settings.events, self.node_name());
+        events.reject(&node, EventLevel::Warn, "RESTORE REFUSED", "rebuilt by commands", &shown, &text);
+        if self.settings.acceptance.note_refusal(payload.type_byte) {
+            let text = format!(
+                "RESTORE of {what} has been refused several times; from now on such values go by commands"
+            );
+            events.warn(&node, text);
+        }
+        Ok(())
+    }
+
+    /// Sets a command aside, or ends the run, as the rule says.
+    fn refuse_for_good(&mut self, group: &Group, index: usize, error: &str) -> Result<(), WriterError> {
+        let kind = group.commands.get(index).map_or(CommandKind::Select, |command| command.kind);
+        match rule(error, kind, self.settings.on_bad_value).0 {
+            // At run time a state that passes cannot be waited for any more: the rest is applied already.
+            Rule::Wait | Rule::Quarantine => {
+                self.set_aside(0, &group.arguments(index), group.command_bytes(index), error)
+            }
+            Rule::Stop => {
+                if kind == CommandKind::Stream {
+                    self.set_aside(0, &group.arguments(index), group.command_bytes(index), error)?;
+                }
+                Err(self.refused(group, Some(index), error.to_owned()))
+            }
+        }
+    }
+
+    /// Sets a command aside.
+    pub(super) fn set_aside(
+        &mut self,
+        db: u32,
+        arguments: &[&[u8]],
+        raw: &[u8],
+        reason: &str,
+    ) -> Result<(), WriterError> {
+        let settings = &self.settings;
+        let key = arguments.get(1).copied().unwrap_or_default();
+        settings.quarantine.add(&settings.source.address, db, key, reason, raw)?;
+        let (verb, shown) = (escape(arguments.first().copied().unwrap_or_default(), 20), escape(key, 60));
+        let kind = reason.split(' ').next().filter(|word| word.chars().all(|c| c.is_ascii_uppercase()));
+        let text = format!(
+            "{verb} '{shown}' -> {} (set aside in {})",
+            escape(reason.as_bytes(), 200),
+            settings.quarantine.path().display()
+        );
+        let kind = kind.unwrap_or("NOT FOR A CLUSTER");
+        settings.events.reject(&self.node_name(), EventLevel::Error, kind, "quarantine", &shown, &text);
+        Ok(())
+    }
+
+    fn refused(&self, group: &Group, index: Option<usize>, error: String) -> WriterError {
+        let arguments = index.map(|index| group.arguments(index)).unwrap_or_default();
+        let verb = arguments.first().copied().unwrap_or(b"a transaction");
+        let (_, cure) = rule(&error, CommandKind::Restore, OnBadValue::Stop);
+        let user = self.nodes.first().and_then(|node| node.endpoint.username.as_deref()).unwrap_or("default");
+        WriterError::Refused {
+            address: self.settings.shared.address.clone(),
+            command: String::from_utf8_lossy(verb).into_owned(),
+            key: escape(arguments.get(1).copied().unwrap_or_default(), 60),
+            cure: cure.replace("<user>", user),
+            error,
+        }
+    }
+}
+
+/// Whether this can come from a second application alone: what follows the command in its slot puts it right.
+fn only_repeated(refusal: &Refusal) -> bool {
+    match refusal {
+        Refusal::KeyExists | Refusal::KeyMissing => true,
+        Refusal::Error(error) => ["WRONGTYPE", "BUSYKEY", "BUSYGROUP", "ERR no such key"]
+            .iter()
+            .any(|code| error.starts_with(code)),
+    }
+}

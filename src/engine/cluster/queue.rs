@@ -1,0 +1,428 @@
+//! What waits for the masters of a cluster, by slot; and which batches are done.
+//!
+//! All commands of one slot that wait are one [`Group`], whatever batches they came in: while the answers of a node are out, more
+//! of them gather, so that a slower link is given more at a time. Different slots have different keys, so their order does
+//! not matter; within a slot it is kept, because a slot has at most one group on its way.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Instant;
+
+use super::super::batch::{CommandKind, Place, Progress};
+use super::super::confirm::Confirmed;
+use crate::resp::CommandParser;
+
+/// One command of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Command {
+    /// Where it begins in the group's bytes.
+    pub start: usize,
+    /// What it is, for the error rules.
+    pub kind: CommandKind,
+    /// It must be applied exactly once.
+    pub once: bool,
+    /// It may have been applied before: an error that only a second application causes says nothing.
+    pub repeated: bool,
+}
+
+/// Commands of one slot, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// The slot.
+    pub slot: u16,
+    /// Every command of the slot that begins before this place is in this group or was before it.
+    pub upto: Place,
+    /// Numbers of the batches that its commands come from, each as often as it was counted.
+    pub rows: Vec<u64>,
+    /// The commands in RESP.
+    pub bytes: Vec<u8>,
+    /// One per command in `bytes`.
+    pub commands: Vec<Command>,
+}
+
+impl Group {
+    /// An empty one.
+    pub fn new(slot: u16, upto: Place) -> Self {
+        Group { slot, upto, rows: Vec::new(), bytes: Vec::new(), commands: Vec::new() }
+    }
+
+    /// Whether it goes in a transaction with its slot's checkpoint.
+    pub fn in_transaction(&self) -> bool {
+        self.commands.iter().any(|command| command.once)
+    }
+
+    /// Appends a command; `write` appends its bytes.
+    pub fn push(&mut self, kind: CommandKind, once: bool, repeated: bool, write: impl FnOnce(&mut Vec<u8>)) {
+        self.commands.push(Command { start: self.bytes.len(), kind, once, repeated });
+        write(&mut self.bytes);
+    }
+
+    /// The bytes of command `index`.
+    pub fn command_bytes(&self, index: usize) -> &[u8] {
+        let start = self.commands.get(index).map_or(self.bytes.len(), |command| command.start);
+        let end = self.commands.get(index + 1).map_or(self.bytes.len(), |command| command.start);
+        self.bytes.get(start..end).unwrap_or_default()
+    }
+
+    /// The arguments of command `index`.
+    pub fn arguments(&self, index: usize) -> Vec<&[u8]> {
+        let bytes = self.command_bytes(index);
+        let mut parser = CommandParser::default();
+        match parser.advance(bytes) {
+            Ok(Some(_)) => parser.args.iter().filter_map(|range| bytes.get(range.clone())).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The group without these commands.
+    pub fn without(&self, indexes: &[usize]) -> Group {
+        let mut rest = Group { rows: self.rows.clone(), ..Group::new(self.slot, self.upto) };
+        for (index, command) in self.commands.iter().enumerate().filter(|(index, _)| !indexes.contains(index))
+        {
+            rest.push(command.kind, command.once, command.repeated, |out| {
+                out.extend_from_slice(self.command_bytes(index));
+            });
+        }
+        rest
+    }
+
+    /// Appends what comes after it.
+    pub fn append(&mut self, later: Group) {
+        let offset = self.bytes.len();
+        self.bytes.extend_from_slice(&later.bytes);
+        self.commands.extend(
+            later.commands.into_iter().map(|command| Command { start: command.start + offset, ..command }),
+        );
+        self.upto = self.upto.max(later.upto);
+        // The same number may stand in both: then both count.
+        self.rows.extend(later.rows);
+    }
+}
+
+/// The queues of all nodes.
+pub struct Queues {
+    /// Number of the node for each slot.
+    owners: Vec<usize>,
+    waiting: HashMap<u16, Group>,
+    /// Slots that wait, by node. An entry that is not true any more is passed over.
+    order: Vec<VecDeque<u16>>,
+    /// Slots whose group is on its way.
+    flying: HashSet<u16>,
+    /// Slots that must wait until a time.
+    held: HashMap<u16, Instant>,
+    bytes: usize,
+}
+
+impl Queues {
+    /// Nothing waits.
+    pub fn new(owners: Vec<usize>, nodes: usize) -> Self {
+        Queues {
+            owners,
+            waiting: HashMap::new(),
+            order: vec![VecDeque::new(); nodes],
+            flying: HashSet::new(),
+            held: HashMap::new(),
+            bytes: 0,
+        }
+    }
+
+    /// Number of the node that serves a slot.
+    pub fn owner(&self, slot: u16) -> usize {
+        self.owners.get(usize::from(slot)).copied().unwrap_or_default()
+    }
+
+    /// The slots of one node, ascending.
+    pub fn slots_of(&self, node: usize) -> impl Iterator<Item = u16> + '_ {
+        (0u16..).zip(&self.owners).filter(move |(_, owner)| **owner == node).map(|(slot, _)| slot)
+    }
+
+    /// Another node serves the slot from now on.
+    pub fn set_owner(&mut self, slot: u16, node: usize) {
+        if let Some(owner) = self.owners.get_mut(usize::from(slot)) {
+            *owner = node;
+        }
+        if self.waiting.contains_key(&slot) {
+            self.enqueue(slot);
+        }
+    }
+
+    /// Bytes that wait or are on their way.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Nothing waits and nothing is on its way.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.flying.is_empty()
+    }
+
+    /// Nothing of this slot waits or is on its way.
+    pub fn is_free(&self, slot: u16) -> bool {
+        !self.waiting.contains_key(&slot) && !self.flying.contains(&slot)
+    }
+
+    /// Appends a command to what waits of its slot. True if the slot's group had nothing of this row before.
+    pub fn push(
+        &mut self,
+        slot: u16,
+        row: u64,
+        upto: Place,
+        kind: CommandKind,
+        once: bool,
+        repeated: bool,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> bool {
+        let begins = !self.waiting.contains_key(&slot);
+        let group = self.waiting.entry(slot).or_insert_with(|| Group::new(slot, upto));
+        let before = group.bytes.len();
+        group.push(kind, once, repeated, write);
+        group.upto = group.upto.max(upto);
+        let first_of_row = group.rows.last() != Some(&row);
+        if first_of_row {
+            group.rows.push(row);
+        }
+        self.bytes += group.bytes.len() - before;
+        if begins {
+            self.enqueue(slot);
+        }
+        first_of_row
+    }
+
+    /// Takes groups for a node, at least one if one may go, up to so many commands and bytes.
+    pub fn take(&mut self, node: usize, commands: usize, bytes: usize, now: Instant) -> Vec<Group> {
+        let mut taken: Vec<Group> = Vec::new();
+        let (mut command_count, mut byte_count) = (0, 0);
+        let Some(order) = self.order.get_mut(node) else { return taken };
+        for _ in 0..order.len() {
+            let Some(slot) = order.pop_front() else { break };
+            let Some(group) = self.waiting.get(&slot) else { continue };
+            if self.owners.get(usize::from(slot)) != Some(&node) {
+                continue;
+            }
+            let held = self.held.get(&slot).is_some_and(|until| *until > now);
+            let full = !taken.is_empty()
+                && (command_count + group.commands.len() > commands
+                    || byte_count + group.bytes.len() > bytes);
+            if held || self.flying.contains(&slot) || full {
+                order.push_back(slot);
+                if full {
+                    break;
+                }
+                continue;
+            }
+            self.held.remove(&slot);
+            if let Some(group) = self.waiting.remove(&slot) {
+                command_count += group.commands.len();
+                byte_count += group.bytes.len();
+                self.flying.insert(slot);
+                taken.push(group);
+            }
+        }
+        taken
+    }
+
+    /// A group that was taken is done.
+    pub fn done(&mut self, group: &Group) {
+        self.flying.remove(&group.slot);
+        self.bytes = self.bytes.saturating_sub(group.bytes.len());
+    }
+
+    /// A group that was taken must be sent again, before what has gathered behind it; not before `until`. `taken_bytes` is what
+    /// it held when it was taken.
+    pub fn put_back(&mut self, mut group: Group, taken_bytes: usize, until: Option<Instant>) {
+        let slot = group.slot;
+        self.flying.remove(&slot);
+        self.bytes = (self.bytes + group.bytes.len()).saturating_sub(taken_bytes);
+        if let Some(later) = self.waiting.remove(&slot) {
+            group.append(later);
+        }
+        self.waiting.insert(slot, group);
+        if let Some(until) = until {
+            self.held.insert(slot, until);
+        }
+        self.enqueue(slot);
+    }
+
+    /// When the next slot that is held may go.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.held.iter().filter(|(slot, _)| self.waiting.contains_key(slot)).map(|(_, until)| *until).min()
+    }
+
+    fn enqueue(&mut self, slot: u16) {
+        let owner = self.owner(slot);
+        if let Some(order) = self.order.get_mut(owner) {
+            order.push_back(slot);
+        }
+    }
+}
+
+/// Batches that are being applied, in their order.
+pub struct Rows {
+    /// Number of the first one that is kept.
+    first: u64,
+    rows: VecDeque<Row>,
+    /// The last one up to which all are done.
+    confirmed: (u64, Option<Progress>),
+}
+
+struct Row {
+    batch: Confirmed,
+    /// Groups that still hold commands of it, and one more while it is being distributed.
+    missing: usize,
+}
+
+impl Rows {
+    /// None; everything up to `progress` is applied.
+    pub fn new(progress: Option<Progress>) -> Self {
+        Rows { first: 1, rows: VecDeque::new(), confirmed: (0, progress) }
+    }
+
+    /// Begins a batch; ended by [`Rows::done`]. Returns its number.
+    pub fn begin(&mut self, batch: Confirmed) -> u64 {
+        self.rows.push_back(Row { batch, missing: 1 });
+        self.first + self.rows.len() as u64 - 1
+    }
+
+    /// One more group holds commands of it.
+    pub fn also(&mut self, row: u64) {
+        if let Some(row) = self.get(row) {
+            row.missing += 1;
+        }
+    }
+
+    /// One group less.
+    pub fn done(&mut self, row: u64) {
+        if let Some(row) = self.get(row) {
+            row.missing = row.missing.saturating_sub(1);
+        }
+        let mut at = self.confirmed.0 + 1;
+        while let Some(row) = self.get(at).filter(|row| row.missing == 0) {
+            let progress = row.batch.progress.clone();
+            self.confirmed = (at, Some(progress));
+            at += 1;
+        }
+    }
+
+    /// The last batch up to which all are done, and how far that is.
+    pub fn confirmed(&self) -> (u64, Option<&Progress>) {
+        (self.confirmed.0, self.confirmed.1.as_ref())
+    }
+
+    /// Takes the batches up to this number, which must be confirmed.
+    pub fn settle(&mut self, row: u64) -> Vec<Confirmed> {
+        let count = (row + 1).saturating_sub(self.first).min(self.rows.len() as u64);
+        self.first += count;
+        self.rows.drain(..count as usize).map(|row| row.batch).collect()
+    }
+
+    /// How many are kept.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn get(&mut self, row: u64) -> Option<&mut Row> {
+        self.rows.get_mut(row.checked_sub(self.first)? as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a panic is the failure of a test")]
+
+    use super::*;
+    use crate::engine::batch::Position;
+    use crate::psync::Replid;
+    use crate::resp::append_command;
+
+    fn place(at: u64) -> Place {
+        Place { generation: 1, stream: true, at }
+    }
+
+    fn queues() -> Queues {
+        // Odd slots belong to node 1.
+        Queues::new((0..16_384).map(|slot| slot % 2).collect(), 2)
+    }
+
+    fn push(queues: &mut Queues, slot: u16, row: u64, word: &str) -> bool {
+        queues.push(slot, row, place(row), CommandKind::Stream, false, false, |out| {
+            append_command(out, &[word.as_bytes()]);
+        })
+    }
+
+    fn words(group: &Group) -> String {
+        let all = (0..group.commands.len()).map(|index| group.arguments(index).concat());
+        String::from_utf8(all.collect::<Vec<_>>().join(&b' ')).unwrap()
+    }
+
+    #[test]
+    fn commands_gather_by_slot_and_keep_their_order() {
+        let (mut queues, now) = (queues(), Instant::now());
+        assert!(push(&mut queues, 2, 1, "a"));
+        assert!(push(&mut queues, 4, 1, "x"));
+        assert!(push(&mut queues, 3, 1, "other"));
+        assert!(!push(&mut queues, 2, 1, "b"));
+        let taken = queues.take(0, 100, 1000, now);
+        assert_eq!(taken.iter().map(words).collect::<Vec<_>>(), ["a b", "x"]);
+        // What gathers meanwhile does not overtake.
+        push(&mut queues, 2, 2, "c");
+        assert!(queues.take(0, 100, 1000, now).is_empty());
+        assert!(!queues.is_free(2) && !queues.is_free(3) && queues.is_free(6));
+        let group = taken[0].clone();
+        let len = group.bytes.len();
+        queues.put_back(group, len, None);
+        queues.done(&taken[1]);
+        let taken = queues.take(0, 100, 1000, now);
+        assert_eq!(words(&taken[0]), "a b c");
+        assert_eq!((taken[0].rows.clone(), taken[0].upto), (vec![1, 2], place(2)));
+        queues.done(&taken[0]);
+        let taken = queues.take(1, 100, 1000, now);
+        queues.done(&taken[0]);
+        assert!(queues.is_empty());
+        assert_eq!(queues.bytes(), 0);
+    }
+
+    #[test]
+    fn limits_hold_back_and_slots_change_their_node() {
+        let (mut queues, now) = (queues(), Instant::now());
+        for slot in [2, 4, 6] {
+            push(&mut queues, slot, 1, "a");
+            push(&mut queues, slot, 1, "b");
+        }
+        let first = queues.take(0, 3, 1000, now);
+        assert_eq!(first.iter().map(|group| group.slot).collect::<Vec<_>>(), [2]);
+        queues.set_owner(4, 1);
+        let due = now + std::time::Duration::from_secs(1);
+        queues.put_back(first[0].clone(), first[0].bytes.len(), Some(due));
+        assert_eq!(queues.next_due(), Some(due));
+        let slots = |groups: Vec<Group>| groups.iter().map(|group| group.slot).collect::<Vec<_>>();
+        assert_eq!(slots(queues.take(0, 100, 1000, now)), [6]);
+        assert_eq!(slots(queues.take(1, 100, 1000, now)), [4]);
+        assert_eq!(slots(queues.take(0, 100, 1000, due)), [2]);
+    }
+
+    #[test]
+    fn batches_are_confirmed_in_order() {
+        let replid = Replid::parse(&"0f".repeat(20)).unwrap();
+        let at = |offset| Progress {
+            replid: replid.clone(),
+            generation: 1,
+            at: Position::Stream { offset, db: 0 },
+        };
+        let batch = |offset| Confirmed { progress: at(offset), entries: 1, source_bytes: 1, ends_rdb: false };
+        let mut rows = Rows::new(None);
+        let (one, two) = (rows.begin(batch(10)), rows.begin(batch(20)));
+        rows.also(one);
+        rows.also(two);
+        rows.done(one);
+        rows.done(two);
+        rows.done(two);
+        assert_eq!(rows.confirmed(), (0, None));
+        rows.done(one);
+        assert_eq!(rows.confirmed(), (2, Some(&at(20))));
+        assert_eq!(rows.settle(1), [batch(10)]);
+        assert_eq!(rows.len(), 1);
+        let three = rows.begin(batch(30));
+        rows.done(three);
+        assert_eq!(rows.confirmed(), (3, Some(&at(30))));
+        assert_eq!(rows.settle(3).len(), 2);
+    }
+}
