@@ -8,8 +8,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use support::shakedeck::{Setup, binary};
 use support::cluster_client::slot_of;
+use support::shakedeck::{Setup, binary};
 use support::{Cluster, Exit, Layout, Options, Reply, Server};
 
 const MINUTES: Duration = Duration::from_secs(120);
@@ -98,7 +98,8 @@ fn refused_entries_are_listed_and_sent_again_in_order() {
 #[test]
 fn entries_are_sent_to_the_owners_of_their_slots() {
     let binary = require_server!();
-    let (source, destination) = (Server::start(binary, Options::new()), Server::start(binary, Options::new()));
+    let (source, destination) =
+        (Server::start(binary, Options::new()), Server::start(binary, Options::new()));
     let cluster = Cluster::start(binary, Layout::new(3, 0));
     let setup = Setup::new(&source, &destination);
     let run = setup.start();
@@ -123,7 +124,8 @@ fn entries_are_sent_to_the_owners_of_their_slots() {
     let text = std::fs::read_to_string(&file).unwrap();
     let node = cluster.address().to_string();
     std::fs::write(&file, text.replace(&destination.address().to_string(), &node)).unwrap();
-    let toml = Setup::bare(&source.address().to_string(), &node).set("redis_writer", "cluster", "true").toml();
+    let toml =
+        Setup::bare(&source.address().to_string(), &node).set("redis_writer", "cluster", "true").toml();
     std::fs::write(folder.path().join("cluster.toml"), toml).unwrap();
 
     // One slot is on its way, and its key is not there yet: the next owner is asked.

@@ -378,7 +378,8 @@ fn large_values_that_never_rest_are_judged_exactly_or_not_at_all() {
     }
     client.flush(3_000);
     client.ok(&["SETRANGE", "hot:string", "70000000", "end"]);
-    let run = Setup::new(&source, &destination).text("cutover", "verify", "full").set("cutover", "sample", "0");
+    let run =
+        Setup::new(&source, &destination).text("cutover", "verify", "full").set("cutover", "sample", "0");
     let run = run.start();
     run.wait_state("caught_up", MINUTES);
     let stop = AtomicBool::new(false);
