@@ -10,7 +10,7 @@ use super::super::shared::SourceShared;
 use crate::config::Address;
 
 /// Longest wait for the destination to reach a place of the source.
-const HOLD_LIMIT: Duration = Duration::from_secs(10);
+const HOLD_LIMIT: Duration = Duration::from_secs(30);
 
 /// The streams that an engine in this process applies: one for each source master.
 #[derive(Clone)]

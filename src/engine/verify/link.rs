@@ -320,6 +320,10 @@ impl Server {
         };
         for (command, reply) in tried.iter().zip(link.flush().await?) {
             let Reply::Error(reply) = reply else { continue };
+            // Another node has that key; rights come before redirections.
+            if cluster && ["MOVED ", "ASK ", "TRYAGAIN"].iter().any(|word| reply.starts_with(word)) {
+                continue;
+            }
             let word = |at: usize| {
                 String::from_utf8_lossy(command.get(at).copied().unwrap_or_default()).into_owned()
             };
@@ -338,8 +342,6 @@ impl Server {
                     )));
                 }
                 _ if reply.starts_with("ERR") || reply.starts_with("WRONGTYPE") => {}
-                // Rights come before redirections.
-                _ if cluster && (reply.starts_with("MOVED ") || reply.starts_with("ASK ")) => {}
                 _ => return Err(link.refused(&verb, reply)),
             }
         }

@@ -63,6 +63,8 @@ use crate::verify::{EXAMPLES, Found, Kind, Mode, Options};
 const EXACT_KEYS: usize = 100;
 /// More conflicts than this are not looked at exactly: the stream would be held too often.
 const EXACT_LIMIT: usize = 20_000;
+/// How often the destination may fail to come to such a place.
+const LAG_TRIES: u32 = 4;
 /// More conflicts than this are no matter of single keys: the comparison ends.
 const CONFLICT_LIMIT: usize = 250_000;
 /// Longest wait, before a round, for the destination to apply what was written before.
@@ -146,6 +148,8 @@ struct Run {
     databases: Vec<Database>,
     /// A checkpoint was seen on the destination: a migration may go on from there.
     checkpoint_seen: bool,
+    /// How often the destination did not come to the place at which both sides should be read.
+    lagged: u32,
 }
 
 /// A database of the destination, and those of the source that go there.
@@ -193,7 +197,7 @@ impl Run {
             db_map: job.db_map.clone(),
         });
         let links = Links::new(how.clone());
-        Ok(Run { job, how, progress, cancel, links, databases, checkpoint_seen: false })
+        Ok(Run { job, how, progress, cancel, links, databases, checkpoint_seen: false, lagged: 0 })
     }
 
     async fn rounds(&mut self) -> Result<Rounds, VerifyError> {
