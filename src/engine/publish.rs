@@ -304,6 +304,7 @@ impl Publisher {
         };
         SourceStatus {
             address: source.address.clone(),
+            connected_to: details.connected_to.clone(),
             role: details.role.clone().map(|role| if role == "slave" { "replica".into() } else { role }),
             phase: details.phase,
             reason: details.no_room.clone().or_else(|| details.reason.clone()),
@@ -381,6 +382,7 @@ impl Publisher {
         let [ops, bytes] = self.writer_rates.entry(address.clone()).or_insert_with(|| [rate(), rate()]);
         DestinationStatus {
             address,
+            connected_to: details.iter().find_map(|details| details.connected_to.clone()),
             state,
             reason,
             slots: None,

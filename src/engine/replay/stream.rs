@@ -7,6 +7,7 @@ use memchr::memmem;
 
 use super::super::batch::{Batch, CommandKind, Mark, PairVerb, Position};
 use super::super::spool::{ReadEnd, StreamReadError, StreamReader};
+use super::databases::Fate;
 use super::{End, Replay, ReplayError};
 use crate::expiry;
 use crate::format::escape;
@@ -14,6 +15,8 @@ use crate::resp::{self, CommandParser, RespError};
 
 /// What one read of the stream may bring.
 const READ_BYTES: usize = 256 * 1024;
+/// The channel on which the sentinels of a master tell each other of themselves and of it (`sentinel.c`).
+const SENTINEL_HELLO: &[u8] = b"__sentinel__:hello";
 /// Time between two looks at the limit while the stream is held.
 const HELD_FOR: std::time::Duration = std::time::Duration::from_millis(1);
 
@@ -26,9 +29,9 @@ impl Replay {
         mut batch: Batch,
         begin_after: Option<&str>,
     ) -> Result<End, ReplayError> {
-        let Position::Stream { mut offset, db } = batch.progress.at else { return Ok(End::Stopped) };
-        batch.end_db = db;
-        batch.start_db = db;
+        let Position::Stream { mut offset, mut db } = batch.progress.at else { return Ok(End::Stopped) };
+        batch.end_db = self.databases.there(db);
+        batch.start_db = batch.end_db;
         let mut reader = StreamReader::new(&self.shared.spool, generation, offset);
         let mut parser = CommandParser::default();
         let mut buffer: Vec<u8> = Vec::with_capacity(2 * READ_BYTES);
@@ -89,9 +92,14 @@ impl Replay {
                 Verb::Control => {}
                 _ if passed_over => {}
                 Verb::Select => {
-                    let db = argument(1).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
-                    match db {
-                        Some(db) => batch.select(db),
+                    let selected = argument(1).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+                    match selected {
+                        Some(selected) => {
+                            db = selected;
+                            if self.databases.keeps(db) && self.databases.has_place_for(db) {
+                                batch.select(self.databases.there(db));
+                            }
+                        }
                         None => {
                             let cause = RespError { expected: "SELECT and a number", found: escape(raw, 60) };
                             return Err(ReplayError::Stream {
@@ -104,10 +112,21 @@ impl Replay {
                 }
                 Verb::Multi => in_transaction = Some(batch.mark()),
                 Verb::Exec => in_transaction = None,
-                Verb::Set | Verb::Trim | Verb::Expiry | Verb::Renew | Verb::Other
-                    if !self.keeps(batch.end_db) =>
-                {
+                // Sentinels of the source talk to each other; those of the destination must not hear them: they would take
+                // them for theirs if the masters have the same name.
+                Verb::Publish if argument(1) == Some(SENTINEL_HELLO) => {}
+                Verb::Databases => {
+                    let end = offset + len as u64;
+                    let arguments: Vec<&[u8]> =
+                        arguments.iter().filter_map(|range| raw.get(range.clone())).collect();
+                    read += self.push_crossing(&mut batch, db, end, &arguments, raw)?;
+                }
+                _ if !self.databases.keeps(db) => {
                     self.shared.filtered.fetch_add(1, Relaxed);
+                }
+                _ if !self.databases.has_place_for(db) => {
+                    self.set_aside(db, argument(1).unwrap_or_default(), &self.databases.no_place(db), raw)?;
+                    read += 1;
                 }
                 Verb::Set if arguments.len() == 3 => {
                     self.note(batch.end_db, argument(1).unwrap_or_default());
@@ -125,7 +144,7 @@ impl Replay {
                     batch.entries += 1;
                     read += 1;
                 }
-                Verb::Other => {
+                Verb::Publish | Verb::Other => {
                     self.note_command(batch.end_db, offset + len as u64, arguments.len(), argument)?;
                     batch.push_raw(CommandKind::Stream, raw);
                     batch.entries += 1;
@@ -152,7 +171,7 @@ impl Replay {
             batch.source_bytes += len as u64;
             parser.reset();
             if in_transaction.is_none() {
-                batch.progress.at = Position::Stream { offset, db: batch.end_db };
+                batch.progress.at = Position::Stream { offset, db };
                 if batch.is_full(self.command_limit, self.byte_limit) {
                     self.tidy_ledger()?;
                     self.shared.entries_read.fetch_add(std::mem::take(&mut read), Relaxed);
@@ -162,6 +181,48 @@ impl Replay {
                 }
             }
         }
+    }
+
+    /// A command that names databases itself. Returns how many entries of the stream it is.
+    fn push_crossing(
+        &self,
+        batch: &mut Batch,
+        db: u32,
+        end: u64,
+        arguments: &[&[u8]],
+        raw: &[u8],
+    ) -> Result<u64, ReplayError> {
+        let note = |db: u32, words: &[&[u8]]| {
+            self.note_command(db, end, words.len(), |at: usize| words.get(at).copied())
+        };
+        match self.databases.fate(db, arguments) {
+            Fate::Dropped => {
+                self.shared.filtered.fetch_add(1, Relaxed);
+                return Ok(0);
+            }
+            Fate::AsItIs => {
+                note(batch.end_db, arguments)?;
+                batch.push_raw(CommandKind::Stream, raw);
+            }
+            Fate::Instead(commands) => {
+                let selected = batch.end_db;
+                for (db, command) in commands {
+                    let words: Vec<&[u8]> = command.iter().map(|word| &**word).collect();
+                    note(db, &words)?;
+                    batch.select(db);
+                    batch.push(CommandKind::Stream, &words);
+                }
+                batch.select(selected);
+            }
+            Fate::SetAside(reason) => {
+                let subject = arguments.get(1).copied().unwrap_or_default();
+                let verb = escape(arguments.first().copied().unwrap_or_default(), 20);
+                self.set_aside(self.databases.there(db), subject, &format!("{verb}: {reason}"), raw)?;
+                return Ok(1);
+            }
+        }
+        batch.entries += 1;
+        Ok(1)
     }
 
     /// A command that may hold a relative time of expiry, counted from when it arrived.
@@ -216,6 +277,9 @@ enum Verb {
     Expiry,
     /// Sets or removes the time of expiry of a key that must be there.
     Renew,
+    /// Names databases itself, or empties them.
+    Databases,
+    Publish,
     Other,
 }
 
@@ -227,14 +291,19 @@ impl Verb {
             3 if is(b"ARS") => Verb::Control,
             4 if is(b"PING") => Verb::Control,
             4 if is(b"XADD") => Verb::Trim,
+            4 if is(b"MOVE") || is(b"COPY") => Verb::Databases,
             5 if is(b"XTRIM") => Verb::Trim,
             4 if is(b"EXEC") => Verb::Exec,
             5 if is(b"MULTI") => Verb::Multi,
             6 if is(b"SELECT") => Verb::Select,
+            6 if is(b"SWAPDB") => Verb::Databases,
             6 if is(b"OPINFO") => Verb::Control,
             7 if is(b"CLUSTER") => Verb::Control,
+            7 if is(b"FLUSHDB") => Verb::Databases,
+            7 if is(b"PUBLISH") => Verb::Publish,
             7 if is(b"PERSIST") => Verb::Renew,
             8 if is(b"EXPIREAT") => Verb::Renew,
+            8 if is(b"FLUSHALL") => Verb::Databases,
             8 if is(b"REPLCONF") => Verb::Control,
             9 if is(b"TRIMSLOTS") => Verb::Control,
             9 if is(b"PEXPIREAT") => Verb::Renew,
