@@ -11,7 +11,7 @@ use super::databases::Fate;
 use super::{End, Replay, ReplayError};
 use crate::expiry;
 use crate::format::escape;
-use crate::resp::{CommandParser, RespError};
+use crate::resp::{self, CommandParser, RespError};
 
 /// What one read of the stream may bring.
 const READ_BYTES: usize = 256 * 1024;
@@ -154,9 +154,13 @@ impl Replay {
                     self.note_command(batch.end_db, offset + len as u64, arguments.len(), argument)?;
                     let arguments: Vec<&[u8]> =
                         arguments.iter().filter_map(|range| raw.get(range.clone())).collect();
-                    match verb_kind {
-                        Verb::Trim => push_trim(&mut batch, &arguments, raw),
-                        _ => self.push_expiring(&mut batch, &arguments, raw, reader.received_at(offset + 1)),
+                    let received = reader.received_at(offset + 1);
+                    match (import(&arguments), verb_kind) {
+                        (Some((arguments, raw)), _) => {
+                            self.push_expiring(&mut batch, &arguments, &raw, received);
+                        }
+                        (None, Verb::Trim) => push_trim(&mut batch, &arguments, raw),
+                        (None, _) => self.push_expiring(&mut batch, &arguments, raw, received),
                     }
                     batch.entries += 1;
                     read += 1;
@@ -309,6 +313,23 @@ impl Verb {
     }
 }
 
+/// A key that the source has taken over from another master (`RESTORE-ASKING`, MIGRATE in `cluster.c`): it may be on the destination
+/// already, as the other master had it. The same as a RESTORE that replaces, in words and in RESP.
+fn import<'a>(arguments: &[&'a [u8]]) -> Option<(Vec<&'a [u8]>, Vec<u8>)> {
+    let (verb, rest) = arguments.split_first()?;
+    if !verb.eq_ignore_ascii_case(b"RESTORE-ASKING") {
+        return None;
+    }
+    let mut words: Vec<&[u8]> = vec![b"RESTORE"];
+    words.extend_from_slice(rest);
+    if !rest.iter().skip(3).any(|word| word.eq_ignore_ascii_case(b"REPLACE")) {
+        words.push(b"REPLACE");
+    }
+    let mut raw = Vec::new();
+    resp::append_command(&mut raw, &words);
+    Some((words, raw))
+}
+
 fn push_trim(batch: &mut Batch, arguments: &[&[u8]], raw: &[u8]) {
     match exact_trim_limit(arguments) {
         Some(limit) => {
@@ -347,6 +368,17 @@ fn exact_trim_limit(arguments: &[&[u8]]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_that_was_taken_over_replaces_what_is_there() {
+        let words = |text: &str| {
+            let arguments: Vec<&[u8]> = text.split(' ').map(str::as_bytes).collect();
+            import(&arguments).map(|(words, _)| words.join(&b' ').escape_ascii().to_string())
+        };
+        assert_eq!(words("restore-asking k 0 p ABSTTL").as_deref(), Some("RESTORE k 0 p ABSTTL REPLACE"));
+        assert_eq!(words("RESTORE-ASKING k 0 p replace").as_deref(), Some("RESTORE k 0 p replace"));
+        assert_eq!(words("RESTORE k 0 p"), None);
+    }
 
     #[test]
     fn only_the_limit_of_an_exact_trim_is_found() {
