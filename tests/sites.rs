@@ -244,6 +244,7 @@ fn databases_get_the_numbers_of_the_map() {
         from.cmd(&words);
         wait_until(MINUTES, command, || same(&mut from, &mut to));
     }
+    run.wait_state("caught_up", MINUTES);
     let exit = run.ctl(&["verify"]);
     assert_eq!(exit.code, Some(0), "{}", exit.output);
     from.ok(&["SELECT", "2"]);
