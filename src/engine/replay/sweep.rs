@@ -15,6 +15,7 @@ use super::super::batch::{Batch, CommandKind, Position, Progress};
 use super::super::ledger::sorted::{KeyHash, Lookup};
 use super::super::ledger::{Ledger, Place};
 use super::super::net::Connection;
+use super::super::shard::Shard;
 use super::super::spool::{ReadEnd, SpoolError};
 use super::{End, Replay, ReplayError};
 use crate::command;
@@ -185,6 +186,9 @@ impl Replay {
         key: &[u8],
     ) -> Result<OnExistingKey, ReplayError> {
         let Some(before) = before else { return Ok(OnExistingKey::Rewrite) };
+        if self.shard.as_ref().is_some_and(Shard::overlaps) {
+            return Ok(OnExistingKey::Rewrite);
+        }
         let mut ledger = self.keeper.ledger.borrow_mut();
         // Without a whole record a key that exists may be ours.
         let ours = !ledger.is_complete() || {
