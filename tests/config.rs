@@ -365,7 +365,7 @@ fn the_other_words_are_read_too() {
     assert_eq!(plan.advanced.log_level, LogLevel::Warn);
     assert!(plan.advanced.empty_db_before_sync);
     let insecure = read(&MINIMAL.replace("6380\"", "6380\"\ntls = true\ntls_insecure = true")).unwrap();
-    assert_eq!(insecure.writer.endpoint.tls, Some(Tls { insecure: true, ..Tls::default() }));
+    assert_eq!(insecure.writer.endpoint.tls.as_deref(), Some(&Tls { insecure: true, ..Tls::default() }));
 }
 
 #[test]
