@@ -78,7 +78,7 @@ pub struct Endpoint {
     /// Further nodes of the same cluster, to be asked where `address` does not answer.
     pub seeds: Vec<Address>,
     /// Who knows where the master is; asked at every connection.
-    pub sentinel: Option<Sentinel>,
+    pub sentinel: Option<Box<Sentinel>>,
     /// Where addresses that servers tell are reached from here.
     pub address_map: AddressMap,
     /// ACL user; `None` = the default user.
@@ -86,7 +86,7 @@ pub struct Endpoint {
     /// Its password.
     pub password: Option<Secret>,
     /// TLS settings; `None` = plain.
-    pub tls: Option<Tls>,
+    pub tls: Option<Box<Tls>>,
 }
 
 impl Endpoint {
