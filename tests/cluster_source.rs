@@ -158,7 +158,7 @@ fn settled(run: &Shakedeck, slots: &[u32], lines: usize) {
             let ranges = shard["slots"].as_array().unwrap();
             ranges.iter().map(|range| range[1].as_u64().unwrap() - range[0].as_u64().unwrap() + 1).sum()
         };
-        let mut counts: Vec<u32> = noted
+        let mut counts: Vec<u32> = noted["shards"]
             .as_array()
             .unwrap()
             .iter()

@@ -140,6 +140,7 @@ impl Supervisor {
                             .into(),
                     )));
                 }
+                shards.overlap().map_err(|error| Ending::Failed(data_dir_failed(error.into())))?;
                 let change = shards.change(&cluster);
                 let concerned: Vec<Arc<SourceShared>> = self
                     .lines
@@ -251,7 +252,10 @@ async fn offset_of(source: &SourceShared) -> u64 {
         let Reply::Bulk(info) = connection.request(&[b"INFO", b"replication"]).await.ok()? else {
             return None;
         };
-        info_field(&String::from_utf8_lossy(&info), "master_repl_offset")?.parse().ok()
+        let info = String::from_utf8_lossy(&info);
+        // A master that has lost its last slot becomes a replica of another one, whose offset means nothing here.
+        (info_field(&info, "role")? == "master").then_some(())?;
+        info_field(&info, "master_repl_offset")?.parse().ok()
     };
     asked.await.unwrap_or_else(|| source.spool.received())
 }

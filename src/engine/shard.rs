@@ -5,13 +5,14 @@
 //! ```
 //!
 //! A line is named after the address that its master had when it was found; the name stays when a replica takes over. What
-//! belongs to a shard is told by node ids, and where none of them is a master any more, by slots.
+//! belongs to a shard is told by node ids. A master that loses its last slot becomes a replica of another shard by itself
+//! (`cluster-allow-replica-migration`), so slots and histories say nothing about that.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
@@ -74,6 +75,15 @@ pub struct Shards {
     path: PathBuf,
     seed: Endpoint,
     known: Mutex<Vec<Known>>,
+    /// Slots have moved since the run began: a line may find keys on the destination that another one has put there.
+    overlap: AtomicBool,
+}
+
+/// What `shards.json` holds.
+#[derive(Debug, Serialize, Deserialize)]
+struct Noted {
+    overlap: bool,
+    shards: Vec<Known>,
 }
 
 /// What `shards.json` holds of a shard.
@@ -119,7 +129,7 @@ impl Shards {
     /// What a former process remembered; `None` = nothing.
     pub fn read(dir: &Path, seed: &Endpoint) -> Result<Option<Arc<Shards>>, SpoolError> {
         let path = dir.join("shards.json");
-        let known = match fs::read(&path) {
+        let noted: Noted = match fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text).map_err(|error| SpoolError {
                 action: "read",
                 path: path.clone(),
@@ -128,7 +138,12 @@ impl Shards {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(cause) => return Err(SpoolError { action: "read", path, cause }),
         };
-        Ok(Some(Arc::new(Shards { path, seed: seed.clone(), known: Mutex::new(known) })))
+        Ok(Some(Arc::new(Shards {
+            path,
+            seed: seed.clone(),
+            known: Mutex::new(noted.shards),
+            overlap: AtomicBool::new(noted.overlap),
+        })))
     }
 
     /// Remembers the masters of a cluster.
@@ -138,8 +153,12 @@ impl Shards {
             nodes: nodes_of(cluster, master),
             slots: ranges(master),
         });
-        let shards =
-            Shards { path: dir.join("shards.json"), seed: seed.clone(), known: Mutex::new(known.collect()) };
+        let shards = Shards {
+            path: dir.join("shards.json"),
+            seed: seed.clone(),
+            known: Mutex::new(known.collect()),
+            overlap: AtomicBool::new(false),
+        };
         shards.save(&shards.lock())?;
         Ok(Arc::new(shards))
     }
@@ -200,10 +219,7 @@ impl Shards {
         let mut change = Change::default();
         let mut claimed: Vec<&str> = Vec::new();
         for known in known.iter().filter(|known| !known.slots.is_empty()) {
-            let own = cluster.topology.masters().find(|node| known.has(node));
-            let Some(master) =
-                own.or_else(|| master_of(known, cluster).filter(|node| !claimed.contains(&node.id.as_str())))
-            else {
+            let Some(master) = cluster.topology.masters().find(|node| known.has(node)) else {
                 change.retired.push(known.name.clone());
                 continue;
             };
@@ -226,11 +242,7 @@ impl Shards {
             if change.retired.contains(&known.name) {
                 known.slots.clear();
             } else if change.moved.contains(&known.name)
-                && let Some(master) = cluster
-                    .topology
-                    .masters()
-                    .find(|node| known.has(node))
-                    .or_else(|| master_of(known, cluster))
+                && let Some(master) = cluster.topology.masters().find(|node| known.has(node))
             {
                 known.slots = ranges(master);
                 known.nodes = nodes_of(cluster, master);
@@ -259,6 +271,16 @@ impl Shards {
         lines
     }
 
+    /// Notes on disk that slots have moved, before anything follows from it.
+    pub fn overlap(&self) -> Result<(), SpoolError> {
+        let known = self.lock();
+        // Nothing of the new slots: a crash before the lines are copied again must find them changed.
+        match self.overlap.swap(true, Relaxed) {
+            true => Ok(()),
+            false => self.save(&known),
+        }
+    }
+
     /// Notes on disk what was adopted.
     pub fn keep(&self) -> Result<(), SpoolError> {
         self.save(&self.lock())
@@ -266,11 +288,12 @@ impl Shards {
 
     fn endpoint(&self, node: &KnownNode) -> Endpoint {
         let address = Address::Tcp { host: node.host.clone(), port: node.port };
-        Endpoint { address, ..self.seed.clone() }
+        self.seed.at(address)
     }
 
     fn save(&self, known: &[Known]) -> Result<(), SpoolError> {
-        replace_file(&self.path, &serde_json::to_vec_pretty(known).unwrap_or_default())
+        let noted = Noted { overlap: self.overlap.load(Relaxed), shards: known.to_vec() };
+        replace_file(&self.path, &serde_json::to_vec_pretty(&noted).unwrap_or_default())
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Known>> {
@@ -285,6 +308,11 @@ impl Known {
 }
 
 impl Shard {
+    /// Whether this line may find keys on the destination that another one has put there.
+    pub fn overlaps(&self) -> bool {
+        self.shards.overlap.load(Relaxed)
+    }
+
     /// Whether a slot belongs to this shard.
     pub fn owns(&self, slot: u16) -> bool {
         let known = self.shards.lock();
@@ -310,8 +338,9 @@ impl Shard {
                 .nodes
                 .first()
                 .map_or_else(|| self.shards.seed.address.clone(), |node| self.shards.endpoint(node).address);
-            let cause =
-                io::Error::other("the cluster says that it fails, and no replica has taken its place yet");
+            let cause = io::Error::other(
+                "the cluster says that it fails and no replica has taken its place yet, or that it has no slots any more",
+            );
             return Err(NetError::Connect { address, cause });
         };
         let endpoint = cluster.endpoint(master);
@@ -330,30 +359,9 @@ impl Shard {
     }
 }
 
-/// The present master of a shard: one of its nodes, or else who has most of its slots.
+/// The present master of a shard. `None`: it is down and not replaced yet, or the shard has no slots any more.
 fn master_of<'a>(known: &Known, cluster: &'a Cluster) -> Option<&'a Node> {
-    if let Some(master) = cluster.topology.masters().find(|node| !node.failing && known.has(node)) {
-        return Some(master);
-    }
-    // Its master is down, and nobody has its slots yet.
-    if cluster.topology.masters().any(|node| node.failing && known.has(node)) {
-        return None;
-    }
-    let shared = |node: &Node| -> u32 {
-        let ranges = node.slots.iter().flat_map(|range| known.slots.iter().map(move |slots| (range, slots)));
-        ranges.map(|(range, slots)| overlap(range, *slots)).sum()
-    };
-    let healthy = cluster.topology.masters().filter(|node| !node.failing);
-    healthy
-        .map(|node| (shared(node), node))
-        .filter(|(slots, _)| *slots > 0)
-        .max_by_key(|(slots, _)| *slots)
-        .map(|(_, node)| node)
-}
-
-fn overlap(range: &RangeInclusive<u16>, slots: (u16, u16)) -> u32 {
-    let (first, last) = (slots.0.max(*range.start()), slots.1.min(*range.end()));
-    if first <= last { u32::from(last - first) + 1 } else { 0 }
+    cluster.topology.masters().find(|node| !node.failing && known.has(node))
 }
 
 fn ranges(master: &Node) -> Vec<(u16, u16)> {
@@ -366,7 +374,7 @@ fn ranges(master: &Node) -> Vec<(u16, u16)> {
 fn nodes_of(cluster: &Cluster, master: &Node) -> Vec<KnownNode> {
     let known = |node: &Node| match cluster.endpoint(node).address {
         Address::Tcp { host, port } => KnownNode { id: node.id.clone(), host, port },
-        Address::Unix(path) => KnownNode { id: node.id.clone(), host: path.display().to_string(), port: 0 },
+        other => KnownNode { id: node.id.clone(), host: other.to_string(), port: 0 },
     };
     std::iter::once(master).chain(cluster.topology.replicas(&master.id)).map(known).collect()
 }
@@ -392,7 +400,7 @@ impl Turns {
                 let mut hosts = self.hosts.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
                 hosts.entry(host.clone()).or_insert_with(|| Arc::new(Semaphore::new(1))).clone()
             }
-            (None, Address::Unix(_)) => return None,
+            (None, Address::Unix(_) | Address::Named(_)) => return None,
         };
         // Never closed.
         semaphore.acquire_owned().await.ok()
@@ -411,6 +419,9 @@ mod tests {
     fn cluster(text: &str) -> Cluster {
         let seed = Endpoint {
             address: Address::Tcp { host: "10.0.0.1".into(), port: 1 },
+            seeds: Vec::new(),
+            sentinel: None,
+            address_map: Default::default(),
             username: None,
             password: None,
             tls: None,
@@ -419,7 +430,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_is_followed_by_its_nodes_and_else_by_its_slots() {
+    fn a_shard_is_followed_by_its_nodes() {
         let dir = tempfile::tempdir().unwrap();
         let before = cluster(
             "a 10.0.0.1:1@2 myself,master - 0 0 1 connected 0-99\n\
@@ -447,11 +458,12 @@ mod tests {
                 .as_deref(),
             Some("10.0.0.2:1")
         );
-        // All its nodes are new.
-        assert_eq!(
-            at("x 10.0.0.9:1@2 master - 0 0 1 connected 0-60\ny 10.0.0.8:1@2 master - 0 0 1 connected 61-16383").as_deref(),
-            Some("10.0.0.9:1")
-        );
+        // Its slots are somebody else's now.
+        let moved = "a 10.0.0.1:1@2 slave c 0 0 1 connected\nc 10.0.0.3:1@2 master - 0 0 1 connected 0-16383";
+        assert_eq!(at(moved), None);
+        let shards = Shards::read(dir.path(), &seed).unwrap().unwrap();
+        let change = shards.change(&cluster(moved));
+        assert_eq!((change.retired, change.moved), (vec!["10.0.0.1:1".into()], vec!["10.0.0.3:1".into()]));
     }
 
     #[tokio::test]

@@ -7,6 +7,7 @@
 //!  dataset  keys of every core type              load     a writer that keeps changing them
 //!  compare  are two servers equal?               shakedeck  the real binary with a generated shake.toml
 //!  proxy    a link that breaks as told           fake_source  a source that sends what a test wants
+//!  sentinel  running sentinels of one master and its replicas
 //!  cluster  running nodes, resharded, failing over   cluster_client  a client that follows MOVED and ASK
 //!  mixed_load  a load that a cluster takes as well as a standalone server
 //!  everything  are two places equal, each a standalone server or a cluster?
@@ -31,10 +32,12 @@ pub mod mixed_load;
 pub mod proxy;
 pub mod random;
 pub mod relay;
+pub mod sentinel;
 pub mod server;
 pub mod servers;
 pub mod shakedeck;
 pub mod tls;
+pub mod verification;
 
 use std::io::Write;
 use std::time::{Duration, Instant};

@@ -73,7 +73,7 @@ impl Listed {
         let others = self.nodes.iter().filter_map(|text| {
             let (host, port) = text.rsplit_once(':')?;
             let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-            Some(Endpoint { address: Address::Tcp { host, port: port.parse().ok()? }, ..configured.clone() })
+            Some(configured.at(Address::Tcp { host, port: port.parse().ok()? }))
         });
         std::iter::once(configured.clone()).chain(others).collect()
     }
@@ -130,6 +130,8 @@ pub async fn look(
         tried,
         server: source::server_name(told),
         run_ids,
+        // Valkey 9 can have more in a cluster; only this one is written to.
+        databases: 1,
         checkpoint: bound,
         checkpoint_text: None,
         cluster: Some(Begin {

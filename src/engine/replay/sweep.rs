@@ -14,6 +14,7 @@ use tokio::runtime::Handle;
 use super::super::batch::{Batch, Position, Progress};
 use super::super::ledger::sorted::{KeyHash, Lookup};
 use super::super::ledger::{Ledger, Place};
+use super::super::shard::Shard;
 use super::super::spool::{ReadEnd, SpoolError};
 use super::walk::Unswept;
 use super::{End, Replay, ReplayError};
@@ -176,6 +177,9 @@ impl Replay {
         key: &[u8],
     ) -> Result<OnExistingKey, ReplayError> {
         let Some(before) = before else { return Ok(OnExistingKey::Rewrite) };
+        if self.shard.as_ref().is_some_and(Shard::overlaps) {
+            return Ok(OnExistingKey::Rewrite);
+        }
         let mut ledger = self.keeper.ledger.borrow_mut();
         // Without a whole record a key that exists may be ours.
         let ours = !ledger.is_complete() || {
