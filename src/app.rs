@@ -304,7 +304,7 @@ fn run_quarantine(verb: cli::Quarantine) -> Result<i32, Outcome> {
     if let Some(plan) = replay {
         let runtime = runtime(2)?;
         let mut say = |line: String| complain(&line);
-        let resent = runtime.block_on(engine::replay_quarantine(dir, &plan.writer.endpoint, &mut say))?;
+        let resent = runtime.block_on(engine::replay_quarantine(dir, &plan.writer, &mut say))?;
         println!("{} entries accepted, {} refused again", resent.accepted, resent.refused);
         return Ok(if resent.refused == 0 { exit::DONE } else { exit::QUARANTINE });
     }

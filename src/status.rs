@@ -212,7 +212,7 @@ pub struct Gate {
 pub struct Side {
     /// What answers there, once known ("redis 7.2.4", "valkey 8.0.1").
     pub server: Option<String>,
-    /// "standalone" or "file" (an RDB file).
+    /// "standalone", "sentinel", "cluster" or "file" (an RDB file).
     pub kind: String,
     /// The configured address.
     pub address: String,
@@ -252,6 +252,9 @@ pub enum StepState {
 pub struct SourceStatus {
     /// "host:port" or the path of a Unix socket.
     pub address: String,
+    /// The server that is read, where that is not `address`: the present master of sentinels, or a replica.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connected_to: Option<String>,
     /// "master" or "replica", once known.
     pub role: Option<String>,
     /// What this source is doing.
@@ -318,6 +321,9 @@ pub struct SourceStatus {
 pub struct DestinationStatus {
     /// "host:port" or the path of a Unix socket.
     pub address: String,
+    /// The present master, where sentinels know it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connected_to: Option<String>,
     /// Health of the writer.
     pub state: WriterState,
     /// Why, where there is more to say ("waiting: OOM command not allowed").

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use shakedeck::rdb::types;
+use support::cluster::{Cluster, Layout};
 use support::rdb_file::{expiring, key, rdb, string};
 use support::relay::{At, Relay};
 use support::shakedeck::Setup;
@@ -147,6 +148,70 @@ fn a_size_whose_answer_is_lost_is_asked_for_again() {
         assert!(relay.sprung());
         assert_eq!(field.client().integer(&["EXISTS", "set"]), i64::from(exit_code == 0));
         field.nothing_is_left_of_the_building();
+    }
+}
+
+/// In a cluster a value is built, counted and named in the slot of its key; also when every link is lost while it is built.
+#[test]
+fn a_large_value_for_a_cluster_is_counted_in_its_slot() {
+    let destination = Cluster::start(require_server!(), Layout::new(3, 0));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("made.rdb");
+    let mut records = vec![
+        expiring(now_ms() - 60_000, &key(types::SET, "ended", &elements(types::SET, COUNT - 1))),
+        key(types::HASH, "taken", &elements(types::HASH, COUNT - 1)),
+    ];
+    for (type_byte, what) in [(types::SET, "set"), (types::HASH, "hash"), (types::ZSET_2, "zset")] {
+        records.push(key(type_byte, &format!("twice:{what}"), &elements(type_byte, 7)));
+        records.push(key(type_byte, &format!("good:{what}"), &elements(type_byte, COUNT - 1)));
+    }
+    std::fs::write(&path, rdb("REDIS0009", &records.iter().map(Vec::as_slice).collect::<Vec<_>>())).unwrap();
+    let setup =
+        Setup::from_file(&path, &destination.address().to_string()).set("redis_writer", "cluster", "true");
+    let mut client = destination.client();
+    for behavior in ["rewrite", "skip"] {
+        for node in destination.masters() {
+            destination.client_of(node).ok(&["FLUSHALL"]);
+        }
+        client.ok(&["SET", "taken", "before"]);
+        client.ok(&["SET", "ended", "before"]);
+        let run = setup.clone().text("advanced", "rdb_restore_command_behavior", behavior).start();
+        let building = |what: &str| {
+            support::wait_until(MINUTES, what, || {
+                !destination.client().keys_like("shakedeck:building:*").is_empty()
+            });
+        };
+        building("the building of a value");
+        for node in destination.masters() {
+            destination.client_of(node).cmd(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+        }
+        let kept = run.folder();
+        let exit = run.wait_exit(MINUTES);
+        exit.expect(5, &["looking where to go on", "3 entries are in quarantine"]);
+        let lines = std::fs::read_to_string(kept.path().join("data/quarantine.jsonl")).unwrap();
+        assert_eq!(lines.lines().count(), 3, "{lines}");
+        for (what, command) in [("set", "SCARD"), ("hash", "HLEN"), ("zset", "ZCARD")] {
+            let line = lines.lines().find(|line| line.contains(&format!("\"twice:{what}\""))).unwrap();
+            assert!(line.contains(&format!("89,999 came out ({command}): a field or member")), "{line}");
+            let size = client.call(&[command, &format!("good:{what}")]);
+            assert_eq!(size, support::Reply::Integer(COUNT as i64), "{what}");
+            assert_eq!(
+                client.call(&["EXISTS", &format!("twice:{what}")]),
+                support::Reply::Integer(0),
+                "{what}"
+            );
+        }
+        // The value of the file has ended; what was there goes only where it may be replaced.
+        let replaced = behavior == "rewrite";
+        let left = client.call(&["EXISTS", "ended"]);
+        assert_eq!(left, support::Reply::Integer(i64::from(!replaced)), "{behavior}");
+        if replaced {
+            assert_eq!(client.call(&["HLEN", "taken"]), support::Reply::Integer(COUNT as i64));
+        } else {
+            assert_eq!(client.bytes(&["GET", "taken"]).as_deref(), Some(&b"before"[..]));
+        }
+        let left = client.keys_like("shakedeck:*");
+        assert!(left.is_empty(), "{left:?}");
     }
 }
 

@@ -177,6 +177,9 @@ fn every_supported_key_reaches_the_plan() {
         tls = true
         sync_rdb = false
         try_diskless = true
+        prefer_replica = true
+        full_sync_parallel = 3
+        address_map = { "10.0.0.1:6379" = "127.0.0.1:17001" }
         [sync_reader.tls_config]
         ca_cert = "ca.pem"
         cert = "me.pem"
@@ -203,6 +206,7 @@ fn every_supported_key_reaches_the_plan() {
         target_redis_client_max_querybuf_len = "64 MiB"
         target_redis_proto_max_bulk_len = 0
         empty_db_before_sync = false
+        aws_psync = "10.0.0.1:7000@first, 10.0.0.2:7000@second,10.0.0.1:7000@third"
 
         [spool]
         max_bytes = "3 TB"
@@ -230,29 +234,42 @@ fn every_supported_key_reaches_the_plan() {
         "#,
     )
     .unwrap();
+    let tcp = |host: &str, port| Address::Tcp { host: host.to_owned(), port };
     let reader = SyncReader {
         endpoint: Endpoint {
             address: Address::Tcp { host: "2001:db8::1".to_owned(), port: 7000 },
+            seeds: Vec::new(),
+            sentinel: None,
+            address_map: AddressMap::from_iter([(tcp("10.0.0.1", 6379), tcp("127.0.0.1", 17001))]),
             username: Some("copier".to_owned()),
             password: Some(Secret::new("one")),
-            tls: Some(Tls {
+            tls: Some(Box::new(Tls {
                 insecure: false,
                 ca_cert: Some("ca.pem".into()),
                 cert: Some("me.pem".into()),
                 key: Some("me.key".into()),
                 server_name: Some("redis.example".to_owned()),
-            }),
+            })),
         },
         cluster: false,
         sync_rdb: false,
         sync_aof: true,
-        full_sync_parallel: 0,
+        prefer_replica: true,
+        psync_names: [
+            (tcp("10.0.0.1", 7000), Secret::new("first")),
+            (tcp("10.0.0.2", 7000), Secret::new("second")),
+        ]
+        .into(),
+        full_sync_parallel: 3,
     };
     let expected = Plan {
         reader: Reader::Sync(reader),
         writer: Writer {
             endpoint: Endpoint {
                 address: Address::Unix("/run/redis.sock".into()),
+                seeds: Vec::new(),
+                sentinel: None,
+                address_map: AddressMap::default(),
                 username: None,
                 password: Some(Secret::new("from-the-file")),
                 tls: None,
@@ -272,6 +289,7 @@ fn every_supported_key_reaches_the_plan() {
             max_querybuf_len: 64 << 20,
             max_bulk_len: 0,
             empty_db_before_sync: false,
+            db_map: DbMap::default(),
         },
         spool: Spool { max_bytes: 3_000_000_000_000, min_free_bytes: 12_345 },
         policy: Policy {
@@ -347,7 +365,7 @@ fn the_other_words_are_read_too() {
     assert_eq!(plan.advanced.log_level, LogLevel::Warn);
     assert!(plan.advanced.empty_db_before_sync);
     let insecure = read(&MINIMAL.replace("6380\"", "6380\"\ntls = true\ntls_insecure = true")).unwrap();
-    assert_eq!(insecure.writer.endpoint.tls, Some(Tls { insecure: true, ..Tls::default() }));
+    assert_eq!(insecure.writer.endpoint.tls.as_deref(), Some(&Tls { insecure: true, ..Tls::default() }));
 }
 
 #[test]
@@ -480,4 +498,80 @@ proptest! {
             prop_assert!(!said.contains("unter2"), "{said}");
         }
     }
+}
+
+/// Both spellings of RedisShake, and what belongs to whom.
+#[test]
+fn sentinels_are_read_in_either_spelling() {
+    let plan = read(
+        r#"
+        [sync_reader]
+        address = "10.0.0.1:6379" # RedisShake lets the sentinel win
+        username = "copier"
+        password = "of the server"
+        tls = true
+        [sync_reader.tls_config]
+        ca_cert = "ca.pem"
+        [sync_reader.sentinel]
+        master_name = "main"
+        address = "10.0.0.8:26379, 10.0.0.9:26379"
+        username = "asker"
+        password = "of the sentinel"
+        tls = true
+
+        [redis_writer]
+        address = "10.0.1.8:26379,10.0.1.9:26379"
+        sentinel = true
+        master = "other"
+        password = "of the server"
+        "#,
+    )
+    .unwrap();
+    let tcp = |host: &str| Address::Tcp { host: host.to_owned(), port: 26379 };
+    let Reader::Sync(reader) = plan.reader else { panic!("{plan:?}") };
+    assert_eq!(reader.endpoint.address.to_string(), "main@10.0.0.8:26379", "the name stays over a failover");
+    assert_eq!(reader.endpoint.password, Some(Secret::new("of the server")));
+    let tls = Some(Tls { ca_cert: Some("ca.pem".into()), ..Tls::default() });
+    let expected = Sentinel {
+        master: "main".into(),
+        addresses: vec![tcp("10.0.0.8"), tcp("10.0.0.9")],
+        username: Some("asker".into()),
+        password: Some(Secret::new("of the sentinel")),
+        tls,
+    };
+    assert_eq!(reader.endpoint.sentinel.as_deref(), Some(&expected));
+    assert!(
+        plan.notices.iter().any(|notice| notice.contains("the sentinels say where")),
+        "{:?}",
+        plan.notices
+    );
+    let expected = Sentinel {
+        master: "other".into(),
+        addresses: vec![tcp("10.0.1.8"), tcp("10.0.1.9")],
+        username: None,
+        password: None,
+        tls: None,
+    };
+    assert_eq!(plan.writer.endpoint.sentinel.as_deref(), Some(&expected));
+    assert_eq!(plan.writer.endpoint.address.to_string(), "other@10.0.1.8:26379");
+}
+
+#[test]
+fn several_seeds_are_for_clusters_and_databases_that_meet_are_said() {
+    let plan = minimal_and("");
+    assert!(plan.writer.endpoint.seeds.is_empty());
+    let text = "[sync_reader]\naddress = \"a:1, b:2,[::1]:3\"\ncluster = true\n[redis_writer]\naddress = \"c:4\"\n\
+                [advanced]\ndb_map = { 1 = 0, 5 = 7 }\n";
+    let plan = read(text).unwrap();
+    assert_eq!([0, 1, 5, 6].map(|db| plan.advanced.db_map.map(db)), [0, 0, 7, 6]);
+    let Reader::Sync(reader) = &plan.reader else { panic!("{plan:?}") };
+    let seeds: Vec<String> = reader.endpoint.seeds.iter().map(Address::to_string).collect();
+    assert_eq!(
+        (reader.endpoint.address.to_string().as_str(), seeds),
+        ("a:1", vec!["b:2".into(), "[::1]:3".into()])
+    );
+    let met: Vec<&String> = plan.notices.iter().filter(|notice| notice.starts_with("db_map")).collect();
+    assert_eq!(met.len(), 2, "0 and 1 in 0, 5 and 7 in 7: {:?}", plan.notices);
+    let apart = read(&format!("{text}[filter]\nblock_db = [0, 7]\n")).unwrap();
+    assert!(!apart.notices.iter().any(|notice| notice.starts_with("db_map")), "{:?}", apart.notices);
 }

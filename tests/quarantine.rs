@@ -8,8 +8,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use support::cluster_client::slot_of;
 use support::shakedeck::{Setup, binary};
-use support::{Exit, Options, Server};
+use support::{Cluster, Exit, Layout, Options, Reply, Server};
 
 const MINUTES: Duration = Duration::from_secs(120);
 
@@ -91,6 +92,56 @@ fn refused_entries_are_listed_and_sent_again_in_order() {
     assert_eq!(to.list(&["LRANGE", "second", "0", "-1"]), [b"9"]);
     quarantine(folder.path(), &["list"]).expect(0, &["nothing is in quarantine"]);
     assert!(!folder.path().join("data/quarantine.jsonl").exists());
+}
+
+/// What a standalone server had refused goes to a cluster: each entry to the owner of its slot, also while that is moving.
+#[test]
+fn entries_are_sent_to_the_owners_of_their_slots() {
+    let binary = require_server!();
+    let (source, destination) =
+        (Server::start(binary, Options::new()), Server::start(binary, Options::new()));
+    let cluster = Cluster::start(binary, Layout::new(3, 0));
+    let setup = Setup::new(&source, &destination);
+    let run = setup.start();
+    run.wait_status(MINUTES, "the stream phase", |status| status["sources"][0]["phase"] == "stream");
+    let names: Vec<String> = (0..30).map(|n| format!("list:{n}")).collect();
+    let (mut from, mut to) = (source.client(), destination.client());
+    names.iter().for_each(|name| drop(to.ok(&["SET", name, "of another type"])));
+    for value in ["1", "2"] {
+        names.iter().for_each(|name| drop(from.ok(&["RPUSH", name, value])));
+    }
+    // Its keys lie in several slots.
+    to.ok(&["SET", "{a}zset", "of another type"]);
+    from.ok(&["ZADD", "{b}zset", "1", "a"]);
+    from.ok(&["ZUNIONSTORE", "{c}zset", "2", "{a}zset", "{b}zset"]);
+    run.wait_status(MINUTES, "the refused entries", |status| status["counters"]["quarantined"] == 61);
+    let folder = run.folder();
+    run.terminate();
+    run.wait_exit(MINUTES).expect(75, &[]);
+
+    // The directory is the one of another destination: what it names is taken for the cluster's node.
+    let file = folder.path().join("data/run.json");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let node = cluster.address().to_string();
+    std::fs::write(&file, text.replace(&destination.address().to_string(), &node)).unwrap();
+    let toml =
+        Setup::bare(&source.address().to_string(), &node).set("redis_writer", "cluster", "true").toml();
+    std::fs::write(folder.path().join("cluster.toml"), toml).unwrap();
+
+    // One slot is on its way, and its key is not there yet: the next owner is asked.
+    let slot = slot_of(b"list:7");
+    let (owner, next) = (cluster.owner(slot), (cluster.owner(slot) + 1) % 3);
+    cluster.begin_move(owner, next, slot);
+    quarantine(folder.path(), &["replay", "cluster.toml"])
+        .expect(5, &["60 entries accepted, 1 refused again", "CROSSSLOT"]);
+    cluster.finish_move(owner, next, slot);
+    cluster.wait_ok();
+    let mut client = cluster.client();
+    for name in &names {
+        let Reply::Array(items) = client.ok(&["LRANGE", name, "0", "-1"]) else { panic!("no list {name}") };
+        assert_eq!(items, [b"1", b"2"].map(|item| Reply::BulkString(item.to_vec())), "{name}");
+    }
+    assert_eq!(client.keys_like("*").len(), 30);
 }
 
 #[test]

@@ -5,73 +5,22 @@
 
 mod support;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
 use serde_json::Value;
 use support::load::{Load, Writer};
-use support::shakedeck::{Exit, Setup, binary};
+use support::shakedeck::{Setup, binary};
+use support::verification::{
+    CHANGES, LATER, PLANTED, Verification, assert_planted, differences, do_all, expected, planted,
+};
 use support::{Client, Options, Reply, Server, ServerBinary, compare, dataset, servers, wait_until};
-use tempfile::TempDir;
 
 const MINUTES: Duration = Duration::from_secs(180);
-/// Far in the future (Unix ms).
-const LATER: &str = "4102444800000";
-
-/// A directory with a `shake.toml` for two servers.
-struct Verification {
-    folder: TempDir,
-}
-
-impl Verification {
-    fn new(source: &Server, destination: &Server) -> Verification {
-        let folder = tempfile::Builder::new().prefix("shakedeck-verify-").tempdir().unwrap();
-        std::fs::write(folder.path().join("shake.toml"), Setup::new(source, destination).toml()).unwrap();
-        Verification { folder }
-    }
-
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(binary());
-        command.args(["verify", "shake.toml", "--wait", "300ms"]).args(words).current_dir(self.folder.path());
-        command.stdin(Stdio::null());
-        command
-    }
-
-    #[track_caller]
-    fn run(&self, words: &[&str]) -> Exit {
-        let output = self.command(words).output().unwrap();
-        let text =
-            [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-        Exit { code: output.status.code(), output: text }
-    }
-
-    fn found(&self) -> Differences {
-        differences(&self.folder.path().join("data/verify-differences.jsonl"))
-    }
-}
-
-/// Key -> kinds.
-type Differences = BTreeMap<String, BTreeSet<String>>;
-
-fn differences(path: &Path) -> Differences {
-    let mut found = Differences::new();
-    for line in std::fs::read_to_string(path).unwrap().lines() {
-        let value: Value = serde_json::from_str(line).unwrap();
-        let text = |name: &str| value[name].as_str().unwrap().to_owned();
-        assert!(!text("source").is_empty() && !text("destination").is_empty(), "{line}");
-        found.entry(format!("{}:{}", value["db"], text("key"))).or_default().insert(text("kind"));
-    }
-    found
-}
-
-fn expected(list: &[(&str, &[&str])]) -> Differences {
-    let words = |kinds: &[&str]| kinds.iter().map(|kind| (*kind).to_owned()).collect();
-    list.iter().map(|(key, kinds)| ((*key).to_owned(), words(kinds))).collect()
-}
 
 /// Copies everything, and leaves nothing behind that could go on.
 fn migrate(source: &Server, destination: &Server) {
@@ -99,101 +48,6 @@ fn version(major: u32, minor: u32, flavor: servers::Flavor) -> Option<&'static S
         support::skip(&format!("no {flavor:?} {major}.{minor} (run tests/fetch-servers)"));
     }
     found
-}
-
-fn do_all(client: &mut Client, lines: &[&str]) {
-    for line in lines {
-        client.ok(&line.split(' ').collect::<Vec<_>>());
-    }
-}
-
-/// What is planted: on both sides first, then changed on the destination.
-const PLANTED: &[&str] = &[
-    "SET plant:same value",
-    "SET plant:missing value",
-    "SET plant:type value",
-    "SET plant:string hello",
-    "SETRANGE plant:long 3000000 end",
-    "RPUSH plant:list a b c",
-    "SADD plant:set a b c",
-    "SADD plant:ints 1 2 3",
-    "ZADD plant:zset 1 a 2 b",
-    "HSET plant:hash f v g w",
-    "SET plant:ttl v PXAT 4102444800000",
-    "SET plant:near v PXAT 4102444800000",
-    "SET plant:nottl v",
-    "XADD plant:stream 1-1 f v",
-    "XADD plant:stream 2-1 f v",
-    "XADD plant:delivered 1-1 f v",
-    "XADD plant:delivered 2-1 f v",
-    "XGROUP CREATE plant:delivered g 0",
-    "XADD plant:pending 1-1 f v",
-    "XADD plant:pending 2-1 f v",
-    "XGROUP CREATE plant:pending g 0",
-    "XREADGROUP GROUP g alice COUNT 2 STREAMS plant:pending >",
-    "XADD plant:consumer 1-1 f v",
-    "XGROUP CREATE plant:consumer g 0",
-    "XGROUP CREATECONSUMER plant:consumer g bob",
-    "XADD plant:group 1-1 f v",
-    "XGROUP CREATE plant:group g 0",
-    "PFADD plant:hll a b c",
-];
-const CHANGES: &[&str] = &[
-    "DEL plant:missing",
-    "SET plant:extra value",
-    "DEL plant:type",
-    "RPUSH plant:type value",
-    "SET plant:string hellO",
-    "SETRANGE plant:long 2500000 X",
-    "LSET plant:list 1 B",
-    "SREM plant:set b",
-    "SADD plant:set B",
-    "SREM plant:ints 2",
-    "SADD plant:ints 7",
-    "ZADD plant:zset 2.5 b",
-    "HSET plant:hash g x",
-    "PEXPIREAT plant:ttl 4102444802500",
-    "PEXPIREAT plant:near 4102444800900",
-    "PEXPIREAT plant:nottl 4102444800000",
-    "XDEL plant:stream 2-1",
-    "XADD plant:stream 2-2 f v",
-    "XGROUP SETID plant:delivered g 1-1",
-    "XACK plant:pending g 2-1",
-    "XGROUP DELCONSUMER plant:consumer g bob",
-    "XGROUP DESTROY plant:group g",
-    "PFADD plant:hll d",
-];
-
-fn planted() -> Differences {
-    expected(&[
-        ("0:plant:missing", &["missing"]),
-        ("0:plant:extra", &["extra"]),
-        ("0:plant:type", &["type"]),
-        ("0:plant:string", &["value"]),
-        ("0:plant:long", &["value"]),
-        ("0:plant:list", &["value"]),
-        ("0:plant:set", &["value"]),
-        ("0:plant:ints", &["value"]),
-        ("0:plant:zset", &["value"]),
-        ("0:plant:hash", &["value"]),
-        ("0:plant:ttl", &["ttl"]),
-        ("0:plant:nottl", &["ttl"]),
-        ("0:plant:stream", &["value", "stream"]),
-        ("0:plant:delivered", &["stream_group"]),
-        ("0:plant:pending", &["stream_group"]),
-        ("0:plant:consumer", &["stream_group"]),
-        ("0:plant:group", &["stream_group"]),
-        ("0:plant:hll", &["value"]),
-    ])
-}
-
-/// The stream's counters differ in more than one way; only that there is something is asserted of it.
-#[track_caller]
-fn assert_planted(found: &Differences, mut expected: Differences) {
-    let mut found = found.clone();
-    let streams = [found.remove("0:plant:stream"), expected.remove("0:plant:stream")];
-    assert!(streams.iter().all(Option::is_some), "{found:?}");
-    assert_eq!(found, expected);
 }
 
 #[test]
@@ -510,6 +364,80 @@ fn a_hot_key_is_judged_exactly() {
         stop.store(true, Relaxed);
         result.unwrap();
     });
+}
+
+/// Values that are too large to be read along with others and never rest: exact up to 64 MiB, unsettled above, never a false
+/// difference.
+#[test]
+fn large_values_that_never_rest_are_judged_exactly_or_not_at_all() {
+    let Some((source, destination)) = pair() else { return };
+    let mut client = source.client();
+    let element = "e".repeat(1_000);
+    for _ in 0..3_000 {
+        client.push(&["RPUSH", "hot:list", &element]);
+    }
+    client.flush(3_000);
+    client.ok(&["SETRANGE", "hot:string", "70000000", "end"]);
+    let run =
+        Setup::new(&source, &destination).text("cutover", "verify", "full").set("cutover", "sample", "0");
+    let run = run.start();
+    run.wait_state("caught_up", MINUTES);
+    let stop = AtomicBool::new(false);
+    let count = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        let mut client = source.client();
+        let (stop, count) = (&stop, &count);
+        scope.spawn(move || {
+            while !stop.load(Relaxed) {
+                let n = count.fetch_add(1, Relaxed).to_string();
+                // Changed in the middle; the lengths stay, so that only the values can tell.
+                client.ok(&["LSET", "hot:list", "1500", &n]);
+                client.ok(&["SETRANGE", "hot:string", "35000000", &n]);
+                // Not so often that the connection is all that the source has to do.
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            wait_until(MINUTES, "writes", || count.load(Relaxed) > 100);
+            for _ in 0..2 {
+                run.ctl(&["verify"]).expect(0, &["verification (full): equal", "no differences"]);
+            }
+            destination.client().ok(&["LSET", "hot:list", "2999", "other"]);
+            run.ctl(&["verify"]).expect(6, &["1 key differs"]);
+            let shown = run.status_json()["verification"].clone();
+            assert_eq!(shown["examples"][0]["key"], "hot:list", "{shown}");
+        }));
+        stop.store(true, Relaxed);
+        result.unwrap();
+    });
+    // At rest the larger one is judged too.
+    destination.client().ok(&["SETRANGE", "hot:string", "69999999", "X"]);
+    run.wait_status(MINUTES, "the destination has everything", |status| {
+        status["sources"][0]["offset_applied"] == status["sources"][0]["offset_received"]
+    });
+    run.ctl(&["verify"]).expect(6, &["2 keys differ"]);
+    assert_eq!(run.status_json()["verification"]["unsettled"], 0);
+}
+
+/// `[cutover] verify` and `sample` are what `ctl verify` compares, as a rehearsal.
+#[test]
+fn ctl_verify_rehearses_what_the_cutover_compares() {
+    let Some((source, destination)) = pair() else { return };
+    dataset::fill(&mut source.client(), 20_000, 1);
+    let setup = Setup::new(&source, &destination);
+    for (mode, sample, words) in [
+        ("digest", "2_000", ["verification (digest): equal", "a sample of about 2,000 of"]),
+        ("count", "2_000", ["verification (meta): equal", "no differences"]),
+    ] {
+        let run = setup.clone().text("cutover", "verify", mode).set("cutover", "sample", sample);
+        let run = run.text("advanced", "rdb_restore_command_behavior", "rewrite").start();
+        run.wait_state("caught_up", MINUTES);
+        run.ctl(&["verify"]).expect(0, &words);
+        let compared = run.status_json()["verification"]["keys_compared"].as_u64().unwrap();
+        // Both directions.
+        let expected = if mode == "count" { 39_000..41_000 } else { 3_000..5_000 };
+        assert!(expected.contains(&compared), "{mode}: {compared}");
+    }
 }
 
 #[test]

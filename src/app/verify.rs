@@ -12,7 +12,7 @@ use super::{failure, load, runtime};
 use crate::cli;
 use crate::config::{Plan, Reader};
 use crate::engine::exit;
-use crate::engine::verify::{Progress, Repair, Settle, Verify, checkpoint_key_of, verify};
+use crate::engine::verify::{Place, Progress, Repair, Settle, Verify, checkpoint_key_of, verify};
 use crate::headless::{LogFormat, verification_exit_code, verification_progress, verification_result};
 use crate::status::Outcome;
 use crate::verify::Options;
@@ -71,9 +71,10 @@ fn job(asked: cli::Verify, plan: Plan) -> Result<Verify, Outcome> {
             rate: asked.rate,
             ttl_tolerance: asked.ttl_tolerance,
         },
-        source: vec![reader.endpoint],
-        destination: vec![plan.writer.endpoint],
+        source: Place::new(&reader.endpoint, reader.cluster),
+        destination: Place::new(&plan.writer.endpoint, plan.writer.cluster),
         filter: plan.filter,
+        db_map: plan.advanced.db_map,
         settle: Settle::Wait(asked.wait, checkpoint_key_of(&dir)),
         dir: Some(dir),
         output: asked.output,

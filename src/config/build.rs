@@ -1,15 +1,17 @@
 //! From checked single values to the [`Plan`]: what must be there, what excludes what, what the operator should know.
 
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::cutover::{Hook, SourceAfter};
 
+use super::endpoint::{different_servers, endpoint};
 use super::keys::{Role, SECTIONS};
-use super::value::Value;
+use super::value::{Value, address};
 use super::{
-    Address, Advanced, Cutover, Endpoint, Filter, LogLevel, OnBadValue, OnExistingKey, OnFullResync,
-    OnKeyless, Outside, Plan, Policy, Reader, Secret, Settings, Spool, SyncReader, Tls, Writer,
+    Address, Advanced, Cutover, DbMap, Filter, LogLevel, OnBadValue, OnExistingKey, OnFullResync, OnKeyless,
+    Outside, Plan, Policy, Reader, Secret, Settings, Spool, SyncReader, Writer,
 };
 
 /// Builds the plan; `None` when something that is needed is missing (a problem says so).
@@ -33,6 +35,11 @@ pub(super) fn build(settings: &mut Settings, outside: &Outside<'_>) -> Option<Pl
     if let (Some(Reader::Sync(reader)), Some(writer)) = (&reader, &writer) {
         different_servers(settings, &reader.endpoint.address, &writer.endpoint.address);
     }
+    let filter = Filter {
+        allow_db: settings.databases("filter", "allow_db"),
+        block_db: settings.databases("filter", "block_db"),
+    };
+    let db_map = databases_apart(settings, &filter, &mut notices);
     let clusters = matches!(&reader, Some(Reader::Sync(reader)) if reader.cluster)
         || writer.as_ref().is_some_and(|writer| writer.cluster);
     if clusters && settings.flag("cutover", "reverse") {
@@ -47,11 +54,8 @@ pub(super) fn build(settings: &mut Settings, outside: &Outside<'_>) -> Option<Pl
     Some(Plan {
         reader: reader?,
         writer: writer?,
-        filter: Filter {
-            allow_db: settings.databases("filter", "allow_db"),
-            block_db: settings.databases("filter", "block_db"),
-        },
-        advanced: advanced(settings),
+        filter,
+        advanced: advanced(settings, db_map),
         spool: Spool {
             max_bytes: settings.number("spool", "max_bytes"),
             min_free_bytes: settings.number("spool", "min_free_bytes"),
@@ -151,14 +155,66 @@ fn sync_reader(
             "Transactions (MULTI/EXEC) of the source stay whole; RedisShake takes them apart.".to_owned(),
         );
     }
+    let prefer_replica = settings.flag(SECTION, "prefer_replica");
+    let psync_names = psync_names(settings);
     let endpoint = endpoint(settings, SECTION, outside, notices)?;
     Some(SyncReader {
         endpoint,
         cluster: settings.flag(SECTION, "cluster"),
         sync_rdb,
         sync_aof,
+        prefer_replica,
+        psync_names,
         full_sync_parallel: settings.number(SECTION, "full_sync_parallel") as usize,
     })
+}
+
+/// `aws_psync`: `host:port@name` with commas between, the name being what that node calls PSYNC.
+fn psync_names(settings: &mut Settings) -> BTreeMap<Address, Secret> {
+    const SECTION: &str = "advanced";
+    let text = settings.text(SECTION, "aws_psync").to_owned();
+    let mut names = BTreeMap::new();
+    for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+        let pair = item.split_once('@').map(|(at, name)| (address(at.trim()), name.trim()));
+        match pair {
+            Some((Ok(Some(address)), name)) if !name.is_empty() && !name.contains(char::is_whitespace) => {
+                // Of two names for one node RedisShake takes the first.
+                names.entry(address).or_insert_with(|| Secret::new(name));
+            }
+            _ => {
+                settings.problem(
+                    settings.at(SECTION, "aws_psync"),
+                    "`aws_psync`: one of the entries is not \"host:port@name\"",
+                    "write the name of the PSYNC command of each node: \"10.0.0.1:6379@name1,10.0.0.2:6379@name2\"",
+                );
+                break;
+            }
+        }
+    }
+    names
+}
+
+/// `db_map`, and what the operator should know of databases that it puts together.
+fn databases_apart(settings: &Settings, filter: &Filter, notices: &mut Vec<String>) -> DbMap {
+    let map = match settings.value("advanced", "db_map") {
+        Some(Value::DbMap(map)) => map.clone(),
+        _ => DbMap::default(),
+    };
+    let mut sources: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+    for source in map.pairs().flat_map(|(source, destination)| [source, destination]) {
+        if filter.keeps_db(source) {
+            sources.entry(map.map(source)).or_default().insert(source);
+        }
+    }
+    for (destination, merged) in sources.into_iter().filter(|(_, merged)| merged.len() > 1) {
+        let merged: Vec<String> = merged.iter().map(u32::to_string).collect();
+        notices.push(format!(
+            "db_map puts databases {} of the source together in database {destination}: their keys must differ, and FLUSHDB, \
+             SWAPDB and MOVE are set aside there. ([filter] block_db leaves a database out.)",
+            merged.join(" and "),
+        ));
+    }
+    map
 }
 
 fn rdb_reader(settings: &mut Settings) -> Option<Reader> {
@@ -177,149 +233,14 @@ fn rdb_reader(settings: &mut Settings) -> Option<Reader> {
     None
 }
 
-fn endpoint(
-    settings: &mut Settings,
-    section: &'static str,
-    outside: &Outside<'_>,
-    notices: &mut Vec<String>,
-) -> Option<Endpoint> {
-    let address = address(settings, section);
-    let username = settings.text(section, "username");
-    let username = (!username.is_empty()).then(|| username.to_owned());
-    let password = password(settings, section, outside);
-    let tls = tls(settings, section, address.as_ref(), notices);
-    Some(Endpoint { address: address?, username, password, tls })
-}
-
-fn address(settings: &mut Settings, section: &'static str) -> Option<Address> {
-    if let Some(Value::Address(Some(address))) = settings.value(section, "address") {
-        return Some(address.clone());
-    }
-    let at = settings.at(section, "address");
-    let was_wrong = at.is_some() && settings.value(section, "address").is_none();
-    let sentinel = if section == "sync_reader" { "sync_reader.sentinel" } else { "redis_writer.sentinel" };
-    // Then the address was left empty on purpose, and the sentinel is what has to be changed.
-    let from_sentinel =
-        (section == "redis_writer" && settings.flag(section, "sentinel")) || settings.is_changed(sentinel);
-    if !was_wrong && !from_sentinel && !settings.meant.contains(&format!("{section}.address")) {
-        let at = at.or_else(|| settings.sections.get(section).cloned());
-        settings.problem(
-            at,
-            format!("`address` is missing in [{section}]"),
-            "add `address = \"host:port\"` below it (or \"unix:/path\" for a Unix socket)",
-        );
-    }
-    None
-}
-
-fn password(settings: &mut Settings, section: &'static str, outside: &Outside<'_>) -> Option<Secret> {
-    let password = settings.text(section, "password").to_owned();
-    let file = settings.text(section, "password_file").to_owned();
-    if file.is_empty() {
-        return (!password.is_empty()).then(|| Secret::new(password));
-    }
-    let at = settings.at(section, "password_file");
-    if !password.is_empty() {
-        settings.problem(at, "`password` and `password_file` are both set", "remove one of them");
-        return None;
-    }
-    match (outside.read_file)(Path::new(&file)) {
-        Ok(text) => {
-            // Editors and `echo` end a file with a line break that nobody means.
-            let text = text.strip_suffix('\n').unwrap_or(&text);
-            let text = text.strip_suffix('\r').unwrap_or(text);
-            if text.is_empty() {
-                settings.problem(
-                    at,
-                    "the password file is empty",
-                    "write the password into it, or remove the key",
-                );
-                return None;
-            }
-            Some(Secret::new(text))
-        }
-        Err(why) => {
-            let help =
-                "check the path (a relative one begins at the working directory) and who may read the file";
-            settings.problem(at, format!("the password file cannot be read: {why}"), help);
-            None
-        }
-    }
-}
-
-fn tls(
-    settings: &mut Settings,
-    section: &'static str,
-    address: Option<&Address>,
-    notices: &mut Vec<String>,
-) -> Option<Tls> {
-    let config = if section == "sync_reader" { "sync_reader.tls_config" } else { "redis_writer.tls_config" };
-    let text = |key| Some(settings.text(config, key)).filter(|text| !text.is_empty());
-    let tls = Tls {
-        insecure: settings.flag(section, "tls_insecure"),
-        ca_cert: text("ca_cert").map(PathBuf::from),
-        cert: text("cert").map(PathBuf::from),
-        key: text("key").map(PathBuf::from),
-        server_name: text("server_name").map(str::to_owned),
-    };
-    if !settings.flag(section, "tls") {
-        if tls != Tls::default() {
-            notices.push(format!(
-                "[{section}] tls = false: the connection is not encrypted, and tls_config and tls_insecure have no effect."
-            ));
-        }
-        return None;
-    }
-    if matches!(address, Some(Address::Unix(_))) {
-        settings.problem(
-            settings.at(section, "tls"),
-            "there is no TLS over a Unix socket",
-            "write `tls = false`, or the TCP address",
-        );
-    }
-    if tls.cert.is_some() != tls.key.is_some() {
-        let (has, lacks) = if tls.cert.is_some() { ("cert", "key") } else { ("key", "cert") };
-        settings.problem(
-            settings.at(config, has),
-            format!("`{has}` without `{lacks}`: a client certificate needs both"),
-            format!("add `{lacks}`, or remove `{has}`"),
-        );
-    }
-    notices.push(if tls.insecure {
-        format!("[{section}] tls_insecure = true accepts any certificate: whoever is in between can read and change everything.")
-    } else {
-        format!(
-            "[{section}] tls = true verifies the server's certificate, which RedisShake does not by default; \
-             tls_config.ca_cert names the authority to trust, tls_insecure = true switches it off."
-        )
-    });
-    Some(tls)
-}
-
-/// Copying a server onto itself would at best loop and at worst empty it.
-fn different_servers(settings: &mut Settings, source: &Address, destination: &Address) {
-    let plain = |address: &Address| match address {
-        Address::Tcp { host, port } => {
-            let host = host.to_lowercase();
-            let host = if ["localhost", "127.0.0.1", "::1"].contains(&host.as_str()) {
-                "localhost".into()
-            } else {
-                host
-            };
-            Address::Tcp { host, port: *port }
-        }
-        unix => unix.clone(),
-    };
-    if plain(source) == plain(destination) {
-        settings.problem(
-            settings.at("redis_writer", "address"),
-            "source and destination are the same server",
-            "write the address of the other server",
-        );
-    }
-}
-
 fn cutover(settings: &mut Settings) -> Cutover {
+    if settings.flag("cutover", "reverse") && settings.at("advanced", "db_map").is_some() {
+        settings.problem(
+            settings.at("cutover", "reverse"),
+            "there is no way back while `db_map` changes database numbers",
+            "write `reverse = false`, or remove `db_map`",
+        );
+    }
     // A pause is renewed three times in its length, each over the network.
     if settings.time("cutover", "fence_timeout") < Duration::from_secs(1)
         && settings.value("cutover", "fence_timeout").is_some()
@@ -389,7 +310,7 @@ fn ignored(settings: &Settings, notices: &mut Vec<String>) {
     }
 }
 
-fn advanced(settings: &Settings) -> Advanced {
+fn advanced(settings: &Settings, db_map: DbMap) -> Advanced {
     const SECTION: &str = "advanced";
     let number = |key| settings.number(SECTION, key);
     Advanced {
@@ -412,5 +333,6 @@ fn advanced(settings: &Settings) -> Advanced {
         max_querybuf_len: number("target_redis_client_max_querybuf_len"),
         max_bulk_len: number("target_redis_proto_max_bulk_len"),
         empty_db_before_sync: settings.flag(SECTION, "empty_db_before_sync"),
+        db_map,
     }
 }

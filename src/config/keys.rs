@@ -35,8 +35,12 @@ pub(super) enum Kind {
     Name,
     /// Text that is never shown.
     Secret,
-    /// `host:port`, `[v6]:port`, `unix:/path` or `/path`.
-    Address,
+    /// `host:port`, `[v6]:port`, `unix:/path` or `/path`; several with commas between.
+    Addresses,
+    /// A table of pairs of addresses: as told, as reached.
+    AddressMap,
+    /// A table of pairs of database numbers: on the source, on the destination.
+    DbMap,
     /// One of these words.
     Choice(&'static [&'static str]),
     /// A list of database numbers.
@@ -112,19 +116,18 @@ const fn other(name: &'static str, groups: &'static [&'static [Key]]) -> Section
 const ANY: Kind = Kind::Int { min: 0, max: i64::MAX as u64 };
 const PORT: Kind = Kind::Int { min: 0, max: 65535 };
 
-const NO_REPLICA: &str = "write the address of the replica itself as `address`, and `prefer_replica = false`";
-const NO_SENTINEL: &str = "ask the sentinel for the present master (SENTINEL GET-MASTER-ADDR-BY-NAME), write that as `address`, and remove this";
 const NO_FILTER: &str = "remove it: only `allow_db` and `block_db` filter for now";
 
 /// How to reach a server: the same keys on both sides.
 const ENDPOINT: &[Key] = &[
-    required("address", Kind::Address),
+    required("address", Kind::Addresses),
     yes("username", Kind::Text, "\"\""),
     yes("password", Kind::Secret, "\"\""),
     yes("password_file", Kind::Text, "\"\""),
     yes("tls", Kind::Flag, "false"),
     yes("tls_insecure", Kind::Flag, "false"),
     yes("cluster", Kind::Flag, "false"),
+    yes("address_map", Kind::AddressMap, "{}"),
 ];
 
 const TLS: &[Key] = &[
@@ -136,9 +139,10 @@ const TLS: &[Key] = &[
 
 const SENTINEL: &[Key] = &[
     yes("master_name", Kind::Text, "\"\""),
-    yes("address", Kind::Text, "\"\""),
+    yes("address", Kind::Addresses, "\"\""),
     yes("username", Kind::Text, "\"\""),
     yes("password", Kind::Secret, "\"\""),
+    yes("password_file", Kind::Text, "\"\""),
     yes("tls", Kind::Flag, "false"),
 ];
 
@@ -146,7 +150,7 @@ const SYNC_READER: &[Key] = &[
     yes("sync_rdb", Kind::Flag, "true"),
     yes("sync_aof", Kind::Flag, "true"),
     yes("try_diskless", Kind::Flag, "false"),
-    later("prefer_replica", Kind::Flag, "false", NO_REPLICA),
+    yes("prefer_replica", Kind::Flag, "false"),
     yes("full_sync_parallel", Kind::Int { min: 0, max: 1000 }, "0"),
 ];
 
@@ -166,8 +170,8 @@ const REDIS_WRITER: &[Key] = &[
         "false",
         "write `off_reply = false`: only a reply proves that a command was applied",
     ),
-    later("sentinel", Kind::Flag, "false", NO_SENTINEL),
-    later("master", Kind::Text, "\"\"", NO_SENTINEL),
+    yes("sentinel", Kind::Flag, "false"),
+    yes("master", Kind::Text, "\"\""),
 ];
 
 const FILTER: &[Key] = &[
@@ -206,7 +210,8 @@ const ADVANCED: &[Key] = &[
         "300000",
         "remove it, and limit the speed while it runs: `shakedeck ctl throttle`, or the throttle key of the console",
     ),
-    later("aws_psync", Kind::Secret, "\"\"", "remove it: the source must answer the ordinary PSYNC command"),
+    yes("aws_psync", Kind::Secret, "\"\""),
+    yes("db_map", Kind::DbMap, "{}"),
     yes("pprof_port", PORT, "0"),
     yes("log_rotation", Kind::Flag, "true"),
     yes("log_max_size", ANY, "512"),
@@ -266,12 +271,8 @@ pub(super) const SECTIONS: &[Section] = &[
         groups: &[ENDPOINT, SYNC_READER],
     },
     other("sync_reader.tls_config", &[TLS]),
-    Section {
-        name: "sync_reader.sentinel",
-        role: Role::Other,
-        support: Support::Later(NO_SENTINEL),
-        groups: &[SENTINEL],
-    },
+    other("sync_reader.sentinel", &[SENTINEL]),
+    other("sync_reader.sentinel.tls_config", &[TLS]),
     Section {
         name: "rdb_reader",
         role: Role::Reader,
@@ -298,12 +299,8 @@ pub(super) const SECTIONS: &[Section] = &[
         groups: &[ENDPOINT, REDIS_WRITER],
     },
     other("redis_writer.tls_config", &[TLS]),
-    Section {
-        name: "redis_writer.sentinel",
-        role: Role::Other,
-        support: Support::Later(NO_SENTINEL),
-        groups: &[SENTINEL],
-    },
+    other("redis_writer.sentinel", &[SENTINEL]),
+    other("redis_writer.sentinel.tls_config", &[TLS]),
     Section {
         name: "file_writer",
         role: Role::Writer,

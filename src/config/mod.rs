@@ -12,6 +12,7 @@
 //! (`advanced.dir = "/data"`): the last one wins, and an error in it looks like an error in the file.
 
 mod build;
+mod endpoint;
 mod env;
 mod error;
 mod keys;
@@ -323,6 +324,10 @@ impl Settings {
 
     fn databases(&self, section: &'static str, key: &'static str) -> BTreeSet<u32> {
         if let Some(Value::Databases(set)) = self.value(section, key) { set.clone() } else { BTreeSet::new() }
+    }
+
+    fn addresses(&self, section: &'static str, key: &'static str) -> Vec<Address> {
+        if let Some(Value::Addresses(list)) = self.value(section, key) { list.clone() } else { Vec::new() }
     }
 
     fn into_errors(mut self, sources: &[Source<'_>]) -> ConfigErrors {

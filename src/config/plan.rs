@@ -53,6 +53,10 @@ pub struct SyncReader {
     pub sync_rdb: bool,
     /// Apply the stream after it; `false` ends the run after the RDB.
     pub sync_aof: bool,
+    /// Read from a replica of the endpoint; everything but the replication link still goes to the endpoint itself.
+    pub prefer_replica: bool,
+    /// What nodes call the PSYNC command where a provider has renamed it; empty = PSYNC everywhere.
+    pub psync_names: BTreeMap<Address, Secret>,
     /// Most full syncs that are received at once from a cluster; 0 = one for each host.
     pub full_sync_parallel: usize,
 }
@@ -66,17 +70,96 @@ pub struct Writer {
     pub cluster: bool,
 }
 
-/// How to reach one server.
+/// How to reach one server, or one side that consists of several.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// Where it listens.
+    /// Where it listens; with `sentinel` the name of the master, which names no place.
     pub address: Address,
+    /// Further nodes of the same cluster, to be asked where `address` does not answer.
+    pub seeds: Vec<Address>,
+    /// Who knows where the master is; asked at every connection.
+    pub sentinel: Option<Box<Sentinel>>,
+    /// Where addresses that servers tell are reached from here.
+    pub address_map: AddressMap,
     /// ACL user; `None` = the default user.
     pub username: Option<String>,
     /// Its password.
     pub password: Option<Secret>,
     /// TLS settings; `None` = plain.
+    pub tls: Option<Box<Tls>>,
+}
+
+impl Endpoint {
+    /// Another node of the same side, which listens at an address that was asked for, not configured.
+    pub fn at(&self, address: Address) -> Endpoint {
+        Endpoint { address, seeds: Vec::new(), sentinel: None, ..self.clone() }
+    }
+}
+
+/// `[….sentinel]`: the sentinels of one master, and how they are reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sentinel {
+    /// What the sentinels call the master.
+    pub master: String,
+    /// At least one.
+    pub addresses: Vec<Address>,
+    /// Their own ACL user; the credentials of the servers are not theirs.
+    pub username: Option<String>,
+    /// Its password.
+    pub password: Option<Secret>,
+    /// TLS settings; `None` = plain.
     pub tls: Option<Tls>,
+}
+
+/// `address_map`: addresses as servers tell them, and where those servers are reached from here (NAT, containers).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AddressMap(BTreeMap<Address, Address>);
+
+impl AddressMap {
+    /// Where the server is reached that says it listens at `told`.
+    pub fn map(&self, told: &Address) -> Address {
+        self.0.get(told).unwrap_or(told).clone()
+    }
+}
+
+impl FromIterator<(Address, Address)> for AddressMap {
+    fn from_iter<T: IntoIterator<Item = (Address, Address)>>(pairs: T) -> Self {
+        AddressMap(pairs.into_iter().collect())
+    }
+}
+
+/// `db_map`: databases of the source that get another number on the destination.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DbMap(BTreeMap<u32, u32>);
+
+impl DbMap {
+    /// The database of the destination for one of the source.
+    pub fn map(&self, source: u32) -> u32 {
+        self.0.get(&source).copied().unwrap_or(source)
+    }
+
+    /// Every database stays what it is.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The databases of the source that `filter` keeps and that go to this one of the destination.
+    pub fn sources_of(&self, destination: u32, filter: &Filter) -> Vec<u32> {
+        let mapped = self.pairs().map(|(source, _)| source).filter(|source| *source != destination);
+        let all = mapped.chain([destination]);
+        all.filter(|source| filter.keeps_db(*source) && self.map(*source) == destination).collect()
+    }
+
+    /// The pairs (source, destination).
+    pub fn pairs(&self) -> impl Iterator<Item = (u32, u32)> + '_ {
+        self.0.iter().map(|(source, destination)| (*source, *destination))
+    }
+}
+
+impl FromIterator<(u32, u32)> for DbMap {
+    fn from_iter<T: IntoIterator<Item = (u32, u32)>>(pairs: T) -> Self {
+        DbMap(pairs.into_iter().collect())
+    }
 }
 
 /// Where a server listens.
@@ -91,6 +174,8 @@ pub enum Address {
     },
     /// Path of a Unix socket, written `unix:/path` or `/path`.
     Unix(PathBuf),
+    /// A master that its sentinels know, wherever it is: `name@host:port`, with the first sentinel of the list.
+    Named(String),
 }
 
 impl fmt::Display for Address {
@@ -99,6 +184,7 @@ impl fmt::Display for Address {
             Address::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
             Address::Tcp { host, port } => write!(f, "{host}:{port}"),
             Address::Unix(path) => write!(f, "{}", path.display()),
+            Address::Named(name) => f.write_str(name),
         }
     }
 }
@@ -162,6 +248,13 @@ pub struct Filter {
     pub block_db: BTreeSet<u32>,
 }
 
+impl Filter {
+    /// Whether this database of the source is copied.
+    pub fn keeps_db(&self, db: u32) -> bool {
+        !self.block_db.contains(&db) && (self.allow_db.is_empty() || self.allow_db.contains(&db))
+    }
+}
+
 /// `[advanced]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Advanced {
@@ -187,6 +280,8 @@ pub struct Advanced {
     pub max_bulk_len: u64,
     /// Empty the destination before the full sync.
     pub empty_db_before_sync: bool,
+    /// Databases that get another number on the destination.
+    pub db_map: DbMap,
 }
 
 /// Log level of the file and the log pane.

@@ -1,7 +1,7 @@
 //! One value of the file, from TOML to its meaning: types, sizes, durations, addresses.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use toml::de::{DeInteger, DeValue};
 
 use super::env::{Unset, substitute};
 use super::keys::Kind;
-use super::plan::Address;
+use super::plan::{Address, AddressMap, DbMap};
 
 /// A checked value.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,8 +19,10 @@ pub(super) enum Value {
     Number(u64),
     Time(Duration),
     Text(String),
-    /// `None` = left empty.
-    Address(Option<Address>),
+    /// Empty = left empty.
+    Addresses(Vec<Address>),
+    AddressMap(AddressMap),
+    DbMap(DbMap),
     Databases(BTreeSet<u32>),
     Texts(Vec<String>),
 }
@@ -68,7 +70,9 @@ pub(super) fn convert(kind: Kind, value: &DeValue<'_>, env: Env<'_>) -> Result<V
             text => Ok(Value::Text(text.to_owned())),
         },
         Kind::Choice(words) => choice(string(value)?, words),
-        Kind::Address => address(string(value)?).map(Value::Address),
+        Kind::Addresses => addresses(string(value)?).map(Value::Addresses),
+        Kind::AddressMap => address_map(value, env).map(Value::AddressMap),
+        Kind::DbMap => db_map(value).map(Value::DbMap),
         Kind::Databases => databases(value),
         Kind::Texts => texts(value, env).map(Value::Texts),
     }
@@ -200,6 +204,57 @@ fn texts(value: &DeValue<'_>, env: Env<'_>) -> Result<Vec<String>, Wrong> {
 
 const ADDRESS_HELP: &str = "write \"host:port\", \"[IPv6]:port\", or \"unix:/path\" for a Unix socket";
 
+/// Addresses with commas between; none for the empty text.
+pub(super) fn addresses(text: &str) -> Result<Vec<Address>, Wrong> {
+    // The path of a Unix socket may hold a comma.
+    let parts: Vec<&str> = match text.starts_with("unix:") || text.starts_with('/') {
+        true => vec![text],
+        false => text.split(',').map(str::trim).collect(),
+    };
+    if parts.len() > 1 && parts.iter().any(|part| part.is_empty()) {
+        return wrong("an address is missing beside a comma", "write \"host:port,host:port\"");
+    }
+    let found = parts.into_iter().map(address).collect::<Result<Vec<_>, _>>()?;
+    Ok(found.into_iter().flatten().collect())
+}
+
+fn address_map(value: &DeValue<'_>, env: Env<'_>) -> Result<AddressMap, Wrong> {
+    const HELP: &str = "write { \"address as the servers tell it\" = \"address that is reached from here\" }";
+    let DeValue::Table(table) = value else { return wrong(expected("a table of addresses", value), HELP) };
+    let one = |text: &str| match address(text)? {
+        Some(address @ Address::Tcp { .. }) => Ok(address),
+        _ => wrong("only \"host:port\" can stand on either side", HELP),
+    };
+    table
+        .iter()
+        .map(|(told, reached)| {
+            let reached = complete(reached.get_ref(), env)?;
+            let DeValue::String(reached) = &reached else {
+                return wrong(expected("an address in quotes", &reached), HELP);
+            };
+            Ok((one(told.get_ref())?, one(reached)?))
+        })
+        .collect()
+}
+
+fn db_map(value: &DeValue<'_>) -> Result<DbMap, Wrong> {
+    const HELP: &str = "write { 1 = 0 }: what is in database 1 of the source goes to database 0";
+    let DeValue::Table(table) = value else { return wrong(expected("a table of numbers", value), HELP) };
+    let mut map = BTreeMap::new();
+    for (source, destination) in table {
+        let Ok(source) = source.get_ref().parse::<u32>() else {
+            return wrong("a database of the source is not a number", HELP);
+        };
+        let destination = match destination.get_ref() {
+            DeValue::Integer(number) => integer(number).and_then(|number| u32::try_from(number).ok()),
+            other => return wrong(expected("a database number", other), HELP),
+        };
+        let Some(destination) = destination else { return wrong("a database number is out of range", HELP) };
+        map.insert(source, destination);
+    }
+    Ok(map.into_iter().collect())
+}
+
 /// An address; `None` for the empty text.
 pub(super) fn address(text: &str) -> Result<Option<Address>, Wrong> {
     if text.is_empty() {
@@ -227,7 +282,10 @@ pub(super) fn address(text: &str) -> Result<Option<Address>, Wrong> {
         );
     }
     if text.contains([',', ';']) {
-        return wrong("this is more than one address", "write the address of one server");
+        return wrong(
+            "this is more than one address",
+            "write a comma between addresses: \"host:port,host:port\"",
+        );
     }
     let Some((host, port)) = text.rsplit_once(':') else {
         return wrong("the port is missing", ADDRESS_HELP);

@@ -18,6 +18,9 @@ use crate::config::Endpoint;
 use crate::resp::Reply;
 use crate::status::Outcome;
 
+/// Beyond this nobody counts databases.
+const MOST_DATABASES: u32 = 1 << 20;
+
 /// What the destination says before anything is sent to it.
 pub struct Destination {
     /// What values it can take.
@@ -28,6 +31,8 @@ pub struct Destination {
     pub server: Option<String>,
     /// `run_id` of INFO, of each node.
     pub run_ids: Vec<String>,
+    /// How many databases it has.
+    pub databases: u32,
     /// How far a former run has come.
     pub checkpoint: Option<Progress>,
     /// The same as it stands there.
@@ -69,6 +74,7 @@ impl Destination {
                 "The destination is a cluster: write 'cluster = true' in [redis_writer].",
             ));
         }
+        let databases = databases(&mut connection).await?;
         let checkpoint_text = read_checkpoint(&mut connection, checkpoint_key, source.as_bytes()).await?;
         let checkpoint = match &checkpoint_text {
             Some(text) => Some(text.parse().map_err(|error: String| {
@@ -83,11 +89,37 @@ impl Destination {
             tried,
             server: source::server_name(told),
             run_ids: info_field(told, "run_id").map(str::to_owned).into_iter().collect(),
+            databases,
             checkpoint,
             checkpoint_text,
             cluster: None,
         })
     }
+}
+
+/// How many databases a server has. Found by selecting: CONFIG is refused in many places. Leaves database 0 selected.
+async fn databases(connection: &mut Connection) -> Result<u32, NetError> {
+    // Twice as many until one is missing, then by halves between.
+    let (mut there, mut missing) = (0, 1);
+    loop {
+        if !has_database(connection, missing).await? {
+            break;
+        }
+        (there, missing) = (missing, missing.saturating_mul(2));
+        if missing >= MOST_DATABASES {
+            break;
+        }
+    }
+    while missing - there > 1 {
+        let middle = there.midpoint(missing);
+        if has_database(connection, middle).await? { there = middle } else { missing = middle }
+    }
+    connection.request(&[b"SELECT", b"0"]).await?;
+    Ok(there + 1)
+}
+
+async fn has_database(connection: &mut Connection, db: u32) -> Result<bool, NetError> {
+    Ok(!matches!(connection.request(&[b"SELECT", db.to_string().as_bytes()]).await?, Reply::Error(_)))
 }
 
 /// Where the replay of one source begins.

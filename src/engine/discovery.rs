@@ -1,7 +1,7 @@
 //! Asks a cluster how it is made up.
 //!
 //! Any node knows all of it, so the seeds are asked one after the other until one answers. Nodes are named as the cluster
-//! announces them; user, password and TLS settings are those of the seed.
+//! announces them, or as `address_map` says; user, password and TLS settings are those of the seed.
 
 use super::net::{Connection, NetError};
 use crate::config::{Address, Endpoint};
@@ -27,7 +27,7 @@ impl Cluster {
     pub fn endpoint(&self, node: &Node) -> Endpoint {
         let asked_host = match &self.asked.address {
             Address::Tcp { host, .. } => host.clone(),
-            Address::Unix(_) => "127.0.0.1".to_owned(),
+            Address::Unix(_) | Address::Named(_) => "127.0.0.1".to_owned(),
         };
         let with_tls = self.asked.tls.is_some();
         let host = match (&node.address.hostname, node.address.ip.as_str()) {
@@ -37,7 +37,8 @@ impl Cluster {
             (_, "") => asked_host,
             (_, ip) => ip.to_owned(),
         };
-        Endpoint { address: Address::Tcp { host, port: node.address.port }, ..self.asked.clone() }
+        let told = Address::Tcp { host, port: node.address.port };
+        self.asked.at(self.asked.address_map.map(&told))
     }
 
     /// Masters that serve slots, with how to reach them, in the order of their first slot.
@@ -51,9 +52,12 @@ impl Cluster {
 /// Asks the seeds until one answers. The error is the one of the last seed.
 pub async fn discover(seeds: &[Endpoint]) -> Result<Cluster, NetError> {
     let mut last = None;
+    let further =
+        |seed: &Endpoint| seed.seeds.iter().map(|address| seed.at(address.clone())).collect::<Vec<_>>();
+    let seeds = seeds.iter().flat_map(|seed| std::iter::once(seed.clone()).chain(further(seed)));
     for seed in seeds {
-        match ask(seed).await {
-            Ok(topology) => return Ok(Cluster::new(topology, seed.clone())),
+        match ask(&seed).await {
+            Ok(topology) => return Ok(Cluster::new(topology, seed)),
             Err(error) => last = Some(error),
         }
     }

@@ -13,9 +13,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use super::batch::{BATCH_BYTES, Place};
+use super::batch::{BATCH_BYTES, Place, Progress};
 use super::begin::{Destination, where_to_begin};
-use super::cluster::{self, ClusterWriter};
+use super::cluster::{self, ClusterWriter, Journal};
 use super::events::EventLog;
 use super::import_mode::ImportMode;
 use super::ledger::{self, Ledger};
@@ -25,7 +25,7 @@ use super::outcome::{
 };
 use super::quarantine::Quarantine;
 use super::rdb_file;
-use super::replay::{Keeper, Replay, ReplayEnd, ReplayError, building_key};
+use super::replay::{Databases, Keeper, Replay, ReplayEnd, ReplayError, building_key};
 use super::room::Quota;
 use super::shard::{Site, Turns};
 use super::shared::{SourceShared, Wishes, WriterShared, Writers};
@@ -104,12 +104,12 @@ impl Line {
                 Ok(destination) => destination,
                 Err(end) => break end,
             };
-            let destination_run_ids = destination.run_ids.clone();
+            let (destination_run_ids, databases) = (destination.run_ids.clone(), destination.databases);
             let apply = match self.start_applying(destination, source.is_some()) {
                 Ok(apply) => apply,
                 Err(outcome) => break LineEnd::Failed(outcome),
             };
-            let source = source.get_or_insert_with(|| self.start_source(destination_run_ids));
+            let source = source.get_or_insert_with(|| self.start_source(destination_run_ids, databases));
             if let Some(end) = self.supervise(source, apply).await {
                 break end;
             }
@@ -212,7 +212,7 @@ impl Line {
             shared: self.source.clone(),
             events: self.events.clone(),
             quarantine: self.quarantine.clone(),
-            filter: self.plan.filter.clone(),
+            databases: self.databases(destination.databases),
             sync_rdb,
             sync_aof,
             on_existing_key: self.plan.advanced.on_existing_key,
@@ -241,6 +241,9 @@ impl Line {
         thread.map_err(|error| outcome(exit::SPOOL, format!("cannot start the replay thread: {error}")))?;
         let import_mode = ImportMode::new(&self.dir, acceptance.target());
         if let Some(begin) = destination.cluster {
+            let from = resume.as_ref().map(Progress::place);
+            let journal = Journal::open(self.source.spool.dir(), from)
+                .map_err(|error| data_dir_failed(error.into()))?;
             let settings = cluster::Settings {
                 signature: self.signature(),
                 source: self.source.clone(),
@@ -259,6 +262,7 @@ impl Line {
                 resume,
                 command_limit: self.plan.advanced.pipeline_count_limit,
                 list: self.marks_list(),
+                journal,
             };
             let writer = ClusterWriter::new(settings, begin, self.wishes.clone(), queue);
             return Ok(ApplySide { replay: replay_receiver, writer: tokio::spawn(writer.run()) });
@@ -283,13 +287,20 @@ impl Line {
         Ok(ApplySide { replay: replay_receiver, writer: tokio::spawn(writer.run()) })
     }
 
+    fn databases(&self, count: u32) -> Databases {
+        Databases::new(self.plan.filter.clone(), self.plan.advanced.db_map.clone(), count)
+    }
+
     /// Starts the task that receives.
-    fn start_source(&self, destination_run_ids: Vec<String>) -> SourceTask {
+    fn start_source(&self, destination_run_ids: Vec<String>, databases: u32) -> SourceTask {
         let (stop, stopped) = watch::channel(false);
-        let handle = match &self.site {
-            Some(site) => {
+        let handle = match (&self.site, &self.plan.reader) {
+            (Some(site), Reader::Sync(reader)) => {
                 let source = Source {
                     site: site.clone(),
+                    prefer_replica: reader.prefer_replica,
+                    psync_names: reader.psync_names.clone(),
+                    databases: self.databases(databases),
                     turns: self.turns.clone(),
                     quota: self.quota.clone(),
                     policy: self.plan.policy,
@@ -300,7 +311,7 @@ impl Line {
                 };
                 tokio::spawn(source.run())
             }
-            None => tokio::spawn(async move {
+            _ => tokio::spawn(async move {
                 rdb_file::wait(stopped).await;
                 Ok(())
             }),

@@ -31,6 +31,7 @@ mod resend;
 mod reshape;
 mod room;
 mod rules;
+mod sentinel;
 mod shard;
 mod shared;
 mod source;

@@ -14,6 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
+use super::sentinel;
 use crate::config::{Address, Endpoint, Tls};
 use crate::resp::{self, Reply};
 
@@ -53,6 +54,14 @@ pub enum NetError {
         what: String,
         /// Why.
         cause: io::Error,
+    },
+    /// Nobody knows a server that is the master now.
+    #[error("{address}: no master was found: {found}. A failover may be under way")]
+    NoMaster {
+        /// Its name.
+        address: Address,
+        /// What the sentinels, or the servers that they named, said.
+        found: String,
     },
     /// TLS could not be agreed on.
     #[error("{address}: TLS failed: {cause}. {cure}")]
@@ -94,7 +103,10 @@ impl NetError {
     /// True when the same attempt may succeed later without anybody changing the configuration.
     pub fn is_transient(&self) -> bool {
         match self {
-            NetError::Connect { .. } | NetError::Timeout { .. } | NetError::Lost { .. } => true,
+            NetError::Connect { .. }
+            | NetError::Timeout { .. }
+            | NetError::Lost { .. }
+            | NetError::NoMaster { .. } => true,
             NetError::Tls { .. } | NetError::Protocol { .. } => false,
             NetError::Refused { reply, .. } => {
                 ["LOADING", "BUSY", "MASTERDOWN", "NOMASTERLINK", "TRYAGAIN", "CLUSTERDOWN", "MOVED", "ASK "]
@@ -112,7 +124,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
 /// An open, authenticated connection.
 pub struct Connection {
-    /// The server.
+    /// The server itself, also where a sentinel told its address.
     pub address: Address,
     /// The stream.
     pub io: Box<dyn Io>,
@@ -121,9 +133,16 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects and authenticates.
+    /// Connects and authenticates; where sentinels know the master, to the one that is it now.
     pub async fn open(endpoint: &Endpoint) -> Result<Connection, NetError> {
-        let address = endpoint.address.clone();
+        match &endpoint.sentinel {
+            Some(sentinel) => sentinel::open_master(endpoint, sentinel).await,
+            None => Connection::open_at(endpoint.address.clone(), endpoint).await,
+        }
+    }
+
+    /// The same to this very address, with the credentials and the TLS of `endpoint`.
+    pub(super) async fn open_at(address: Address, endpoint: &Endpoint) -> Result<Connection, NetError> {
         let connecting = async {
             let io: Box<dyn Io> = match &address {
                 Address::Tcp { host, port } => {
@@ -142,6 +161,10 @@ impl Connection {
                         .await
                         .map_err(|cause| NetError::Connect { address: address.clone(), cause })?,
                 ),
+                Address::Named(_) => {
+                    let cause = io::Error::new(io::ErrorKind::AddrNotAvailable, "a name without a place");
+                    return Err(NetError::Connect { address: address.clone(), cause });
+                }
             };
             Ok(Connection { address: address.clone(), io, buffer: BytesMut::with_capacity(16 * 1024) })
         };
@@ -179,6 +202,17 @@ impl Connection {
                 reply,
             }),
             _ => Ok(()),
+        }
+    }
+
+    /// "master" or "slave", by ROLE or INFO; `None` where the user may ask neither.
+    pub async fn role(&mut self) -> Result<Option<String>, NetError> {
+        if let Reply::Array(role) = self.request(&[b"ROLE"]).await? {
+            return Ok(role.first().and_then(Reply::text).map(str::to_owned));
+        }
+        match self.request(&[b"INFO", b"replication"]).await? {
+            Reply::Bulk(info) => Ok(info_field(&String::from_utf8_lossy(&info), "role").map(str::to_owned)),
+            _ => Ok(None),
         }
     }
 
@@ -264,6 +298,17 @@ impl Connection {
 
     /// The connection ended while doing `what`.
     pub fn lost(&self, what: &str, cause: io::Error) -> NetError {
+        // With TLS 1.3 a server judges our certificate after the handshake is over for us.
+        let text = cause.to_string();
+        if text.contains("fatal alert") && text.contains("Certificate") {
+            return NetError::Tls {
+                address: self.address.clone(),
+                cause: format!(
+                    "the server does not accept our certificate, or wants one and got none ({text})"
+                ),
+                cure: "Set 'cert' and 'key' in 'tls_config' to a certificate that the server trusts.".into(),
+            };
+        }
         NetError::Lost { address: self.address.clone(), what: what.into(), cause }
     }
 
@@ -301,11 +346,23 @@ async fn tls_connect(
             format!("the certificate is for another name ({text})")
         } else if text.contains("Expired") || text.contains("expired") {
             format!("the certificate has expired ({text})")
-        } else if text.contains("UnknownIssuer") {
-            "the certificate comes from an authority that is not trusted here (UnknownIssuer)".to_owned()
+        } else if text.contains("UnknownIssuer") || text.contains("BadSignature") {
+            // A bad signature: an authority of the same name with another key.
+            format!("the certificate comes from an authority that is not trusted here ({text})")
         } else {
             text
         };
+        // What a server with TLS 1.2 says that wants a certificate and gets none, among other things.
+        if reason.contains("fatal alert: HandshakeFailure") {
+            return failed(
+                reason,
+                "Either the server wants a certificate of ours (set 'cert' and 'key' in 'tls_config'), or it has none of the \
+                 usual ciphers ('tls-ciphers' of the server).",
+            );
+        }
+        if reason.contains("fatal alert: ProtocolVersion") {
+            return failed(reason, "Let the server offer TLS 1.2 or 1.3 ('tls-protocols').");
+        }
         if matches!(
             error.kind(),
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe

@@ -10,7 +10,7 @@ use super::handover::Board;
 use super::quarantine::Quarantine;
 use super::room::disk_free;
 use super::shared::{SourceDetails, SourceShared, Wishes, WriterDetails, WriterShared, Writers};
-use crate::config::{Plan, Reader};
+use crate::config::{Endpoint, Plan, Reader};
 use crate::cutover;
 use crate::format;
 use crate::status::{
@@ -229,7 +229,7 @@ impl Publisher {
             source: Side {
                 server: details.iter().find_map(|details| details.server.clone()),
                 kind: match &self.plan.reader {
-                    Reader::Sync(reader) => server_kind(reader.cluster).into(),
+                    Reader::Sync(reader) => server_kind(reader.cluster, &reader.endpoint).into(),
                     Reader::Rdb { .. } => "file".into(),
                 },
                 address: self.identity.source.clone(),
@@ -237,7 +237,7 @@ impl Publisher {
             },
             destination: Side {
                 server: self.writers.server(),
-                kind: server_kind(self.plan.writer.cluster).into(),
+                kind: server_kind(self.plan.writer.cluster, &self.plan.writer.endpoint).into(),
                 address: self.plan.writer.endpoint.address.to_string(),
                 nodes: destinations.len(),
             },
@@ -304,6 +304,7 @@ impl Publisher {
         };
         SourceStatus {
             address: source.address.clone(),
+            connected_to: details.connected_to.clone(),
             role: details.role.clone().map(|role| if role == "slave" { "replica".into() } else { role }),
             phase: details.phase,
             reason: details.no_room.clone().or_else(|| details.reason.clone()),
@@ -381,6 +382,7 @@ impl Publisher {
         let [ops, bytes] = self.writer_rates.entry(address.clone()).or_insert_with(|| [rate(), rate()]);
         DestinationStatus {
             address,
+            connected_to: details.iter().find_map(|details| details.connected_to.clone()),
             state,
             reason,
             slots: details.iter().find_map(|details| details.slots.clone()),
@@ -616,8 +618,12 @@ impl Publisher {
     }
 }
 
-fn server_kind(cluster: bool) -> &'static str {
-    if cluster { "cluster" } else { "standalone" }
+fn server_kind(cluster: bool, endpoint: &Endpoint) -> &'static str {
+    match (cluster, &endpoint.sentinel) {
+        (true, _) => "cluster",
+        (false, Some(_)) => "sentinel",
+        (false, None) => "standalone",
+    }
 }
 
 /// Which state of several is shown.

@@ -288,7 +288,7 @@ impl Shards {
 
     fn endpoint(&self, node: &KnownNode) -> Endpoint {
         let address = Address::Tcp { host: node.host.clone(), port: node.port };
-        Endpoint { address, ..self.seed.clone() }
+        self.seed.at(address)
     }
 
     fn save(&self, known: &[Known]) -> Result<(), SpoolError> {
@@ -374,7 +374,7 @@ fn ranges(master: &Node) -> Vec<(u16, u16)> {
 fn nodes_of(cluster: &Cluster, master: &Node) -> Vec<KnownNode> {
     let known = |node: &Node| match cluster.endpoint(node).address {
         Address::Tcp { host, port } => KnownNode { id: node.id.clone(), host, port },
-        Address::Unix(path) => KnownNode { id: node.id.clone(), host: path.display().to_string(), port: 0 },
+        other => KnownNode { id: node.id.clone(), host: other.to_string(), port: 0 },
     };
     std::iter::once(master).chain(cluster.topology.replicas(&master.id)).map(known).collect()
 }
@@ -400,7 +400,7 @@ impl Turns {
                 let mut hosts = self.hosts.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
                 hosts.entry(host.clone()).or_insert_with(|| Arc::new(Semaphore::new(1))).clone()
             }
-            (None, Address::Unix(_)) => return None,
+            (None, Address::Unix(_) | Address::Named(_)) => return None,
         };
         // Never closed.
         semaphore.acquire_owned().await.ok()
@@ -419,6 +419,9 @@ mod tests {
     fn cluster(text: &str) -> Cluster {
         let seed = Endpoint {
             address: Address::Tcp { host: "10.0.0.1".into(), port: 1 },
+            seeds: Vec::new(),
+            sentinel: None,
+            address_map: Default::default(),
             username: None,
             password: None,
             tls: None,

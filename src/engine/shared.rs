@@ -83,6 +83,8 @@ pub struct SourceDetails {
     pub server: Option<String>,
     /// "master" or "slave".
     pub role: Option<String>,
+    /// The server that is read, where that is not `address`: the present master of sentinels, or a replica.
+    pub connected_to: Option<String>,
     /// `$<len>` or `$EOF:`.
     pub transfer: Option<&'static str>,
     /// RDB size, once known.
@@ -146,6 +148,7 @@ impl SourceShared {
                 entered: vec![(Phase::Connecting, now)],
                 server: None,
                 role: None,
+                connected_to: None,
                 transfer: None,
                 rdb_total: None,
                 full_sync_since: None,
@@ -327,6 +330,8 @@ pub struct WriterDetails {
     pub latencies: VecDeque<(Instant, f64)>,
     /// The last error.
     pub last_error: Option<String>,
+    /// The present master, where sentinels know it.
+    pub connected_to: Option<String>,
     /// Slots that the node serves ("0-5460").
     pub slots: Option<String>,
 }
@@ -364,6 +369,7 @@ impl WriterShared {
                 oldest: None,
                 latencies: VecDeque::new(),
                 last_error: None,
+                connected_to: None,
             }),
         }
     }

@@ -122,6 +122,7 @@ pub fn stopped() -> Status {
 pub fn source(address: &str) -> SourceStatus {
     SourceStatus {
         address: address.into(),
+        connected_to: None,
         role: Some("master".into()),
         phase: Phase::RdbApply,
         reason: None,
@@ -158,6 +159,7 @@ pub fn source(address: &str) -> SourceStatus {
 pub fn destination(address: &str) -> DestinationStatus {
     DestinationStatus {
         address: address.into(),
+        connected_to: None,
         state: WriterState::Slow,
         reason: None,
         slots: None,

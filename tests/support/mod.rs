@@ -8,6 +8,7 @@
 //!  compare  are two servers equal?               shakedeck  the real binary with a generated shake.toml
 //!  proxy    a link that breaks as told           fake_source  a source that sends what a test wants
 //!  terminal the real binary on a screen          rdb_file  RDB files that no server writes
+//!  sentinel  running sentinels of one master and its replicas
 //!  cluster  running nodes, resharded, failing over   cluster_client  a client that follows MOVED and ASK
 //!  mixed_load  a load that a cluster takes as well as a standalone server
 //!  everything  are two places equal, each a standalone server or a cluster?
@@ -33,11 +34,13 @@ pub mod proxy;
 pub mod random;
 pub mod rdb_file;
 pub mod relay;
+pub mod sentinel;
 pub mod server;
 pub mod servers;
 pub mod shakedeck;
 pub mod terminal;
 pub mod tls;
+pub mod verification;
 
 use std::io::Write;
 use std::time::{Duration, Instant};

@@ -22,6 +22,8 @@ pub struct Options {
     users: Vec<String>,
     tls: bool,
     mutual_tls: bool,
+    other_name: Option<String>,
+    expired: bool,
     disk_based: bool,
     rdb: Option<PathBuf>,
     stays_loading: bool,
@@ -55,6 +57,18 @@ impl Options {
     /// TLS which asks the client for a certificate.
     pub fn mutual_tls(mut self) -> Self {
         (self.tls, self.mutual_tls) = (true, true);
+        self
+    }
+
+    /// Its certificate is for another name than the one that it is reached by.
+    pub fn certificate_for(mut self, name: &str) -> Self {
+        self.other_name = Some(name.to_owned());
+        self
+    }
+
+    /// Its certificate is over since long.
+    pub fn expired_certificate(mut self) -> Self {
+        self.expired = true;
         self
     }
 
@@ -123,7 +137,11 @@ impl Server {
     fn try_start(binary: &ServerBinary, options: Options) -> Result<Server, String> {
         let folder = tempfile::Builder::new().prefix("shakedeck-server-").tempdir().unwrap();
         let (port, tls_port) = free_ports(options.cluster);
-        let certificates = options.tls.then(|| Certificates::make(folder.path()));
+        let certificates = options.tls.then(|| {
+            let names =
+                options.other_name.as_deref().map_or(vec!["localhost", "127.0.0.1"], |name| vec![name]);
+            Certificates::with(folder.path(), &names, options.expired)
+        });
         let text = configuration(binary, &options, folder.path(), port, tls_port, certificates.as_ref());
         std::fs::write(folder.path().join("server.conf"), text).unwrap();
         if let Some(rdb) = &options.rdb {

@@ -40,6 +40,7 @@ fn gate(name: &str, text: &str, ok: bool, detail: &str) -> Gate {
 fn source(address: &str) -> SourceStatus {
     SourceStatus {
         address: address.into(),
+        connected_to: None,
         role: None,
         phase: Phase::Connecting,
         reason: None,
@@ -75,6 +76,7 @@ fn source(address: &str) -> SourceStatus {
 fn writer(address: &str, slots: &str) -> DestinationStatus {
     DestinationStatus {
         address: address.into(),
+        connected_to: None,
         state: WriterState::Connecting,
         reason: None,
         slots: Some(slots.into()),

@@ -16,6 +16,11 @@ pub struct Certificates {
 
 impl Certificates {
     pub fn make(folder: &Path) -> Certificates {
+        Certificates::with(folder, &["localhost", "127.0.0.1"], false)
+    }
+
+    /// The server's certificate is for these names, and perhaps over since 2001.
+    pub fn with(folder: &Path, names: &[&str], expired: bool) -> Certificates {
         let ca_key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -29,7 +34,12 @@ impl Certificates {
         };
         let signed = |name: &str| {
             let key = KeyPair::generate().unwrap();
-            let mut params = CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()]).unwrap();
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            let mut params = CertificateParams::new(names).unwrap();
+            if expired {
+                params.not_before = rcgen::date_time_ymd(2000, 1, 1);
+                params.not_after = rcgen::date_time_ymd(2001, 1, 1);
+            }
             params.distinguished_name.push(DnType::CommonName, name);
             let certificate = params.signed_by(&key, &issuer).unwrap();
             (

@@ -18,6 +18,7 @@ use super::super::net::{Connection, NetError, info_field};
 use super::super::spool::{SpoolError, replace_file};
 use super::super::{replay, source};
 use super::flight::Signature;
+use super::journal::Journal;
 use super::slots;
 use crate::command::slot_of;
 use crate::config::{Address, Endpoint};
@@ -72,7 +73,7 @@ impl Listed {
         let others = self.nodes.iter().filter_map(|text| {
             let (host, port) = text.rsplit_once(':')?;
             let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-            Some(Endpoint { address: Address::Tcp { host, port: port.parse().ok()? }, ..configured.clone() })
+            Some(configured.at(Address::Tcp { host, port: port.parse().ok()? }))
         });
         std::iter::once(configured.clone()).chain(others).collect()
     }
@@ -129,6 +130,8 @@ pub async fn look(
         tried,
         server: source::server_name(told),
         run_ids,
+        // Valkey 9 can have more in a cluster; only this one is written to.
+        databases: 1,
         checkpoint: bound,
         checkpoint_text: None,
         cluster: Some(Begin {
@@ -345,5 +348,6 @@ pub async fn forget(
         ImportMode::put_back(data_dir, &mut connection, events, last).await?;
     }
     let _ = fs::remove_file(list);
+    list.parent().into_iter().for_each(Journal::forget);
     Ok(())
 }

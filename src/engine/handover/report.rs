@@ -9,11 +9,11 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::board::{Board, Moment};
-use crate::config::{Endpoint, Filter, Plan, Reader};
+use crate::config::{Endpoint, Plan, Reader};
 use crate::cutover::FenceKind;
 use crate::engine::net::{Connection, info_field};
 use crate::engine::spool::{SpoolError, replace_file};
-use crate::engine::verify::{Progress, Settle, Verify, verify};
+use crate::engine::verify::{Place, Progress, Settle, Verify, verify};
 use crate::format;
 use crate::resp::Reply;
 use crate::status::{Counters, CutoverNode, CutoverStep, Rejected, Status, VerificationState};
@@ -154,9 +154,10 @@ impl Report {
     }
 }
 
-/// Compares the sides while nothing moves; the words say what was found. A difference is the error.
+/// Compares the sides while nothing moves; the words say what was found. A difference is the error. `masters`: those of the source.
 pub async fn compare(
     plan: &Plan,
+    masters: Vec<Endpoint>,
     kind: FenceKind,
     differences: PathBuf,
     counts: &mut Vec<Counts>,
@@ -165,16 +166,22 @@ pub async fn compare(
     if kind == FenceKind::PauseAll {
         return Ok("nothing: a source whose clients are all paused answers no questions".into());
     }
-    count(plan, &reader.endpoint, counts).await?;
+    let mut source = Place::new(&reader.endpoint, reader.cluster);
+    if reader.cluster {
+        source.seeds.extend(masters);
+    }
+    let destination = Place::new(&plan.writer.endpoint, plan.writer.cluster);
+    count(plan, [&source, &destination], counts).await?;
     let Some(mode) = plan.cutover.verify else { return Ok("nothing, as configured (verify = off)".into()) };
     let at_most = Some(plan.cutover.sample).filter(|sample| *sample > 0);
     let options = Options { mode, at_most, rounds: 2, ..Options::default() };
     let progress = Arc::new(Progress::new(&options));
     let job = Verify {
         options,
-        source: vec![reader.endpoint.clone()],
-        destination: vec![plan.writer.endpoint.clone()],
+        source: source.clone(),
+        destination: destination.clone(),
         filter: plan.filter.clone(),
+        db_map: plan.advanced.db_map.clone(),
         settle: Settle::Still,
         dir: None,
         output: Some(differences),
@@ -195,25 +202,38 @@ pub async fn compare(
     }
 }
 
-/// Counts the keys of both sides, for the report; nothing is judged by it.
-async fn count(plan: &Plan, source: &Endpoint, counts: &mut Vec<Counts>) -> Result<(), String> {
-    let mut sides = Vec::new();
-    for endpoint in [source, &plan.writer.endpoint] {
-        let mut connection = Connection::open(endpoint).await.map_err(|error| error.to_string())?;
-        match connection.request(&[b"INFO", b"keyspace"]).await.map_err(|error| error.to_string())? {
-            Reply::Bulk(info) => sides.push(keyspace(&String::from_utf8_lossy(&info), &plan.filter)),
-            other => return Err(format!("{}: INFO keyspace: {other:?}", endpoint.address)),
+/// Counts the keys of both sides, for the report; nothing is judged by it. Databases are those of the source.
+async fn count(plan: &Plan, sides: [&Place; 2], counts: &mut Vec<Counts>) -> Result<(), String> {
+    let mut found = Vec::new();
+    for place in sides {
+        let mut sum: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
+        for endpoint in place.masters().await.map_err(|error| error.to_string())? {
+            let mut connection = Connection::open(&endpoint).await.map_err(|error| error.to_string())?;
+            match connection.request(&[b"INFO", b"keyspace"]).await.map_err(|error| error.to_string())? {
+                Reply::Bulk(info) => {
+                    for (db, (keys, expires)) in keyspace(&String::from_utf8_lossy(&info)) {
+                        let sum = sum.entry(db).or_default();
+                        *sum = (sum.0 + keys, sum.1 + expires);
+                    }
+                }
+                other => return Err(format!("{}: INFO keyspace: {other:?}", endpoint.address)),
+            }
         }
+        found.push(sum);
     }
-    let [source, destination] = &sides[..] else { return Ok(()) };
-    let dbs: BTreeSet<u32> = source.keys().chain(destination.keys()).copied().collect();
+    let [source, destination] = &found[..] else { return Ok(()) };
+    let (filter, map) = (&plan.filter, &plan.advanced.db_map);
+    let kept = source.keys().copied().filter(|db| filter.keeps_db(*db));
+    let dbs: BTreeSet<u32> =
+        kept.chain(destination.keys().flat_map(|db| map.sources_of(*db, filter))).collect();
     *counts = dbs
         .into_iter()
         .map(|db| {
             let (keys, expires) = source.get(&db).copied().unwrap_or_default();
-            let there = destination.get(&db).map_or(0, |(keys, _)| *keys);
-            // The checkpoint is ours.
-            let destination = if db == 0 { there.saturating_sub(1) } else { there };
+            let db_there = map.map(db);
+            let there = destination.get(&db_there).map_or(0, |(keys, _)| *keys);
+            // The checkpoint is ours. (A cluster holds many of them, one for each slot that needs it.)
+            let destination = if db_there == 0 { there.saturating_sub(1) } else { there };
             Counts { db, source: keys, source_expires: expires, destination }
         })
         .collect();
@@ -221,10 +241,7 @@ async fn count(plan: &Plan, source: &Endpoint, counts: &mut Vec<Counts>) -> Resu
 }
 
 /// Keys, and keys with a time to live, by database.
-fn keyspace(info: &str, filter: &Filter) -> BTreeMap<u32, (u64, u64)> {
-    let kept = |db: &u32| {
-        !filter.block_db.contains(db) && (filter.allow_db.is_empty() || filter.allow_db.contains(db))
-    };
+fn keyspace(info: &str) -> BTreeMap<u32, (u64, u64)> {
     let numbers = |db: u32| {
         let line = info_field(info, &format!("db{db}"))?;
         let number =
@@ -232,5 +249,5 @@ fn keyspace(info: &str, filter: &Filter) -> BTreeMap<u32, (u64, u64)> {
         Some((db, (number("keys=")?, number("expires=").unwrap_or(0))))
     };
     let dbs = info.lines().filter_map(|line| line.strip_prefix("db")?.split_once(':')?.0.parse().ok());
-    dbs.filter(kept).filter_map(numbers).collect()
+    dbs.filter_map(numbers).collect()
 }

@@ -12,6 +12,7 @@
 //!
 //! There is no loop, because the line towards the destination has ended before this one applies anything.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -44,6 +45,8 @@ pub fn plan(plan: &Plan, dir: &Path) -> Option<Plan> {
         endpoint: plan.writer.endpoint.clone(),
         sync_rdb: true,
         sync_aof: true,
+        prefer_replica: false,
+        psync_names: BTreeMap::new(),
         ..reader.clone()
     });
     back.writer = Writer { endpoint: reader.endpoint.clone(), cluster: false };

@@ -130,7 +130,9 @@ impl Handover {
         let attempt = self.board.view().attempts;
         let differences = self.dir.join(format!("cutover-{attempt}-differences.jsonl"));
         let kind = self.progress.kind;
-        let verified = report::compare(&self.plan, kind, differences, &mut self.progress.counts).await?;
+        let masters = self.sources.iter().map(|source| source.endpoint.clone()).collect();
+        let verified =
+            report::compare(&self.plan, masters, kind, differences, &mut self.progress.counts).await?;
         self.progress.verified.clone_from(&verified);
         self.hook(Hook::BeforeSwitch, None).await?;
         Ok(verified)

@@ -278,7 +278,7 @@ async fn lift(endpoint: &Endpoint, cluster: bool, dir: &Path) -> Result<Vec<Stri
     };
     for restore in &record.restore {
         let node = match restore.address.parse::<Address>() {
-            Ok(address) if cluster => Endpoint { address, ..endpoint.clone() },
+            Ok(address) if cluster => endpoint.at(address),
             _ => endpoint.clone(),
         };
         if restore.address != node.address.to_string() {

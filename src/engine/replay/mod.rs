@@ -5,11 +5,13 @@
 //! queue stops this thread; the spool grows, memory does not.
 
 mod aside;
+mod databases;
 mod rdb;
 mod stream;
 mod sweep;
 mod walk;
 
+pub use databases::Databases;
 pub use sweep::Keeper;
 
 use std::sync::Arc;
@@ -26,7 +28,7 @@ use super::shard::Shard;
 use super::shared::SourceShared;
 use super::spool::{Manifest, SpoolError, StreamReadError};
 use crate::command::slot_of;
-use crate::config::{Filter, OnExistingKey, Policy};
+use crate::config::{OnExistingKey, Policy};
 use crate::rdb::RdbError;
 pub use crate::rdb::dump::Target;
 use crate::resp::RespError;
@@ -102,8 +104,8 @@ pub struct Replay {
     pub events: Arc<EventLog>,
     /// Keys that cannot be copied.
     pub quarantine: Arc<Quarantine>,
-    /// What is kept and dropped.
-    pub filter: Filter,
+    /// What is kept, and where it goes.
+    pub databases: Databases,
     /// `sync_rdb`
     pub sync_rdb: bool,
     /// `sync_aof`
@@ -227,11 +229,6 @@ impl Replay {
             true => slots::building_key(&self.id, slot_of(key)),
             false => building_key(&self.id),
         }
-    }
-
-    fn keeps(&self, db: u32) -> bool {
-        !self.filter.block_db.contains(&db)
-            && (self.filter.allow_db.is_empty() || self.filter.allow_db.contains(&db))
     }
 
     fn rdb_error(&self, cause: RdbError) -> ReplayError {

@@ -125,8 +125,18 @@ impl Replay {
                     );
                     self.events.warn(&self.node(), text);
                 }
-                Item::Entry(entry) if wanted => {
+                Item::Entry(entry) if wanted && !self.databases.keeps(entry.db) => {
                     read += 1;
+                    self.shared.filtered.fetch_add(1, Relaxed);
+                }
+                Item::Entry(entry) if wanted && !self.databases.has_place_for(entry.db) => {
+                    read += 1;
+                    let raw = if let Value::Raw(raw) = entry.value { Some(raw) } else { None };
+                    self.bad_value(&entry, raw, version, &self.databases.no_place(entry.db))?;
+                }
+                Item::Entry(mut entry) if wanted => {
+                    read += 1;
+                    entry.db = self.databases.there(entry.db);
                     on_existing_key = self.on_existing(written_before.as_ref(), entry.db, entry.key)?;
                     if self.entry(batch, &entry, version, on_existing_key)? == Step::ElementByElement {
                         large = Some(LargeKey {
@@ -139,8 +149,8 @@ impl Replay {
                     }
                 }
                 // Applied by a former run; the record must hold it in any case, or it would be taken for a ghost.
-                Item::Entry(entry) if self.sync_rdb && self.keeps(entry.db) => {
-                    self.note(entry.db, entry.key);
+                Item::Entry(entry) if self.sync_rdb && self.databases.keeps(entry.db) => {
+                    self.note(self.databases.there(entry.db), entry.key);
                     if !self.record_some() {
                         return Ok(Some(End::Stopped));
                     }
@@ -195,13 +205,14 @@ impl Replay {
         batch.progress.at = Position::Stream { offset, db: stream_db };
         batch.ends_rdb = true;
         batch.close_pairs();
+        let db = self.databases.there(stream_db);
         if batch.commands.is_empty() {
             // Never without a command, so that the destination's checkpoint says that the RDB is whole there.
-            batch.push(CommandKind::Select, &[b"SELECT", stream_db.to_string().as_bytes()]);
-            batch.end_db = stream_db;
+            batch.push(CommandKind::Select, &[b"SELECT", db.to_string().as_bytes()]);
+            batch.end_db = db;
         }
-        batch.select(stream_db);
-        batch.push(CommandKind::Select, &[b"SELECT", stream_db.to_string().as_bytes()]);
+        batch.select(db);
+        batch.push(CommandKind::Select, &[b"SELECT", db.to_string().as_bytes()]);
         if !self.send_even_if_void(batch) {
             return Ok(Some(End::Stopped));
         }
@@ -216,10 +227,6 @@ impl Replay {
         version: u16,
         on_existing_key: OnExistingKey,
     ) -> Result<Step, ReplayError> {
-        if !self.keeps(entry.db) {
-            self.shared.filtered.fetch_add(1, Relaxed);
-            return Ok(Step::Done);
-        }
         self.note(entry.db, entry.key);
         batch.select(entry.db);
         let raw = match entry.value {

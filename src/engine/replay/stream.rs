@@ -7,6 +7,7 @@ use memchr::memmem;
 
 use super::super::batch::{Batch, CommandKind, Mark, PairVerb, Position};
 use super::super::spool::{ReadEnd, StreamReadError, StreamReader};
+use super::databases::Fate;
 use super::{End, Replay, ReplayError};
 use crate::config::{OnKeyless, Policy};
 use crate::expiry;
@@ -16,6 +17,8 @@ use crate::status::EventLevel;
 
 /// What one read of the stream may bring.
 const READ_BYTES: usize = 256 * 1024;
+/// The channel on which the sentinels of a master tell each other of themselves and of it (`sentinel.c`).
+const SENTINEL_HELLO: &[u8] = b"__sentinel__:hello";
 /// Time between two looks at the limit while the stream is held.
 const HELD_FOR: std::time::Duration = std::time::Duration::from_millis(1);
 
@@ -28,9 +31,9 @@ impl Replay {
         mut batch: Batch,
         begin_after: Option<&str>,
     ) -> Result<End, ReplayError> {
-        let Position::Stream { mut offset, db } = batch.progress.at else { return Ok(End::Stopped) };
-        batch.end_db = db;
-        batch.start_db = db;
+        let Position::Stream { mut offset, mut db } = batch.progress.at else { return Ok(End::Stopped) };
+        batch.end_db = self.databases.there(db);
+        batch.start_db = batch.end_db;
         let mut reader = StreamReader::new(&self.shared.spool, generation, offset);
         let mut parser = CommandParser::default();
         let mut buffer: Vec<u8> = Vec::with_capacity(2 * READ_BYTES);
@@ -91,9 +94,14 @@ impl Replay {
                 Verb::Control => {}
                 _ if passed_over => {}
                 Verb::Select => {
-                    let db = argument(1).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
-                    match db {
-                        Some(db) => batch.select(db),
+                    let selected = argument(1).and_then(|text| std::str::from_utf8(text).ok()?.parse().ok());
+                    match selected {
+                        Some(selected) => {
+                            db = selected;
+                            if self.databases.keeps(db) && self.databases.has_place_for(db) {
+                                batch.select(self.databases.there(db));
+                            }
+                        }
                         None => {
                             let cause = RespError { expected: "SELECT and a number", found: escape(raw, 60) };
                             return Err(ReplayError::Stream {
@@ -106,11 +114,9 @@ impl Replay {
                 }
                 Verb::Multi => in_transaction = Some(batch.mark()),
                 Verb::Exec => in_transaction = None,
-                Verb::Set | Verb::Trim | Verb::Expiry | Verb::Renew | Verb::Keyless(_) | Verb::Other
-                    if !self.keeps(batch.end_db) =>
-                {
-                    self.shared.filtered.fetch_add(1, Relaxed);
-                }
+                // Sentinels of the source talk to each other; those of the destination must not hear them: they would take
+                // them for theirs if the masters have the same name.
+                Verb::Keyless(_) if argument(1) == Some(SENTINEL_HELLO) => {}
                 Verb::Keyless(decision) if decision(&self.policy) != OnKeyless::Apply => {
                     match decision(&self.policy) {
                         OnKeyless::Quarantine => {
@@ -126,6 +132,19 @@ impl Replay {
                     if let Some(end) = end {
                         return Ok(end);
                     }
+                }
+                Verb::Databases | Verb::Keyless(_) if names_databases(verb) => {
+                    let end = offset + len as u64;
+                    let arguments: Vec<&[u8]> =
+                        arguments.iter().filter_map(|range| raw.get(range.clone())).collect();
+                    read += self.push_crossing(&mut batch, db, end, &arguments, raw)?;
+                }
+                _ if !self.databases.keeps(db) => {
+                    self.shared.filtered.fetch_add(1, Relaxed);
+                }
+                _ if !self.databases.has_place_for(db) => {
+                    self.set_aside(db, argument(1).unwrap_or_default(), &self.databases.no_place(db), raw)?;
+                    read += 1;
                 }
                 Verb::Set if arguments.len() == 3 => {
                     self.note(batch.end_db, argument(1).unwrap_or_default());
@@ -143,7 +162,7 @@ impl Replay {
                     batch.entries += 1;
                     read += 1;
                 }
-                Verb::Keyless(_) | Verb::Other => {
+                Verb::Keyless(_) | Verb::Databases | Verb::Other => {
                     self.note_command(batch.end_db, offset + len as u64, arguments.len(), argument)?;
                     batch.push_raw(CommandKind::Stream, raw);
                     batch.entries += 1;
@@ -170,7 +189,7 @@ impl Replay {
             batch.source_bytes += len as u64;
             parser.reset();
             if in_transaction.is_none() {
-                batch.progress.at = Position::Stream { offset, db: batch.end_db };
+                batch.progress.at = Position::Stream { offset, db };
                 if batch.is_full(self.command_limit, self.byte_limit) {
                     self.tidy_ledger()?;
                     self.shared.entries_read.fetch_add(std::mem::take(&mut read), Relaxed);
@@ -180,6 +199,48 @@ impl Replay {
                 }
             }
         }
+    }
+
+    /// A command that names databases itself. Returns how many entries of the stream it is.
+    fn push_crossing(
+        &self,
+        batch: &mut Batch,
+        db: u32,
+        end: u64,
+        arguments: &[&[u8]],
+        raw: &[u8],
+    ) -> Result<u64, ReplayError> {
+        let note = |db: u32, words: &[&[u8]]| {
+            self.note_command(db, end, words.len(), |at: usize| words.get(at).copied())
+        };
+        match self.databases.fate(db, arguments) {
+            Fate::Dropped => {
+                self.shared.filtered.fetch_add(1, Relaxed);
+                return Ok(0);
+            }
+            Fate::AsItIs => {
+                note(batch.end_db, arguments)?;
+                batch.push_raw(CommandKind::Stream, raw);
+            }
+            Fate::Instead(commands) => {
+                let selected = batch.end_db;
+                for (db, command) in commands {
+                    let words: Vec<&[u8]> = command.iter().map(|word| &**word).collect();
+                    note(db, &words)?;
+                    batch.select(db);
+                    batch.push(CommandKind::Stream, &words);
+                }
+                batch.select(selected);
+            }
+            Fate::SetAside(reason) => {
+                let subject = arguments.get(1).copied().unwrap_or_default();
+                let verb = escape(arguments.first().copied().unwrap_or_default(), 20);
+                self.set_aside(self.databases.there(db), subject, &format!("{verb}: {reason}"), raw)?;
+                return Ok(1);
+            }
+        }
+        batch.entries += 1;
+        Ok(1)
     }
 
     /// `[policy]` has a command without key left out.
@@ -242,6 +303,8 @@ enum Verb {
     Expiry,
     /// Sets or removes the time of expiry of a key that must be there.
     Renew,
+    /// Names a database itself.
+    Databases,
     /// Concerns no single key; `[policy]` says what becomes of it.
     Keyless(fn(&Policy) -> OnKeyless),
     Other,
@@ -255,6 +318,7 @@ impl Verb {
             3 if is(b"ARS") => Verb::Control,
             4 if is(b"PING") => Verb::Control,
             4 if is(b"XADD") => Verb::Trim,
+            4 if is(b"MOVE") || is(b"COPY") => Verb::Databases,
             5 if is(b"XTRIM") => Verb::Trim,
             4 if is(b"EXEC") => Verb::Exec,
             5 if is(b"MULTI") => Verb::Multi,
@@ -294,6 +358,11 @@ fn import<'a>(arguments: &[&'a [u8]]) -> Option<(Vec<&'a [u8]>, Vec<u8>)> {
     let mut raw = Vec::new();
     resp::append_command(&mut raw, &words);
     Some((words, raw))
+}
+
+/// Whether it concerns other databases than the selected one, or all of one.
+fn names_databases(verb: &[u8]) -> bool {
+    is_flush(verb) || [&b"SWAPDB"[..], b"MOVE", b"COPY"].iter().any(|name| verb.eq_ignore_ascii_case(name))
 }
 
 fn is_flush(verb: &[u8]) -> bool {

@@ -8,10 +8,10 @@ use super::super::events::unix_ms;
 use super::super::net::{Connection, NetError, info_field};
 use super::super::pressure::Patience;
 use super::{SILENCE_LIMIT, Source, SourceError};
-use crate::config::OnFullResync;
+use crate::config::{Address, OnFullResync};
 use crate::format;
 use crate::psync::PsyncReply;
-use crate::resp::Reply;
+use crate::resp::{Reply, append_command};
 
 impl Source {
     /// PING, a few questions that may be refused, REPLCONF.
@@ -24,14 +24,10 @@ impl Source {
         }
         if let Reply::Bulk(info) = connection.request(&[b"INFO"]).await? {
             let info = String::from_utf8_lossy(&info).into_owned();
-            let run_id = info_field(&info, "run_id");
-            if run_id.is_some_and(|id| self.destination_run_ids.iter().any(|other| other == id)) {
-                return Err(NetError::Refused {
-                    address: connection.address.clone(),
-                    what: "the migration".into(),
-                    reply: "source and destination are the same server".into(),
-                    cure: "Check the addresses of [sync_reader] and [redis_writer].".into(),
-                });
+            self.must_not_be_destination(&connection.address, &info)?;
+            // Later it is too late to refuse; what then comes for a database that is missing is set aside.
+            if self.shared.spool.manifest().is_none() {
+                self.databases_must_exist(&connection.address, &info)?;
             }
             let mut details = self.shared.details();
             details.server = server_name(&info);
@@ -64,6 +60,36 @@ impl Source {
             }
         }
         Ok(())
+    }
+
+    /// A server must not be copied onto itself.
+    pub(super) fn must_not_be_destination(&self, address: &Address, info: &str) -> Result<(), NetError> {
+        let run_id = info_field(info, "run_id");
+        if !run_id.is_some_and(|id| self.destination_run_ids.iter().any(|other| other == id)) {
+            return Ok(());
+        }
+        Err(NetError::Refused {
+            address: address.clone(),
+            what: "the migration".into(),
+            reply: "source and destination are the same server".into(),
+            cure: "Check the addresses of [sync_reader] and [redis_writer].".into(),
+        })
+    }
+
+    /// Every database of the source that is copied must have its place on the destination.
+    fn databases_must_exist(&self, address: &Address, info: &str) -> Result<(), NetError> {
+        let used =
+            info.lines().filter_map(|line| line.strip_prefix("db")?.split_once(":keys=")?.0.parse().ok());
+        let Some(db) = used.into_iter().find(|db| !self.databases.has_place_for(*db)) else { return Ok(()) };
+        Err(NetError::Refused {
+            address: address.clone(),
+            what: "the migration".into(),
+            reply: self.databases.no_place(db),
+            cure: format!(
+                "Give it another number with [advanced] db_map = {{ {db} = 0 }}, leave it out with [filter] block_db = [{db}], or \
+                 raise 'databases' on the destination."
+            ),
+        })
     }
 
     /// Measures how far the source's clock is ahead of ours: times of expiry are counted by the source's.
@@ -101,12 +127,11 @@ impl Source {
                     (manifest.replid.to_string(), next.to_string())
                 },
             );
+        let name = self.psync_name(&connection.address)?;
         let mut command = Vec::new();
         match &resume {
-            Some((replid, next)) => {
-                crate::resp::append_command(&mut command, &[b"PSYNC", replid.as_bytes(), next.as_bytes()]);
-            }
-            None => crate::resp::append_command(&mut command, &[b"PSYNC", b"?", b"-1"]),
+            Some((replid, next)) => append_command(&mut command, &[name, replid.as_bytes(), next.as_bytes()]),
+            None => append_command(&mut command, &[name, b"?", b"-1"]),
         }
         connection.send(&command, "PSYNC").await?;
         let line = match timeout(SILENCE_LIMIT, connection.read_line("PSYNC")).await {
@@ -132,6 +157,20 @@ impl Source {
             self.events.warn(&self.node(), format!("full sync again, because {cause}; a larger 'repl-backlog-size' on the source would have helped. Keys that the source has deleted meanwhile are removed from the destination at the end of it"));
         }
         Ok(reply)
+    }
+
+    /// What this node calls PSYNC (`aws_psync`).
+    fn psync_name(&self, address: &Address) -> Result<&[u8], NetError> {
+        match self.psync_names.get(address) {
+            Some(name) => Ok(name.reveal().as_bytes()),
+            None if self.psync_names.is_empty() => Ok(b"PSYNC"),
+            None => Err(NetError::Refused {
+                address: address.clone(),
+                what: "PSYNC".into(),
+                reply: "aws_psync names no command for this node".into(),
+                cure: format!("Add '{address}@<its name of PSYNC>' to aws_psync in [advanced]."),
+            }),
+        }
     }
 
     pub(super) fn refused(&self, reply: String) -> NetError {

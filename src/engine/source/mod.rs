@@ -5,8 +5,10 @@
 //! first ACK, may lose that one, and drops replicas that are silent for `repl-timeout`.
 
 mod handshake;
+mod replica;
 mod waiting;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -20,11 +22,13 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use self::waiting::Alive;
 use super::events::{EventLog, unix_ms};
 use super::net::{Connection, NetError};
+use super::replay::Databases;
 use super::room::{Quota, Room};
+use super::sentinel;
 use super::shard::{Site, Turns};
 use super::shared::SourceShared;
 use super::spool::{SpoolError, SpoolWriter};
-use crate::config::{Endpoint, Policy};
+use crate::config::{Address, Endpoint, Policy, Secret};
 use crate::format;
 use crate::psync::{EOF_MARK_LEN, EofFinder, EofSearch, PsyncReply, Replid, Transfer, replconf_ack};
 use crate::status::Phase;
@@ -94,6 +98,12 @@ pub struct Source {
     pub policy: Policy,
     /// Where its master is.
     pub site: Site,
+    /// Read from a replica of it.
+    pub prefer_replica: bool,
+    /// What nodes call PSYNC, where a provider has renamed it.
+    pub psync_names: BTreeMap<Address, Secret>,
+    /// Which databases are copied, and where to.
+    pub databases: Databases,
     /// Whose turn it is to save a data set.
     pub turns: Arc<Turns>,
     /// `run_id` of the destination's nodes: a server must not be copied onto itself.
@@ -149,7 +159,9 @@ impl Source {
             self.shared.details().last_error = Some(text.clone());
             let transient = match &error {
                 // A wrong address should be said at once; a lost link should be mended for as long as it takes.
-                SourceError::Net(NetError::Connect { .. } | NetError::Timeout { .. }) => accepted,
+                SourceError::Net(
+                    NetError::Connect { .. } | NetError::Timeout { .. } | NetError::NoMaster { .. },
+                ) => accepted,
                 SourceError::Net(net) => net.is_transient(),
                 SourceError::Spool(spool) => spool.is_full(),
                 _ => false,
@@ -203,7 +215,7 @@ impl Source {
         let opening = async {
             let endpoint = self.site.locate().await?;
             self.shared.found_at(&endpoint);
-            let mut connection = Connection::open(&endpoint).await?;
+            let mut connection = self.connect(&endpoint).await?;
             if !*accepted {
                 self.shared.enter(Phase::Handshake, None);
             }
@@ -263,6 +275,33 @@ impl Source {
         }
         *accepted = true;
         self.stream(&mut connection, writer).await
+    }
+
+    /// Connects to the server, or to a replica of it; says where that is if it is not plain from the configuration.
+    async fn connect(&self, endpoint: &Endpoint) -> Result<Connection, NetError> {
+        let (connection, instead) = if self.prefer_replica {
+            let choice = replica::choose(endpoint).await?;
+            if let Some(info) = &choice.master_info {
+                self.must_not_be_destination(&endpoint.address, info)?;
+            }
+            (choice.connection, choice.instead)
+        } else {
+            (Connection::open(endpoint).await?, None)
+        };
+        if let Some(reason) = instead {
+            let text = format!("prefer_replica: the server itself is read, because {reason}");
+            self.events.warn(&self.node(), text);
+        }
+        let present = connection.address.to_string();
+        let mut details = self.shared.details();
+        if present == self.shared.address {
+            details.connected_to = None;
+        } else if details.connected_to.as_ref() != Some(&present) {
+            self.events.info(&self.node(), format!("reading from {present}"));
+            details.connected_to = Some(present);
+        }
+        drop(details);
+        Ok(connection)
     }
 
     /// Receives the RDB. Returns `Some` when the session must end.
@@ -463,6 +502,12 @@ impl Source {
         let mut last_ack = Instant::now() - Duration::from_secs(1);
         let mut ack_now = true;
         let mut syncing: Option<tokio::task::JoinHandle<Result<(), SpoolError>>> = None;
+        let endpoint = self.endpoint();
+        let mut moved = match self.prefer_replica {
+            // The link tells when the replica loses its master.
+            true => Box::pin(std::future::pending()),
+            false => sentinel::moved(&endpoint, &connection.address),
+        };
         loop {
             if room.is_due() {
                 let look = |_: &mut SpoolWriter| room.look(&self.shared.spool);
@@ -520,6 +565,10 @@ impl Source {
                             return Err(self.silent("the stream").into());
                         }
                         continue;
+                    }
+                    now = &mut moved => {
+                        let cause = std::io::Error::other(format!("the sentinels name {now} as the master now"));
+                        return Err(connection.lost("the stream", cause).into());
                     }
                     () = self.shared.acknowledge.notified() => {
                         ack_now = true;

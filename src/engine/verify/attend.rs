@@ -5,12 +5,12 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::{Progress, Settle, Verify, verify};
-use crate::config::Reader;
+use super::{Place, Progress, Settle, Streams, Verify, verify};
+use crate::config::{Cutover, Reader, SyncReader};
 use crate::engine::events::EventLog;
 use crate::engine::supervisor::Supervisor;
 use crate::status::{State, VerificationState};
-use crate::verify::Options;
+use crate::verify::{Mode, Options};
 
 impl Supervisor {
     /// Starts a comparison, unless one runs or nothing could be said.
@@ -18,21 +18,21 @@ impl Supervisor {
         if self.verifying.as_ref().is_some_and(Verifying::is_running) {
             return self.events.warn("", "a verification runs already");
         }
-        let Reader::Sync(_) = &self.plan.reader else {
+        let Reader::Sync(reader) = &self.plan.reader else {
             return self.events.warn("", "an RDB file is no server that could be compared with");
         };
-        let [line] = &self.lines[..] else {
-            return self.events.warn("", "several sources cannot be compared yet");
-        };
-        let options = Options::default();
+        let options = options_of(&self.plan.cutover);
         let verifying = match self.end.status.borrow().state {
             State::Streaming | State::CaughtUp => {
                 let job = Verify {
                     options,
-                    source: self.source_sides().into_iter().map(|side| side.endpoint).collect(),
-                    destination: vec![self.plan.writer.endpoint.clone()],
+                    source: self.source_place(reader),
+                    destination: Place::new(&self.plan.writer.endpoint, self.plan.writer.cluster),
                     filter: self.plan.filter.clone(),
-                    settle: Settle::Streaming(line.source.clone()),
+                    db_map: self.plan.advanced.db_map.clone(),
+                    settle: Settle::Streaming(Streams::new(
+                        self.lines.iter().map(|line| line.source.clone()).collect(),
+                    )),
                     dir: Some(self.data_dir.path().to_owned()),
                     output: None,
                     resume: false,
@@ -51,6 +51,27 @@ impl Supervisor {
         };
         self.publisher.verification = Some(verifying.progress.clone());
         self.verifying = Some(verifying);
+    }
+
+    /// Where the source is: a cluster also where its masters are known to be.
+    fn source_place(&self, reader: &SyncReader) -> Place {
+        let mut place = Place::new(&reader.endpoint, reader.cluster);
+        if reader.cluster {
+            place.seeds.extend(self.source_sides().into_iter().map(|side| side.endpoint));
+        }
+        place
+    }
+}
+
+/// A rehearsal of what a cutover compares. That may be a mere count, or nothing, because writers are blocked meanwhile; here
+/// nobody is, and every key is looked at.
+fn options_of(cutover: &Cutover) -> Options {
+    match cutover.verify {
+        Some(mode @ (Mode::Meta | Mode::Digest | Mode::Full)) => {
+            let at_most = Some(cutover.sample).filter(|sample| *sample > 0);
+            Options { mode, at_most, ..Options::default() }
+        }
+        Some(Mode::Count) | None => Options::default(),
     }
 }
 

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::{Rounds, Run, Settle, VerifyError, scan};
+use super::hold::Streams;
+use super::link::Side;
+use super::{Database, Rounds, Run, Settle, VerifyError, scan};
 use crate::format;
 use crate::verify::{Found, Kind};
 
@@ -20,10 +22,11 @@ impl Run {
             if round > 1 && self.settle().await?.is_none() {
                 return Ok(Rounds::Cancelled);
             }
-            for db in self.databases.clone() {
+            for database in self.databases.clone() {
+                let Some(db) = database.from.first().copied() else { continue };
                 self.progress.say(format!("counting database {db}"));
                 let last = round == rounds;
-                let (here, there) = self.count(db, last).await?;
+                let (here, there) = self.count(&database, last).await?;
                 if round == 1 {
                     self.progress.add((here + there).max(0) as u64);
                 }
@@ -43,19 +46,24 @@ impl Run {
 
     /// The numbers of keys in a database, without our own. In the last round it is tried until they agree, or for some
     /// time: a server counts keys whose time is over until it has removed them.
-    async fn count(&mut self, db: u32, last: bool) -> Result<(i64, i64), VerifyError> {
+    async fn count(&mut self, database: &Database, last: bool) -> Result<(i64, i64), VerifyError> {
         const TRIES: usize = 20;
+        let db = database.to;
         let stream = match &self.job.settle {
-            Settle::Streaming(shared) if last => Some(shared.clone()),
+            Settle::Streaming(streams) if last => Some(streams.clone()),
             _ => None,
         };
         let mut tries = if last { TRIES } else { 1 };
         let mut former = None;
+        let mut failed = 0;
         loop {
-            let own = scan::count(&mut self.pair.destination, db, b"shakedeck:*", |_| true).await?;
-            let mine = scan::count(&mut self.pair.source, db, b"shakedeck:*", |_| true).await?;
-            let (here, there) = self.pair.count(db, stream.as_deref()).await?;
-            let counts = (here - mine, there - own);
+            let counts = match self.count_once(database, stream.as_ref()).await {
+                Err(error) if scan::another_try(&self.how, &error, &mut failed).await => {
+                    self.links.find_again().await;
+                    continue;
+                }
+                counts => counts?,
+            };
             tries -= 1;
             if counts.0 == counts.1 {
                 return Ok(counts);
@@ -72,8 +80,11 @@ impl Run {
             if tries == 0 && last && stream.is_none() {
                 // SCAN does not show what has expired.
                 let foreign = |key: &[u8]| !crate::verify::is_own_key(key);
-                let here = scan::count(&mut self.pair.source, db, b"*", foreign).await?;
-                let there = scan::count(&mut self.pair.destination, db, b"*", foreign).await?;
+                let (mut here, links) = (0, &mut self.links);
+                for from in &database.from {
+                    here += links.count_like(Side::Source, *from, b"*", foreign).await?;
+                }
+                let there = links.count_like(Side::Destination, db, b"*", foreign).await?;
                 if here == there {
                     self.progress.notice(format!(
                         "database {db}: DBSIZE differs ({} and {}) only by keys whose time is over",
@@ -87,5 +98,20 @@ impl Run {
             }
             sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    async fn count_once(
+        &mut self,
+        database: &Database,
+        stream: Option<&Streams>,
+    ) -> Result<(i64, i64), VerifyError> {
+        let links = &mut self.links;
+        let own = links.count_like(Side::Destination, database.to, b"shakedeck:*", |_| true).await?;
+        let mut mine = 0;
+        for from in &database.from {
+            mine += links.count_like(Side::Source, *from, b"shakedeck:*", |_| true).await?;
+        }
+        let (here, there) = links.count(&database.from, database.to, stream).await?;
+        Ok((here - mine, there - own))
     }
 }

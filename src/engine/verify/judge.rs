@@ -1,38 +1,36 @@
-//! A pair of connections that judges keys: one to each side.
+//! A pair of connections that judges keys: one to a master of each side, which have them.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
 
-use tokio::time::sleep;
 use tokio::try_join;
 
 use super::super::shared::SourceShared;
-use super::link::{Link, Server, Side, VerifyError};
-use super::look::{self, Ask, Moment};
+use super::hold::{self, Hold};
+use super::link::{Link, Server, VerifyError};
+use super::look::{self, Ask, LARGE_BYTES, Moment, WHOLE_BYTES};
 use super::pieces::Ends;
-use crate::config::Endpoint;
+use super::site::Sites;
+use crate::config::DbMap;
+use crate::resp::Reply;
 use crate::verify::{Clocks, Found, KeyType, Kind, Look, Mode, Verdict, compare_looks, compare_payloads};
 
-/// Longest wait, while the stream is held, for the destination to reach the source's place.
-const HOLD_LIMIT: Duration = Duration::from_secs(10);
+/// How often a value that is too large to be held is read again because it was written meanwhile.
+const LARGE_TRIES: usize = 3;
 
-/// What every pair needs to know.
+/// What everybody who compares needs to know.
 #[derive(Debug)]
 pub struct How {
-    /// The source's address and user.
-    pub source: Endpoint,
+    /// The source's masters.
+    pub source: Sites,
     /// The destination's.
-    pub destination: Endpoint,
-    /// What the source is.
-    pub source_server: Server,
-    /// What the destination is.
-    pub destination_server: Server,
+    pub destination: Sites,
     /// How much of a key is compared.
     pub mode: Mode,
     /// Times may differ by this much (ms).
     pub tolerance: i64,
+    /// Databases of the source that have another number on the destination.
+    pub db_map: DbMap,
 }
 
 /// What was seen of one key.
@@ -44,59 +42,60 @@ pub struct Judged {
     pub picture: u64,
     /// Its value cannot be read here.
     pub unreadable: bool,
+    /// It was written while it was read: nothing can be said of its value.
+    pub unsettled: bool,
 }
 
 /// One connection to each side.
-pub struct Pair {
-    how: Arc<How>,
+pub struct Pair<'a> {
+    /// What is compared.
+    pub how: &'a How,
     /// To the source.
-    pub source: Link,
+    pub source: &'a mut Link,
     /// To the destination.
-    pub destination: Link,
+    pub destination: &'a mut Link,
+    /// What the source is.
+    pub source_server: &'a Server,
+    /// What the destination is.
+    pub destination_server: &'a Server,
 }
 
-impl Pair {
-    /// Connects to both.
-    pub async fn open(how: Arc<How>) -> Result<Pair, VerifyError> {
-        let (source, destination) = try_join!(
-            Link::open(Side::Source, &how.source),
-            Link::open(Side::Destination, &how.destination)
-        )?;
-        Ok(Pair { how, source, destination })
+impl Pair<'_> {
+    /// Selects a database of the source, and the one of the destination that belongs to it.
+    async fn select(&mut self, db: u32) -> Result<(), VerifyError> {
+        try_join!(self.source.select(db), self.destination.select(self.how.db_map.map(db))).map(drop)
     }
 
-    async fn select(&mut self, db: u32) -> Result<(), VerifyError> {
-        try_join!(self.source.select(db), self.destination.select(db)).map(drop)
+    fn clocks(&self, source: i64, destination: i64) -> Clocks {
+        Clocks { source, destination, tolerance: self.how.tolerance }
     }
 
     /// Looks at the keys on both sides and compares them, in the order given.
     pub async fn judge(&mut self, db: u32, keys: &[Vec<u8>], mode: Mode) -> Result<Vec<Judged>, VerifyError> {
         self.select(db).await?;
-        let how = self.how.clone();
-        let (source, destination) = (&how.source_server, &how.destination_server);
-        let clocks = |source: i64, destination: i64| Clocks { source, destination, tolerance: how.tolerance };
+        let (source, destination) = (self.source_server, self.destination_server);
         if mode == Mode::Digest {
             let ((here, here_now), (there, there_now)) = try_join!(
-                look::look(&mut self.source, source, keys, Ask::Digests),
-                look::look(&mut self.destination, destination, keys, Ask::Digests)
+                look::look(self.source, source, keys, Ask::Digests),
+                look::look(self.destination, destination, keys, Ask::Digests)
             )?;
-            return Ok(judge_looks(&here, &there, clocks(here_now, there_now)));
+            return Ok(judge_looks(&here, &there, self.clocks(here_now, there_now)));
         }
-        let (mut here, here_now) = look::look(&mut self.source, source, keys, Ask::Nothing).await?;
+        let (mut here, here_now) = look::look(self.source, source, keys, Ask::Nothing).await?;
         let types = types_of(&here);
         let ((), (there, there_now)) = try_join!(
-            look::add_lengths(&mut self.source, keys, &mut here),
-            look::look(&mut self.destination, destination, keys, Ask::Lengths(&types))
+            look::add_lengths(self.source, keys, &mut here),
+            look::look(self.destination, destination, keys, Ask::Lengths(&types))
         )?;
-        let clocks = clocks(here_now, there_now);
+        let clocks = self.clocks(here_now, there_now);
         let mut judged = judge_looks(&here, &there, clocks);
         if mode != Mode::Full {
             return Ok(judged);
         }
-        let sizes = self.sizes(keys, &here, &there).await?;
+        let sizes = self.sizes(keys, &here, &there, WHOLE_BYTES).await?;
         let (here_payloads, there_payloads) = try_join!(
-            look::payloads(&mut self.source, keys, &sizes),
-            look::payloads(&mut self.destination, keys, &sizes)
+            look::payloads(self.source, keys, &sizes),
+            look::payloads(self.destination, keys, &sizes)
         )?;
         for (index, judged) in judged.iter_mut().enumerate() {
             let at = |payloads: &[Option<Vec<u8>>]| payloads.get(index).cloned().flatten();
@@ -108,17 +107,18 @@ impl Pair {
         Ok(judged)
     }
 
-    /// Sizes of the values to be compared whole: both sides have them, with equal types.
+    /// Sizes of the values up to `limit`, to be compared whole: both sides have them, with equal types.
     async fn sizes(
         &mut self,
         keys: &[Vec<u8>],
         here: &[Look],
         there: &[Look],
+        limit: u64,
     ) -> Result<Vec<Option<u64>>, VerifyError> {
-        if !(self.how.source_server.dump && self.how.destination_server.dump) {
+        if !(self.source_server.dump && self.destination_server.dump) {
             return Ok(vec![None; keys.len()]);
         }
-        let mut sizes = look::sizes(&mut self.source, &self.how.source_server, keys, here).await?;
+        let mut sizes = look::sizes(self.source, self.source_server, keys, here, limit).await?;
         for (size, (here, there)) in sizes.iter_mut().zip(here.iter().zip(there)) {
             if here.kind != there.kind {
                 *size = None;
@@ -137,93 +137,99 @@ impl Pair {
         clocks: Clocks,
         judged: &mut [Judged],
     ) -> Result<(), VerifyError> {
-        let how = self.how.clone();
         for (index, judged) in judged.iter_mut().enumerate() {
             let (Some(key), Some(look), Some(other)) = (keys.get(index), here.get(index), there.get(index))
             else {
                 continue;
             };
-            let open = !judged.found.iter().any(|found| found.kind == Kind::Length);
-            if sizes.get(index).copied().flatten().is_some()
-                || !look.exists()
-                || look.kind != other.kind
-                || !open
-            {
-                continue;
-            }
-            if matches!(look.kind, KeyType::Other(_)) {
-                judged.unreadable = true;
-                continue;
-            }
-            let mut ends = Ends {
-                source: &mut self.source,
-                destination: &mut self.destination,
-                source_server: &how.source_server,
-                destination_server: &how.destination_server,
-                clocks,
-            };
-            match ends.compare(key, look).await {
-                Ok(found) => judged.add(found),
-                // The key became something else while its pieces were read.
-                Err(error) if error.to_string().contains("WRONGTYPE") => {
-                    judged.add([Found::new(Kind::Value, "changing", "changing")]);
-                }
-                Err(error) if error.to_string().contains("no such key") => {
-                    judged.add([Found::new(Kind::Value, "changing", "changing")]);
-                }
-                Err(error) => return Err(error),
+            if sizes.get(index).copied().flatten().is_none() && is_open(judged, look, other) {
+                self.judge_in_pieces(key, look, clocks, judged).await?;
             }
         }
         Ok(())
     }
 
-    /// Which of these keys of the destination the source does not have.
-    pub async fn unknown_to_source(&mut self, db: u32, keys: &[Vec<u8>]) -> Result<Vec<usize>, VerifyError> {
-        use crate::resp::Reply;
-        self.source.select(db).await?;
-        let many = self.how.source_server.target.has_redis(3, 2);
-        if many {
-            let mut command: Vec<&[u8]> = vec![b"EXISTS"];
-            command.extend(keys.iter().map(Vec::as_slice));
-            if self.source.ask(&command).await? == Reply::Integer(keys.len() as i64) {
-                return Ok(Vec::new());
-            }
+    /// One value, piece by piece.
+    async fn judge_in_pieces(
+        &mut self,
+        key: &[u8],
+        look: &Look,
+        clocks: Clocks,
+        judged: &mut Judged,
+    ) -> Result<(), VerifyError> {
+        if matches!(look.kind, KeyType::Other(_)) {
+            judged.unreadable = true;
+            return Ok(());
         }
-        keys.iter().for_each(|key| self.source.push(&[b"EXISTS", key]));
-        let mut unknown = Vec::new();
-        for (index, reply) in self.source.flush().await?.into_iter().enumerate() {
-            match reply {
-                Reply::Integer(0) => unknown.push(index),
-                Reply::Error(reply) => return Err(self.source.refused("EXISTS", reply)),
-                _ => {}
+        let mut ends = Ends {
+            source: self.source,
+            destination: self.destination,
+            source_server: self.source_server,
+            destination_server: self.destination_server,
+            clocks,
+        };
+        match ends.compare(key, look).await {
+            Ok(found) => judged.add(found),
+            // The key became something else while its pieces were read.
+            Err(error)
+                if ["WRONGTYPE", "no such key"].iter().any(|word| error.to_string().contains(word)) =>
+            {
+                judged.add([Found::new(Kind::Value, "changing", "changing")]);
             }
+            Err(error) => return Err(error),
         }
-        Ok(unknown)
+        Ok(())
     }
 
     /// Judges keys at one and the same place of the stream of writes: exact also for keys that never rest.
     ///
-    /// The stream is held before it reaches the destination, the source is read in one transaction that tells its place,
-    /// the stream is let go up to just there, and the destination is read. `None` when that place was not reached in
-    /// time. Large values are compared in pieces afterwards, not exactly.
+    /// The stream is held before it reaches the destination, the source is read at a known place, the stream is let go up to
+    /// just there, and the destination is read. `None` when that place was not reached in time. `cluster`: the source
+    /// is a node of one.
     pub async fn judge_exactly(
         &mut self,
         db: u32,
         keys: &[Vec<u8>],
         mode: Mode,
-        stream: &SourceShared,
+        stream: &Arc<SourceShared>,
+        cluster: bool,
     ) -> Result<Option<Vec<Judged>>, VerifyError> {
         self.select(db).await?;
-        let how = self.how.clone();
-        let (source, destination) = (&how.source_server, &how.destination_server);
-        let (mut here, _) = look::look(&mut self.source, source, keys, Ask::Nothing).await?;
-        look::add_lengths(&mut self.source, keys, &mut here).await?;
-        let types = types_of(&here);
+        let (mut here, _) = look::look(self.source, self.source_server, keys, Ask::Nothing).await?;
+        look::add_lengths(self.source, keys, &mut here).await?;
         let full = mode == Mode::Full;
-        let sizes = if full { self.sizes(keys, &here, &here).await? } else { vec![None; keys.len()] };
+        let sizes = match full {
+            true => self.sizes(keys, &here, &here, WHOLE_BYTES).await?,
+            false => vec![None; keys.len()],
+        };
+        let types = types_of(&here);
+        let Some(same) = self.at_one_place(keys, &types, &sizes, stream, cluster).await? else {
+            return Ok(None);
+        };
+        let mut judged = same.judged;
+        if full {
+            let looks = same.here.iter().zip(&same.there);
+            for (index, ((key, judged), (here, there))) in keys.iter().zip(&mut judged).zip(looks).enumerate()
+            {
+                if sizes.get(index).copied().flatten().is_none() && is_open(judged, here, there) {
+                    *judged = self.judge_large(db, key, here, stream, cluster).await?;
+                }
+            }
+        }
+        Ok(Some(judged))
+    }
 
+    /// Reads both sides at one place; `types` and `sizes` are those of a look before. The values that have a size are compared.
+    async fn at_one_place(
+        &mut self,
+        keys: &[Vec<u8>],
+        types: &[KeyType],
+        sizes: &[Option<u64>],
+        stream: &Arc<SourceShared>,
+        cluster: bool,
+    ) -> Result<Option<OnePlace>, VerifyError> {
         let hold = Hold::begin(stream);
-        let moment = look::moment(&mut self.source, source, keys, &types, &sizes).await?;
+        let moment = look::moment(self.source, self.source_server, keys, types, sizes, cluster).await?;
         let Some(Moment { looks: here, payloads: here_payloads, now, offset }) = moment else {
             return Ok(None);
         };
@@ -232,46 +238,72 @@ impl Pair {
         }
         let types = types_of(&here);
         let (there, there_now) =
-            look::look(&mut self.destination, destination, keys, Ask::Lengths(&types)).await?;
-        let there_payloads = look::payloads(&mut self.destination, keys, &sizes).await?;
+            look::look(self.destination, self.destination_server, keys, Ask::Lengths(&types)).await?;
+        let there_payloads = look::payloads(self.destination, keys, sizes).await?;
         drop(hold);
-
-        let clocks = Clocks { source: now, destination: there_now, tolerance: how.tolerance };
+        let clocks = self.clocks(now, there_now);
         let mut judged = judge_looks(&here, &there, clocks);
-        if full {
-            for (index, judged) in judged.iter_mut().enumerate() {
-                let at = |payloads: &[Option<Vec<u8>>]| payloads.get(index).cloned().flatten();
-                if sizes.get(index).copied().flatten().is_some() {
-                    let (here, there) = (at(&here_payloads), at(&there_payloads));
-                    judge_payloads(judged, here.as_deref(), there.as_deref(), clocks);
-                }
+        for (index, judged) in judged.iter_mut().enumerate() {
+            let at = |payloads: &[Option<Vec<u8>>]| payloads.get(index).cloned().flatten();
+            if sizes.get(index).copied().flatten().is_some() {
+                judge_payloads(judged, at(&here_payloads).as_deref(), at(&there_payloads).as_deref(), clocks);
             }
-            self.judge_pieces(keys, &here, &there, &sizes, clocks, &mut judged).await?;
         }
-        Ok(Some(judged))
+        Ok(Some(OnePlace { here, there, judged }))
     }
 
-    /// Numbers of keys of one database on both sides, and of those that expire; exactly at one place of the stream where
-    /// `stream` is given and its place is reached.
-    pub async fn count(&mut self, db: u32, stream: Option<&SourceShared>) -> Result<(i64, i64), VerifyError> {
-        use crate::resp::Reply;
-        self.select(db).await?;
-        let number = |reply: &Reply| if let Reply::Integer(number) = reply { *number } else { -1 };
-        let hold = stream.map(Hold::begin);
-        for command in [&[&b"MULTI"[..]][..], &[b"INFO", b"replication"], &[b"DBSIZE"], &[b"EXEC"]] {
-            self.source.push(command);
+    /// A value over [`WHOLE_BYTES`], alone: at one place of the stream where it may be held for a moment, else in
+    /// pieces, which says nothing if the source has written it meanwhile.
+    async fn judge_large(
+        &mut self,
+        db: u32,
+        key: &[u8],
+        look: &Look,
+        stream: &Arc<SourceShared>,
+        cluster: bool,
+    ) -> Result<Judged, VerifyError> {
+        let keys = [key.to_vec()];
+        let looks = std::slice::from_ref(look);
+        let sizes = self.sizes(&keys, looks, looks, LARGE_BYTES).await?;
+        if sizes.iter().any(Option::is_some) {
+            let same = self.at_one_place(&keys, &types_of(looks), &sizes, stream, cluster).await?;
+            if let Some(judged) = same.and_then(|same| same.judged.into_iter().next()) {
+                return Ok(judged);
+            }
         }
-        let Some(Reply::Array(replies)) = self.source.flush().await?.pop() else {
-            return Err(self.source.odd("DBSIZE", "no answer to EXEC"));
-        };
-        let place = replies.first().and_then(Reply::text).and_then(look::place_of);
-        let here = replies.get(1).map_or(-1, number);
-        if let (Some(hold), Some(place)) = (&hold, place) {
-            hold.until(place).await;
+        for _ in 0..LARGE_TRIES {
+            self.source.push(&[b"WATCH", key]);
+            if let Some(Reply::Error(_)) = self.source.flush().await?.pop() {
+                break;
+            }
+            // What the destination lacks of this key now is on its way up to here; more must not come.
+            let place = look::place_of(&self.source.info("replication").await?);
+            let is_applied = match place {
+                Some(place) => hold::is_applied(stream, place).await,
+                None => false,
+            };
+            let judged = self.judge(db, &keys, Mode::Full).await?;
+            self.source.push(&[b"MULTI"]);
+            self.source.push(&[b"EXEC"]);
+            let is_untouched = matches!(self.source.flush().await?.pop(), Some(Reply::Array(_)));
+            if is_applied && is_untouched {
+                return Ok(judged.into_iter().next().unwrap_or_default());
+            }
         }
-        let there = number(&self.destination.ask(&[b"DBSIZE"]).await?);
-        Ok((here, there))
+        Ok(Judged { unsettled: true, ..Judged::default() })
     }
+}
+
+/// What was read at one place of the stream.
+struct OnePlace {
+    here: Vec<Look>,
+    there: Vec<Look>,
+    judged: Vec<Judged>,
+}
+
+/// True where only the value itself is left to be compared.
+fn is_open(judged: &Judged, here: &Look, there: &Look) -> bool {
+    here.exists() && here.kind == there.kind && !judged.found.iter().any(|found| found.kind == Kind::Length)
 }
 
 impl Judged {
@@ -334,34 +366,4 @@ fn judge_payloads(judged: &mut Judged, here: Option<&[u8]>, there: Option<&[u8]>
     };
     judged.found.retain(|found| found.kind != Kind::Length);
     judged.add(found);
-}
-
-/// Keeps the stream from being applied, up to a place; lets it go when dropped.
-struct Hold<'a>(&'a SourceShared);
-
-impl<'a> Hold<'a> {
-    fn begin(shared: &'a SourceShared) -> Hold<'a> {
-        shared.apply_limit.store(0, Relaxed);
-        Hold(shared)
-    }
-
-    /// Lets the stream go on to this place; false when the destination did not reach it in time.
-    async fn until(&self, offset: u64) -> bool {
-        self.0.apply_limit.store(offset, Relaxed);
-        let deadline = Instant::now() + HOLD_LIMIT;
-        while self.0.offset_applied.load(Relaxed) < offset {
-            if Instant::now() > deadline {
-                return false;
-            }
-            sleep(Duration::from_millis(1)).await;
-        }
-        // Replay may have been past this place before it saw the limit.
-        self.0.offset_applied.load(Relaxed) == offset
-    }
-}
-
-impl Drop for Hold<'_> {
-    fn drop(&mut self) {
-        self.0.apply_limit.store(u64::MAX, Relaxed);
-    }
 }

@@ -18,6 +18,8 @@ use crate::verify::Mode;
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 /// Free room that a read finds in the buffer.
 const READ_BYTES: usize = 64 * 1024;
+/// A cluster is changing: what it is now is to be asked for.
+const ELSEWHERE: [&str; 5] = ["MOVED ", "ASK ", "TRYAGAIN", "CLUSTERDOWN", "READONLY"];
 /// A key that nobody has: the rights are tried on it.
 pub(super) const PROBE_KEY: &[u8] = b"shakedeck:probe";
 
@@ -101,7 +103,11 @@ impl VerifyError {
 
     /// True when trying again may help.
     pub(super) fn is_transient(&self) -> bool {
-        matches!(self, VerifyError::Net { error, .. } if error.is_transient())
+        let VerifyError::Net { error, .. } = self else { return false };
+        match error {
+            NetError::Refused { reply, .. } if ELSEWHERE.iter().any(|word| reply.starts_with(word)) => true,
+            error => error.is_transient(),
+        }
     }
 }
 
@@ -135,6 +141,12 @@ impl Link {
             self.db = db;
         }
         Ok(())
+    }
+
+    /// Adds the command that selects a database, also where it is selected.
+    pub fn push_select(&mut self, db: u32) {
+        self.push(&[b"SELECT", db.to_string().as_bytes()]);
+        self.db = db;
     }
 
     /// Sends what was added and takes the replies, in order. Errors among them are values.
@@ -223,14 +235,6 @@ impl Link {
         }
     }
 
-    /// Which end of `how` it is.
-    pub fn end<'a>(&self, how: &'a super::How) -> (Side, &'a Endpoint) {
-        match self.side {
-            Side::Source => (Side::Source, &how.source),
-            Side::Destination => (Side::Destination, &how.destination),
-        }
-    }
-
     /// Where it goes.
     pub fn address(&self) -> &Address {
         &self.connection.address
@@ -272,7 +276,13 @@ pub struct Server {
 
 impl Server {
     /// Asks, and tries whether the user may use what `mode` needs. Names every right that is missing.
-    pub async fn look(link: &mut Link, endpoint: &Endpoint, mode: Mode) -> Result<Server, VerifyError> {
+    /// `cluster`: it is taken for a node of one.
+    pub async fn look(
+        link: &mut Link,
+        endpoint: &Endpoint,
+        mode: Mode,
+        cluster: bool,
+    ) -> Result<Server, VerifyError> {
         let user = endpoint.username.clone().unwrap_or_else(|| "default".into());
         link.push(&[b"INFO"]);
         let info = match link.flush().await?.pop() {
@@ -281,11 +291,10 @@ impl Server {
             Some(Reply::Error(reply)) => return Err(link.refused("INFO", reply)),
             other => return Err(link.odd("INFO", &format!("{other:?}"))),
         };
-        if info_field(&info, "cluster_enabled") == Some("1") {
+        if info_field(&info, "cluster_enabled") == Some("1") && !cluster {
+            let (side, address) = (link.side, link.address());
             return Err(VerifyError::Options(format!(
-                "{} {}: it is a cluster node: verification of clusters is not supported yet",
-                link.side,
-                link.address()
+                "{side} {address}: it is a node of a cluster: write 'cluster = true' for this side"
             )));
         }
         let target = target_of(&info);
@@ -311,6 +320,10 @@ impl Server {
         };
         for (command, reply) in tried.iter().zip(link.flush().await?) {
             let Reply::Error(reply) = reply else { continue };
+            // Another node has that key; rights come before redirections.
+            if cluster && ["MOVED ", "ASK ", "TRYAGAIN"].iter().any(|word| reply.starts_with(word)) {
+                continue;
+            }
             let word = |at: usize| {
                 String::from_utf8_lossy(command.get(at).copied().unwrap_or_default()).into_owned()
             };

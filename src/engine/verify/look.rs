@@ -6,6 +6,10 @@ use crate::verify::{KeyType, Look};
 
 /// Values up to this size are held and compared whole; larger ones in pieces.
 pub const WHOLE_BYTES: u64 = 1 << 20;
+/// The same for one that never rests, in the last round.
+pub const LARGE_BYTES: u64 = 64 << 20;
+/// How often a moment is tried in which nobody writes.
+const MOMENT_TRIES: usize = 20;
 /// Elements up to which a value counts as small where nobody tells its bytes.
 const WHOLE_ELEMENTS: u64 = 512;
 /// Bytes of payloads asked for at a time.
@@ -140,12 +144,13 @@ pub async fn add_lengths(link: &mut Link, keys: &[Vec<u8>], looks: &mut [Look]) 
     Ok(())
 }
 
-/// The size of each value in bytes, about; `None` where it is too large to be held, or there is none.
+/// The size of each value in bytes, about; `None` where it is over `limit`, or there is none.
 pub async fn sizes(
     link: &mut Link,
     server: &Server,
     keys: &[Vec<u8>],
     looks: &[Look],
+    limit: u64,
 ) -> Result<Vec<Option<u64>>, VerifyError> {
     let asked = |look: &Look| server.memory_usage && look.exists() && look.kind != KeyType::String;
     for (key, _) in keys.iter().zip(looks).filter(|(_, look)| asked(look)) {
@@ -165,7 +170,7 @@ pub async fn sizes(
                 (_, Some(length)) if length > WHOLE_ELEMENTS => return None,
                 _ => WHOLE_BYTES / 16,
             };
-            (bytes <= WHOLE_BYTES || !is_piecewise(&look.kind)).then_some(bytes)
+            (bytes <= limit || !is_piecewise(&look.kind)).then_some(bytes)
         })
         .collect())
 }
@@ -220,7 +225,7 @@ fn payload_of(link: &Link, reply: Option<Reply>) -> Result<Option<Vec<u8>>, Veri
     }
 }
 
-/// What the source says of many keys in one transaction, with its place in the stream of writes at that moment.
+/// What the source says of many keys at one moment, with its place in the stream of writes.
 pub struct Moment {
     /// Looks, with lengths.
     pub looks: Vec<Look>,
@@ -233,37 +238,57 @@ pub struct Moment {
 }
 
 /// Takes such a moment; `types` and `sizes` are those of a look before. `None` when the server cannot tell its place.
+///
+/// A cluster takes no transaction over several slots. Its node is asked for its place before and after: if that is the
+/// same, nothing was written between. A pipeline that fits into one read (16 KiB) is rarely interrupted.
 pub async fn moment(
     link: &mut Link,
     server: &Server,
     keys: &[Vec<u8>],
     types: &[KeyType],
     sizes: &[Option<u64>],
+    cluster: bool,
 ) -> Result<Option<Moment>, VerifyError> {
     let ask = Ask::Lengths(types);
-    link.push(&[b"MULTI"]);
-    link.push(&[b"INFO", b"replication"]);
-    link.push(&[b"TIME"]);
-    push_looks(link, server, keys, ask);
-    for (key, _) in keys.iter().zip(sizes).filter(|(_, size)| size.is_some()) {
-        link.push(&[b"DUMP", key]);
+    for _ in 0..MOMENT_TRIES {
+        if !cluster {
+            link.push(&[b"MULTI"]);
+        }
+        link.push(&[b"INFO", b"replication"]);
+        link.push(&[b"TIME"]);
+        push_looks(link, server, keys, ask);
+        for (key, _) in keys.iter().zip(sizes).filter(|(_, size)| size.is_some()) {
+            link.push(&[b"DUMP", key]);
+        }
+        link.push(if cluster { &[b"INFO", b"replication"] } else { &[b"EXEC"] });
+        let mut replies = link.flush().await?;
+        let last = replies.pop();
+        let replies = match last {
+            Some(Reply::Array(replies)) if !cluster => replies,
+            Some(Reply::Bulk(_)) if cluster => {
+                if last.as_ref().and_then(place_in) != replies.first().and_then(place_in) {
+                    continue;
+                }
+                replies
+            }
+            Some(Reply::Error(reply)) => return Err(link.refused("EXEC", reply)),
+            other => return Err(link.odd("EXEC", &format!("{other:?}"))),
+        };
+        let mut replies = replies.into_iter();
+        let Some(offset) = replies.next().as_ref().and_then(place_in) else { return Ok(None) };
+        let now = clock(link, replies.next())?;
+        let looks = take_looks(link, server, keys, ask, now, &mut replies)?;
+        let mut payloads = Vec::with_capacity(keys.len());
+        for size in sizes {
+            payloads.push(if size.is_some() { payload_of(link, replies.next())? } else { None });
+        }
+        return Ok(Some(Moment { looks, payloads, now, offset }));
     }
-    link.push(&[b"EXEC"]);
-    let mut replies = match link.flush().await?.pop() {
-        Some(Reply::Array(replies)) => replies.into_iter(),
-        Some(Reply::Error(reply)) => return Err(link.refused("MULTI", reply)),
-        other => return Err(link.odd("EXEC", &format!("{other:?}"))),
-    };
-    let Some(offset) = replies.next().as_ref().and_then(Reply::text).and_then(place_of) else {
-        return Ok(None);
-    };
-    let now = clock(link, replies.next())?;
-    let looks = take_looks(link, server, keys, ask, now, &mut replies)?;
-    let mut payloads = Vec::with_capacity(keys.len());
-    for size in sizes {
-        payloads.push(if size.is_some() { payload_of(link, replies.next())? } else { None });
-    }
-    Ok(Some(Moment { looks, payloads, now, offset }))
+    Ok(None)
+}
+
+fn place_in(info: &Reply) -> Offset {
+    info.text().and_then(place_of)
 }
 
 /// The place in the stream of writes that a server hands to its replicas.

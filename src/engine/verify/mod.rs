@@ -1,8 +1,8 @@
 //! Verification: compares the source with the destination, key by key, while both go on living.
 //!
 //! ```text
-//!  round 1   SCAN source ------> batches --> workers (a pair of connections each) --> conflicts
-//!            SCAN destination -> batches --> EXISTS on the source                ---> conflicts
+//!  round 1   SCAN source ------> batches --> workers (connections of their own) --> conflicts
+//!            SCAN destination -> batches --> EXISTS on the source             ---> conflicts
 //!  round 2…  wait until what was written before is applied; look at the conflicts only
 //!  last      the stream is held for moments, both sides are read at one and the same offset
 //! ```
@@ -11,20 +11,25 @@
 //! last round is exact, also for keys that never rest (`judge.rs`). Elsewhere a key that looked different in
 //! the last two looks is reported as unsettled and not as a difference.
 //!
+//! A side may be a cluster: every master of it is scanned, and each key is looked up where its slot is (`links.rs`).
+//!
 //! It only reads. `repair.rs` writes, and only where no stream can apply older writes on top of it.
 
 mod attend;
 mod count;
+mod hold;
 mod judge;
 mod link;
+mod links;
 mod look;
 mod pieces;
 mod progress;
 mod repair;
 mod saved;
 mod scan;
+mod site;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -34,19 +39,22 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 pub use self::attend::Verifying;
-use self::judge::{How, Judged, Pair};
-use self::link::{Link, Server};
+pub use self::hold::Streams;
+use self::judge::{How, Judged};
+use self::link::Server;
 pub use self::link::{Side, VerifyError};
+use self::links::Links;
 pub use self::progress::Progress;
 use self::saved::Saved;
-use self::scan::{Ended, Pool};
+use self::scan::{Ended, Pool, another_try};
+pub use self::site::Place;
+use self::site::{Site, Sites};
 use super::batch::{Position, Progress as Checkpoint};
 use super::data_dir::DataDir;
 use super::events::EventLog;
 use super::net::Connection;
-use super::shared::SourceShared;
 use super::writer::read_checkpoint;
-use crate::config::{Endpoint, Filter};
+use crate::config::{Address, DbMap, Filter};
 use crate::format;
 use crate::status::{Difference, DifferenceCount, Verification, VerificationState};
 use crate::verify::{EXAMPLES, Found, Kind, Mode, Options};
@@ -55,6 +63,8 @@ use crate::verify::{EXAMPLES, Found, Kind, Mode, Options};
 const EXACT_KEYS: usize = 100;
 /// More conflicts than this are not looked at exactly: the stream would be held too often.
 const EXACT_LIMIT: usize = 20_000;
+/// How often the destination may fail to come to such a place.
+const LAG_TRIES: u32 = 4;
 /// More conflicts than this are no matter of single keys: the comparison ends.
 const CONFLICT_LIMIT: usize = 250_000;
 /// Longest wait, before a round, for the destination to apply what was written before.
@@ -65,8 +75,8 @@ const LAG_LIMIT: Duration = Duration::from_secs(60);
 pub enum Settle {
     /// Nothing is written: the source is fenced and drained.
     Still,
-    /// An engine in this process applies this source's stream.
-    Streaming(Arc<SourceShared>),
+    /// An engine in this process applies the streams of all source masters.
+    Streaming(Streams),
     /// So long, and until the checkpoint of a run in another process (its key on the destination) says so.
     Wait(Duration, Option<String>),
 }
@@ -82,12 +92,14 @@ pub struct Repair {
 pub struct Verify {
     /// What is compared.
     pub options: Options,
-    /// The source's masters; one for now.
-    pub source: Vec<Endpoint>,
-    /// The destination's masters; one for now.
-    pub destination: Vec<Endpoint>,
+    /// Where the data comes from.
+    pub source: Place,
+    /// Where it goes.
+    pub destination: Place,
     /// Databases that are copied.
     pub filter: Filter,
+    /// Databases that get another number.
+    pub db_map: DbMap,
     /// How rounds wait.
     pub settle: Settle,
     /// Data directory, for the state and the list of differences; `None` = write no files.
@@ -131,11 +143,21 @@ struct Run {
     progress: Arc<Progress>,
     cancel: watch::Receiver<bool>,
     /// For the later rounds, counts and repairs.
-    pair: Pair,
+    links: Links,
     /// Databases that are compared.
-    databases: Vec<u32>,
+    databases: Vec<Database>,
     /// A checkpoint was seen on the destination: a migration may go on from there.
     checkpoint_seen: bool,
+    /// How often the destination did not come to the place at which both sides should be read.
+    lagged: u32,
+}
+
+/// A database of the destination, and those of the source that go there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Database {
+    to: u32,
+    /// Ascending; not empty.
+    from: Vec<u32>,
 }
 
 /// How the rounds ended.
@@ -152,64 +174,30 @@ impl Run {
         progress: Arc<Progress>,
         cancel: watch::Receiver<bool>,
     ) -> Result<Run, VerifyError> {
-        let ([source], [destination]) = (job.source.as_slice(), job.destination.as_slice()) else {
-            return Err(VerifyError::Options("verification of clusters is not supported yet".into()));
-        };
-        let (source, destination) = (source.clone(), destination.clone());
-        let mut mode = job.options.mode;
-        let mut from = Link::open(Side::Source, &source).await?;
-        let mut to = Link::open(Side::Destination, &destination).await?;
-        let source_server = Server::look(&mut from, &source, mode).await?;
-        let destination_server = Server::look(&mut to, &destination, mode).await?;
-        if mode == Mode::Digest {
-            let why = if !source_server.digest || !destination_server.digest {
-                Some("DEBUG DIGEST-VALUE is not allowed on both servers ('enable-debug-command', +debug)")
-            } else if source_server.version != destination_server.version {
-                Some("the servers are not the same version, and digests of different versions differ")
-            } else {
-                None
-            };
-            if let Some(why) = why {
-                progress.notice(format!("values are compared instead of digests: {why}"));
-                mode = Mode::Full;
-            }
-        }
-        if mode == Mode::Full {
-            let lacks = |server: &Server| server.target.has_field_ttl();
-            if lacks(&source_server) != lacks(&destination_server) {
-                progress.notice(
-                    "only one of the servers knows times of expiry for hash fields: a field that has one differs",
-                );
-            }
-        }
-        let kept = |db: &u32| {
-            !job.filter.block_db.contains(db)
-                && (job.filter.allow_db.is_empty() || job.filter.allow_db.contains(db))
-        };
-        let mut databases: Vec<u32> = source_server
-            .databases
-            .keys()
-            .chain(destination_server.databases.keys())
-            .copied()
-            .filter(kept)
-            .collect();
-        databases.sort_unstable();
-        databases.dedup();
-        let keys: u64 =
-            databases.iter().map(|db| source_server.databases.get(db).map_or(0, |(keys, _)| *keys)).sum();
+        let asked = job.options.mode;
+        let source = Sites::find(Side::Source, &job.source, asked).await?;
+        let destination = Sites::find(Side::Destination, &job.destination, asked).await?;
+        let (here, there) = (source.now(), destination.now());
+        let mode = mode_for(asked, &here, &there, &progress);
+        let databases = databases(&job, &here, &there);
+        let keys: u64 = databases.iter().flat_map(|database| &database.from).map(|db| here.keys(*db)).sum();
         if let Some(most) = job.options.at_most.filter(|most| *most < keys) {
             job.options.sample = job.options.sample.min(most as f64 / keys as f64);
+            progress.notice(format!(
+                "a sample of about {} of {} keys, as [cutover] sample says; 'sample = 0' compares all",
+                format::number(most),
+                format::number(keys)
+            ));
         }
         let how = Arc::new(How {
             source,
             destination,
-            source_server,
-            destination_server,
             mode,
             tolerance: i64::try_from(job.options.ttl_tolerance.as_millis()).unwrap_or(i64::MAX),
+            db_map: job.db_map.clone(),
         });
-        let pair = Pair::open(how.clone()).await?;
-        Ok(Run { job, how, progress, cancel, pair, databases, checkpoint_seen: false })
+        let links = Links::new(how.clone());
+        Ok(Run { job, how, progress, cancel, links, databases, checkpoint_seen: false, lagged: 0 })
     }
 
     async fn rounds(&mut self) -> Result<Rounds, VerifyError> {
@@ -282,13 +270,28 @@ impl Run {
     async fn judge(&mut self, db: u32, keys: &[Vec<u8>], mode: Mode) -> Result<Vec<Judged>, VerifyError> {
         let mut tries = 0;
         loop {
-            match self.pair.judge(db, keys, mode).await {
-                Err(error) if error.is_transient() && tries < scan::TRIES => {
-                    tries += 1;
-                    sleep(Duration::from_millis(300) * tries).await;
-                    if let Ok(pair) = Pair::open(self.how.clone()).await {
-                        self.pair = pair;
-                    }
+            match self.links.judge(db, keys, mode).await {
+                Err(error) if another_try(&self.how, &error, &mut tries).await => {
+                    self.links.find_again().await
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// The same, exactly at one place of each stream; `None` for keys of which that could not be had.
+    async fn judge_exactly(
+        &mut self,
+        db: u32,
+        keys: &[Vec<u8>],
+        mode: Mode,
+        streams: &Streams,
+    ) -> Result<Vec<Option<Judged>>, VerifyError> {
+        let mut tries = 0;
+        loop {
+            match self.links.judge_exactly(db, keys, mode, streams).await {
+                Err(error) if another_try(&self.how, &error, &mut tries).await => {
+                    self.links.find_again().await
                 }
                 result => return result,
             }
@@ -316,15 +319,22 @@ impl Run {
                 return Ok(None);
             }
             let exact = match &stream {
-                Some(stream) => self.pair.judge_exactly(db, &keys, mode, stream).await?,
-                None => None,
+                Some(streams) => self.judge_exactly(db, &keys, mode, streams).await?,
+                None => Vec::new(),
             };
-            let is_exact = exact.is_some();
-            let judged = match exact {
-                Some(judged) => judged,
-                None => self.judge(db, &keys, mode).await?,
+            let judged = match exact.iter().all(Option::is_some) && !exact.is_empty() {
+                true => Vec::new(),
+                false => self.judge(db, &keys, mode).await?,
             };
-            for ((key, before), judged) in keys.into_iter().zip(pictures).zip(judged) {
+            for (index, (key, before)) in keys.into_iter().zip(pictures).enumerate() {
+                let exact = exact.get(index).cloned().flatten();
+                let is_exact = exact.is_some();
+                let Some(judged) = exact.or_else(|| judged.get(index).cloned()) else { continue };
+                if judged.unsettled {
+                    unsettled += 1;
+                    next.insert((db, key), judged.picture);
+                    continue;
+                }
                 if judged.found.is_empty() {
                     continue;
                 }
@@ -348,24 +358,42 @@ impl Run {
     /// Waits until the destination has what the source has now; whether it came to that. `None` = cancelled.
     async fn settle(&mut self) -> Result<Option<bool>, VerifyError> {
         let deadline = Instant::now() + LAG_LIMIT;
-        let (least, checkpoint) = match &self.job.settle {
+        let settle = self.job.settle.clone();
+        let least = match &settle {
             Settle::Still => return Ok(Some(true)),
-            Settle::Streaming(_) => (Duration::ZERO, None),
-            Settle::Wait(least, checkpoint) => (*least, checkpoint.clone()),
+            Settle::Streaming(_) => Duration::ZERO,
+            Settle::Wait(least, _) => *least,
         };
         self.progress.say("waiting until what was written before is applied");
         let begun = Instant::now();
-        let goal = look::place_of(&self.pair.source.info("replication").await?);
+        let mut tries = 0;
+        let mut goals = loop {
+            match self.places().await {
+                Err(error) if another_try(&self.how, &error, &mut tries).await => {
+                    self.links.find_again().await
+                }
+                goals => break goals?,
+            }
+        };
         loop {
             if *self.cancel.borrow() {
                 return Ok(None);
             }
-            let applied = match (&self.job.settle, &checkpoint) {
-                (Settle::Streaming(shared), _) => Some(shared.offset_applied.load(Relaxed)),
-                (_, Some(key)) => Self::checkpoint(&self.how, key).await?,
-                _ => None,
-            };
-            let is_applied = applied.zip(goal).is_none_or(|(applied, goal)| applied >= goal);
+            let mut left = Vec::new();
+            for (address, goal) in goals {
+                let applied = match &settle {
+                    Settle::Streaming(streams) => {
+                        streams.of(&address).map(|stream| stream.offset_applied.load(Relaxed))
+                    }
+                    Settle::Wait(_, Some(key)) => Self::checkpoint(&self.how, key, &address).await?,
+                    _ => None,
+                };
+                if applied.is_some_and(|applied| applied < goal) {
+                    left.push((address, goal));
+                }
+            }
+            goals = left;
+            let is_applied = goals.is_empty();
             if (is_applied && begun.elapsed() >= least) || Instant::now() >= deadline {
                 if !is_applied {
                     self.progress.notice(
@@ -378,38 +406,61 @@ impl Run {
         }
     }
 
-    /// The offset that a run in another process has applied, as its checkpoint says.
-    async fn checkpoint(how: &How, key: &str) -> Result<Option<u64>, VerifyError> {
+    /// The place in its stream of writes of every source master that tells it.
+    async fn places(&mut self) -> Result<Vec<(Address, u64)>, VerifyError> {
+        let mut places = Vec::new();
+        for node in 0..self.links.nodes(Side::Source) {
+            let info = self.links.node(Side::Source, node).await?.info("replication").await?;
+            places.extend(self.links.address(Side::Source, node).zip(look::place_of(&info)));
+        }
+        Ok(places)
+    }
+
+    /// The offset of a source that a run in another process has applied, as its checkpoint says; `None` where there is none,
+    /// and in a cluster, where it is scattered over the slots.
+    async fn checkpoint(how: &How, key: &str, source: &Address) -> Result<Option<u64>, VerifyError> {
         let net = |error| VerifyError::Net { side: Side::Destination, error };
-        let mut connection = Connection::open(&how.destination).await.map_err(net)?;
-        let field = how.source.address.to_string();
-        let text = read_checkpoint(&mut connection, key, field.as_bytes()).await.map_err(net)?;
-        let progress = text.and_then(|text| text.parse::<Checkpoint>().ok());
-        Ok(progress.map(|progress| match progress.at {
-            Position::Stream { offset, .. } => offset,
-            Position::Rdb { .. } => 0,
-        }))
+        let site = how.destination.now();
+        let [node] = site.nodes.as_slice() else { return Ok(None) };
+        if site.is_cluster() {
+            return Ok(None);
+        }
+        let mut connection = Connection::open(&node.endpoint).await.map_err(net)?;
+        // The line of a master of a cluster has a checkpoint of its own.
+        let lines = [key.to_owned(), format!("{key}:{source}")];
+        for line in lines {
+            let text =
+                read_checkpoint(&mut connection, &line, source.to_string().as_bytes()).await.map_err(net)?;
+            if let Some(progress) = text.and_then(|text| text.parse::<Checkpoint>().ok()) {
+                return Ok(Some(match progress.at {
+                    Position::Stream { offset, .. } => offset,
+                    Position::Rdb { .. } => 0,
+                }));
+            }
+        }
+        Ok(None)
     }
 
     async fn first_round(&mut self) -> Result<Ended, VerifyError> {
         let own = self.job.dir.clone();
-        let what = format!("{} {:?} {:?}", self.how.mode.word(), self.job.options.sample, self.job.filter);
-        let (source, destination) = (&self.how.source_server, &self.how.destination_server);
-        let total: u64 = self
-            .databases
-            .iter()
-            .map(|db| {
-                let keys = |server: &Server| server.databases.get(db).map_or(0, |(keys, _)| *keys);
-                keys(source) + keys(destination)
-            })
-            .sum();
+        let job = &self.job;
+        let what =
+            format!("{} {:?} {:?} {:?}", self.how.mode.word(), job.options.sample, job.filter, job.db_map);
+        let (source, destination) = (self.how.source.now(), self.how.destination.now());
+        let keys = |database: &Database| {
+            let here: u64 = database.from.iter().map(|db| source.keys(*db)).sum();
+            here + destination.keys(database.to)
+        };
+        let total: u64 = self.databases.iter().map(keys).sum();
         let total = (total as f64 * self.job.options.sample.clamp(0.0, 1.0)) as u64;
         let fresh = Saved {
             what,
-            source: source.run_id.clone(),
-            destination: destination.run_id.clone(),
+            source: source.run_ids(),
+            destination: destination.run_ids(),
             extra: false,
-            db: self.databases.first().copied().unwrap_or(0),
+            db: self.databases.iter().flat_map(|database| &database.from).min().copied().unwrap_or(0),
+            seen: Vec::new(),
+            node: String::new(),
             cursor: "0".into(),
             keys: 0,
             conflicts: Vec::new(),
@@ -529,6 +580,48 @@ impl Run {
         });
         Ok(())
     }
+}
+
+/// Digests where both sides can make them and they mean the same, else values; and what else the operator should know of the mode.
+fn mode_for(asked: Mode, here: &Site, there: &Site, progress: &Progress) -> Mode {
+    let servers = || here.nodes.iter().chain(&there.nodes).map(|node| &node.server);
+    let mut mode = asked;
+    if mode == Mode::Digest {
+        let version = servers().next().map(|server| &server.version);
+        let why = if !servers().all(|server| server.digest) {
+            Some("DEBUG DIGEST-VALUE is not allowed on both servers ('enable-debug-command', +debug)")
+        } else if !servers().all(|server| Some(&server.version) == version) {
+            Some("the servers are not the same version, and digests of different versions differ")
+        } else {
+            None
+        };
+        if let Some(why) = why {
+            progress.notice(format!("values are compared instead of digests: {why}"));
+            mode = Mode::Full;
+        }
+    }
+    let times = |server: &Server| server.target.has_field_ttl();
+    if mode == Mode::Full && servers().any(times) && !servers().all(times) {
+        progress.notice(
+            "only one of the servers knows times of expiry for hash fields: a field that has one differs",
+        );
+    }
+    mode
+}
+
+/// The databases that are compared: those of the source that are copied, each with where it goes.
+fn databases(job: &Verify, here: &Site, there: &Site) -> Vec<Database> {
+    let present = |site: &Site| -> Vec<u32> {
+        site.nodes.iter().flat_map(|node| node.server.databases.keys().copied()).collect()
+    };
+    let kept = present(here).into_iter().filter(|db| job.filter.keeps_db(*db)).map(|db| job.db_map.map(db));
+    let to: BTreeSet<u32> = kept.chain(present(there)).collect();
+    let sources = |to: u32| {
+        let mut from = job.db_map.sources_of(to, &job.filter);
+        from.sort_unstable();
+        Database { to, from }
+    };
+    to.into_iter().map(sources).filter(|database| !database.from.is_empty()).collect()
 }
 
 /// Keys of one database, and the picture of each.

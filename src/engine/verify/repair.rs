@@ -5,7 +5,9 @@
 //! no checkpoint on the destination. A key that somebody writes on the destination while it is repaired is left alone
 //! (WATCH). Holds one value at a time.
 
-use super::link::{Link, VerifyError};
+use super::judge::Pair;
+use super::link::{Link, Side, VerifyError};
+use super::scan::another_try;
 use super::{Repair, Run, Standing};
 use crate::engine::data_dir::DirLock;
 use crate::rdb::ByteList;
@@ -74,30 +76,42 @@ impl Run {
 
     /// The first round of a part of the keys may have missed it.
     async fn has_checkpoint(&mut self) -> Result<bool, VerifyError> {
-        let count = super::scan::count(&mut self.pair.destination, 0, b"shakedeck:checkpoint:*", |_| true);
-        Ok(count.await? > 0)
+        let pattern = b"shakedeck:checkpoint:*";
+        Ok(self.links.count_like(Side::Destination, 0, pattern, |_| true).await? > 0)
     }
 
+    /// Mends one key; where a cluster has just moved it, at its new place.
     async fn mend(&mut self, db: u32, key: &[u8], how: Repair) -> Result<Mended, VerifyError> {
+        let mut tries = 0;
+        loop {
+            match self.mend_once(db, key, how).await {
+                Err(error) if another_try(&self.how, &error, &mut tries).await => {
+                    self.links.find_again().await
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn mend_once(&mut self, db: u32, key: &[u8], how: Repair) -> Result<Mended, VerifyError> {
         let mode = if self.how.mode == Mode::Meta { Mode::Meta } else { Mode::Full };
-        self.pair.destination.select(db).await?;
-        self.pair.destination.ask(&[b"WATCH", key]).await?;
+        let mut pair = self.links.pair_of(key).await?;
+        pair.destination.select(self.how.db_map.map(db)).await?;
+        pair.destination.ask(&[b"WATCH", key]).await?;
         let keys = [key.to_vec()];
-        let judged = self.pair.judge(db, &keys, mode).await?;
+        let judged = pair.judge(db, &keys, mode).await?;
         if judged.first().is_none_or(|judged| judged.found.is_empty()) {
-            self.pair.destination.ask(&[b"UNWATCH"]).await?;
+            pair.destination.ask(&[b"UNWATCH"]).await?;
             return Ok(Mended::NotNeeded);
         }
-        let source = &mut self.pair.source;
+        let Pair { source, destination, source_server, destination_server, .. } = pair;
         source.select(db).await?;
-        let server = &self.how.source_server;
-        let (looks, _) = super::look::look(source, server, &keys, super::look::Ask::Nothing).await?;
+        let (looks, _) = super::look::look(source, source_server, &keys, super::look::Ask::Nothing).await?;
         let look = looks.into_iter().next().unwrap_or_default();
         let payload = match source.ask(&[b"DUMP", key]).await? {
             Reply::Bulk(payload) if look.exists() => Some(payload),
             _ => None,
         };
-        let destination = &mut self.pair.destination;
         let Some(payload) = payload else {
             if !how.delete_extra {
                 destination.ask(&[b"UNWATCH"]).await?;
@@ -107,7 +121,7 @@ impl Run {
             }
             return commit(destination, &[vec![b"DEL".to_vec(), key.to_vec()]]).await;
         };
-        match commands(key, &payload, look.expire_at, &look.kind, self.how.destination_server.target) {
+        match commands(key, &payload, look.expire_at, &look.kind, destination_server.target) {
             Ok(commands) => commit(destination, &commands).await,
             Err(why) => {
                 destination.ask(&[b"UNWATCH"]).await?;
@@ -169,7 +183,15 @@ async fn commit(link: &mut Link, commands: &[Vec<Vec<u8>>]) -> Result<Mended, Ve
         link.push(&args);
     }
     link.push(&[b"EXEC"]);
-    match link.flush().await?.pop() {
+    let mut replies = link.flush().await?;
+    let last = replies.pop();
+    // A slot may have moved: that is said before EXEC.
+    if let (Some(Reply::Error(_)), Some(Reply::Error(first))) =
+        (&last, replies.iter().find(|reply| matches!(reply, Reply::Error(_))))
+    {
+        return Err(link.refused("a repair", first.clone()));
+    }
+    match last {
         Some(Reply::Array(replies)) => {
             let refused = replies.into_iter().find_map(|reply| match reply {
                 Reply::Error(error) => Some(error),

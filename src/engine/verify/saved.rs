@@ -5,7 +5,7 @@
 //!  data/verify-differences.jsonl   one difference per line
 //! ```
 //!
-//! A SCAN cursor means something to one server process only: a saved one is used if both sides are still the same.
+//! A SCAN cursor means something to one server process only: a saved one is used if both sides still run in the same processes.
 
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -21,15 +21,19 @@ use crate::verify::Difference;
 pub struct Saved {
     /// Mode, sample and filter in words: another verification does not go on here.
     pub what: String,
-    /// `run_id` of the source's process.
+    /// `run_id` of each process of the source.
     pub source: String,
-    /// `run_id` of the destination's.
+    /// The same of the destination.
     pub destination: String,
     /// True while the destination is scanned for keys that the source lacks.
     pub extra: bool,
-    /// The database, and the cursor in it.
+    /// The database of the source that is scanned, or that belongs to the one of the destination that is.
     pub db: u32,
-    /// Cursor of SCAN.
+    /// Slots of it whose keys were all seen, each range with both ends; of a server that is no cluster none or all.
+    pub seen: Vec<(u16, u16)>,
+    /// `run_id` of the process that is scanned.
+    pub node: String,
+    /// Cursor of SCAN there.
     pub cursor: String,
     /// Keys compared.
     pub keys: u64,

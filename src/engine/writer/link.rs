@@ -163,11 +163,22 @@ impl Writer {
     }
 
     async fn introduce(&self, connection: &mut Connection) -> Result<(), NetError> {
+        self.say_where(connection);
         // Refused by some providers: only a name.
         connection.request(&[b"CLIENT", b"SETNAME", b"shakedeck"]).await?;
         // A server that was restarted has forgotten its import mode.
         let first = !self.introduced.swap(true, Relaxed);
         self.import_mode.declare(connection, &self.events, first).await
+    }
+
+    /// Says which server it is, where sentinels told it.
+    fn say_where(&self, connection: &Connection) {
+        let present = connection.address.to_string();
+        let mut details = self.shared.details();
+        if connection.address != self.endpoint.address && details.connected_to.as_ref() != Some(&present) {
+            self.events.info(&self.node(), format!("writing to {present}"));
+            details.connected_to = Some(present);
+        }
     }
 
     /// The next transaction fails if anybody else changes the checkpoint before it runs.

@@ -39,6 +39,7 @@ use super::events::{EventLog, unix_ms};
 use super::import_mode::ImportMode;
 use super::net::{Connection, NetError};
 use super::quarantine::Quarantine;
+use super::sentinel;
 use super::shared::{Wishes, WriterShared};
 use super::spool::SpoolError;
 use crate::config::{Endpoint, OnBadValue};
@@ -173,7 +174,13 @@ impl Writer {
         let mut queue_open = true;
         let mut heard = Instant::now();
         let mut probe = None;
+        let mut present = connection.address.clone();
+        let mut moved = sentinel::moved(&self.endpoint, &present);
         loop {
+            if connection.address != present {
+                present = connection.address.clone();
+                moved = sentinel::moved(&self.endpoint, &present);
+            }
             let wishes = *self.wishes.borrow_and_update();
             if wishes.stop && stop_deadline.is_none() {
                 stop_deadline = Some(Instant::now() + STOP_LIMIT);
@@ -227,6 +234,13 @@ impl Writer {
                         let error = self.dead_link(&connection);
                         self.recover(&mut connection, &mut flights, &mut pending, &mut last_confirmed, error).await?;
                     }
+                }
+                now = &mut moved => {
+                    let cause = io::Error::other(format!("the sentinels name {now} as the master now"));
+                    let error = connection.lost("the pipeline", cause);
+                    self.recover(&mut connection, &mut flights, &mut pending, &mut last_confirmed, error).await?;
+                    present = connection.address.clone();
+                    moved = sentinel::moved(&self.endpoint, &present);
                 }
                 batch = self.batches.recv(), if may_send && queue_open && pending.is_empty() && flights.len() < 2 => {
                     match batch {

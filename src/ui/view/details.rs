@@ -47,6 +47,9 @@ fn of_source(screen: &Screen, source: &SourceStatus, brief: bool) -> Vec<Entry> 
             format::spoken_duration(since)
         ),
     )];
+    if let Some(server) = &source.connected_to {
+        entries.push(("reads from", server.clone()));
+    }
     if let Some(reason) = &source.reason {
         entries.push(("reason", reason.clone()));
     }
@@ -122,6 +125,9 @@ pub(super) fn backlog_seconds(source: &SourceStatus) -> Option<f64> {
 
 fn of_writer(writer: &DestinationStatus) -> Vec<Entry> {
     let mut entries = vec![("state", writer.state.word().into())];
+    if let Some(server) = &writer.connected_to {
+        entries.push(("writes to", server.clone()));
+    }
     if let Some(reason) = &writer.reason {
         entries.push(("reason", reason.clone()));
     }
