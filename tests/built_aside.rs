@@ -176,18 +176,21 @@ fn a_large_value_for_a_cluster_is_counted_in_its_slot() {
         client.ok(&["SET", "taken", "before"]);
         client.ok(&["SET", "ended", "before"]);
         let run = setup.clone().text("advanced", "rdb_restore_command_behavior", behavior).start();
-        let building = |what: &str| {
-            support::wait_until(MINUTES, what, || {
+        // Begun again, a key that was on its way counts as ours: the other policies could not be told apart then.
+        let replaced = behavior == "rewrite";
+        if replaced {
+            support::wait_until(MINUTES, "the building of a value", || {
                 !destination.client().keys_like("shakedeck:building:*").is_empty()
             });
-        };
-        building("the building of a value");
-        for node in destination.masters() {
-            destination.client_of(node).cmd(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+            for node in destination.masters() {
+                destination.client_of(node).cmd(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+            }
         }
         let kept = run.folder();
         let exit = run.wait_exit(MINUTES);
-        exit.expect(5, &["looking where to go on", "3 entries are in quarantine"]);
+        exit.expect(5, &["3 entries are in quarantine"]);
+        let cut = String::from_utf8_lossy(exit.output.as_bytes()).contains("looking where to go on");
+        assert_eq!(cut, replaced, "{behavior}");
         let lines = std::fs::read_to_string(kept.path().join("data/quarantine.jsonl")).unwrap();
         assert_eq!(lines.lines().count(), 3, "{lines}");
         for (what, command) in [("set", "SCARD"), ("hash", "HLEN"), ("zset", "ZCARD")] {
@@ -202,7 +205,6 @@ fn a_large_value_for_a_cluster_is_counted_in_its_slot() {
             );
         }
         // The value of the file has ended; what was there goes only where it may be replaced.
-        let replaced = behavior == "rewrite";
         let left = client.call(&["EXISTS", "ended"]);
         assert_eq!(left, support::Reply::Integer(i64::from(!replaced)), "{behavior}");
         if replaced {
