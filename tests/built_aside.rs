@@ -189,7 +189,7 @@ fn a_large_value_for_a_cluster_is_counted_in_its_slot() {
         let kept = run.folder();
         let exit = run.wait_exit(MINUTES);
         exit.expect(5, &["3 entries are in quarantine"]);
-        let cut = String::from_utf8_lossy(exit.output.as_bytes()).contains("looking where to go on");
+        let cut = exit.output.contains("looking where to go on");
         assert_eq!(cut, replaced, "{behavior}");
         let lines = std::fs::read_to_string(kept.path().join("data/quarantine.jsonl")).unwrap();
         assert_eq!(lines.lines().count(), 3, "{lines}");
