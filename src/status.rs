@@ -212,7 +212,7 @@ pub struct Gate {
 pub struct Side {
     /// What answers there, once known ("redis 7.2.4", "valkey 8.0.1").
     pub server: Option<String>,
-    /// "standalone" or "file" (an RDB file).
+    /// "standalone", "sentinel", "cluster" or "file" (an RDB file).
     pub kind: String,
     /// The configured address.
     pub address: String,

@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn slots_are_read_with_and_without_ids_and_names() {
-        let text = |text: &str| Reply::Bulk(text.as_bytes().to_vec().into());
+        let text = |text: &str| Reply::Bulk(text.as_bytes().to_vec());
         let node = |ip: &str, port, id: &str, metadata| {
             Reply::Array(vec![text(ip), Reply::Integer(port), text(id), metadata])
         };

@@ -243,13 +243,13 @@ fn every_supported_key_reaches_the_plan() {
             address_map: AddressMap::from_iter([(tcp("10.0.0.1", 6379), tcp("127.0.0.1", 17001))]),
             username: Some("copier".to_owned()),
             password: Some(Secret::new("one")),
-            tls: Some(Tls {
+            tls: Some(Box::new(Tls {
                 insecure: false,
                 ca_cert: Some("ca.pem".into()),
                 cert: Some("me.pem".into()),
                 key: Some("me.key".into()),
                 server_name: Some("redis.example".to_owned()),
-            }),
+            })),
         },
         cluster: false,
         sync_rdb: false,
@@ -365,7 +365,7 @@ fn the_other_words_are_read_too() {
     assert_eq!(plan.advanced.log_level, LogLevel::Warn);
     assert!(plan.advanced.empty_db_before_sync);
     let insecure = read(&MINIMAL.replace("6380\"", "6380\"\ntls = true\ntls_insecure = true")).unwrap();
-    assert_eq!(insecure.writer.endpoint.tls, Some(Tls { insecure: true, ..Tls::default() }));
+    assert_eq!(insecure.writer.endpoint.tls.as_deref(), Some(&Tls { insecure: true, ..Tls::default() }));
 }
 
 #[test]
@@ -539,7 +539,7 @@ fn sentinels_are_read_in_either_spelling() {
         password: Some(Secret::new("of the sentinel")),
         tls,
     };
-    assert_eq!(reader.endpoint.sentinel, Some(expected));
+    assert_eq!(reader.endpoint.sentinel.as_deref(), Some(&expected));
     assert!(
         plan.notices.iter().any(|notice| notice.contains("the sentinels say where")),
         "{:?}",
@@ -552,7 +552,7 @@ fn sentinels_are_read_in_either_spelling() {
         password: None,
         tls: None,
     };
-    assert_eq!(plan.writer.endpoint.sentinel, Some(expected));
+    assert_eq!(plan.writer.endpoint.sentinel.as_deref(), Some(&expected));
     assert_eq!(plan.writer.endpoint.address.to_string(), "other@10.0.1.8:26379");
 }
 

@@ -10,7 +10,9 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use support::client::keys_like;
+use support::cluster::{Cluster, Layout};
 use support::load::{Load, Writer};
+use support::proxy::Proxy;
 use support::shakedeck::{Setup, Shakedeck};
 use support::{Client, Options, Server, ServerBinary, compare, dataset, wait_until};
 
@@ -25,6 +27,11 @@ fn replica_of(master: &Server) -> Server {
     replica.client().ok(&["REPLICAOF", "127.0.0.1", &master.port().to_string()]);
     wait_until(MINUTES, "a replica in step", || {
         replica.client().info("replication", "master_link_status").as_deref() == Some("up")
+    });
+    // The master believes it a moment later.
+    wait_until(MINUTES, "a replica that is online", || {
+        let slaves = (0..9).filter_map(|n| master.client().info("replication", &format!("slave{n}")));
+        slaves.into_iter().any(|line| line.contains(&format!("port={},state=online", replica.port())))
     });
     replica
 }
@@ -237,7 +244,8 @@ fn databases_get_the_numbers_of_the_map() {
         from.cmd(&words);
         wait_until(MINUTES, command, || same(&mut from, &mut to));
     }
-    let exit = run.ctl(&["verify", "--mode", "full"]);
+    run.wait_state("caught_up", MINUTES);
+    let exit = run.ctl(&["verify"]);
     assert_eq!(exit.code, Some(0), "{}", exit.output);
     from.ok(&["SELECT", "2"]);
     from.ok(&["FLUSHDB"]);
@@ -298,4 +306,65 @@ fn databases_without_a_place_are_refused_before_the_start() {
     let waiting = std::fs::read_to_string(run.data().join("quarantine.jsonl")).unwrap();
     assert_eq!(waiting.lines().count(), 2, "{waiting}");
     assert!(waiting.contains("has no place on the destination") && waiting.contains("FLUSHDB"), "{waiting}");
+}
+
+/// A source with databases, to a cluster, which has one. The first seed does not answer.
+#[test]
+fn databases_go_to_a_cluster() {
+    let binary = require_server!();
+    let (source, cluster) = (plain(binary), Cluster::start(binary, Layout::new(3, 0)));
+    let mut from = source.client();
+    for (database, key) in [(1, "one"), (3, "three")] {
+        from.ok(&["SELECT", &database.to_string()]);
+        for n in 0..200 {
+            from.ok(&["SET", &format!("{key}:{n}"), "old"]);
+        }
+    }
+    let seeds = format!("127.0.0.1:1,{}", cluster.address());
+    let setup = Setup::bare(&source.address().to_string(), &seeds).set("redis_writer", "cluster", "true");
+    let exit = setup.start().wait_exit(MINUTES);
+    exit.expect(
+        3,
+        &["database 1 of the source would go to database 1", "database 0 only", "db_map = { 1 = 0 }"],
+    );
+    assert_eq!(full_syncs(&source), 0, "something was begun");
+
+    let run = setup.set("advanced", "db_map", "{ 1 = 0 }").set("filter", "block_db", "[3]").start();
+    run.wait_state("caught_up", MINUTES);
+    from.ok(&["SELECT", "1"]);
+    from.ok(&["MSET", "one:7", "new", "one:8", "new", "last", "word"]);
+    let mut to = cluster.client();
+    wait_until(MINUTES, "the stream", || to.bytes(&["GET", "last"]).as_deref() == Some(b"word"));
+    wait_until(MINUTES, "all of it", || to.bytes(&["GET", "one:7"]).as_deref() == Some(b"new"));
+    assert_eq!(to.keys_like("one:*").len(), 200);
+    assert_eq!(to.keys_like("three:*").len(), 0);
+}
+
+/// A cluster behind a NAT: it tells addresses, and `address_map` says where they are. The first seed does not answer.
+#[test]
+fn nodes_are_reached_where_the_address_map_says() {
+    let binary = require_server!();
+    let (cluster, destination) = (Cluster::start(binary, Layout::new(3, 0)), plain(binary));
+    let mut from = cluster.client();
+    for n in 0..300 {
+        from.ok(&["SET", &format!("key:{n}"), "old"]);
+    }
+    let node = cluster.addresses()[1];
+    let proxy = Proxy::start(node, 1);
+    let seeds = format!("127.0.0.1:1,{}", cluster.address());
+    let run = Setup::bare(&seeds, &destination.address().to_string())
+        .set("sync_reader", "cluster", "true")
+        .set("sync_reader", "address_map", &format!("{{ \"{node}\" = \"{}\" }}", proxy.address()))
+        .start();
+    let status = run.wait_state("caught_up", MINUTES);
+    let nodes: Vec<&str> =
+        status["sources"].as_array().unwrap().iter().filter_map(|node| node["address"].as_str()).collect();
+    assert_eq!(nodes.len(), 3, "{nodes:?}");
+    assert!(nodes.contains(&proxy.address().as_str()), "{nodes:?}");
+    assert!(!nodes.contains(&node.to_string().as_str()), "{nodes:?}");
+    (0..300).for_each(|n| drop(from.ok(&["SET", &format!("key:{n}"), "new"])));
+    let mut to = destination.client();
+    wait_until(MINUTES, "the streams of all nodes", || {
+        (0..300).all(|n| to.bytes(&["GET", &format!("key:{n}")]).as_deref() == Some(b"new"))
+    });
 }

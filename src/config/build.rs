@@ -10,8 +10,8 @@ use super::endpoint::{different_servers, endpoint};
 use super::keys::{Role, SECTIONS};
 use super::value::{Value, address};
 use super::{
-    Address, Advanced, Cutover, DbMap, Filter, LogLevel, OnBadValue, OnExistingKey, OnFullResync, Outside,
-    Plan, Policy, Reader, Secret, Settings, Spool, SyncReader, Writer,
+    Address, Advanced, Cutover, DbMap, Filter, LogLevel, OnBadValue, OnExistingKey, OnFullResync, OnKeyless,
+    Outside, Plan, Policy, Reader, Secret, Settings, Spool, SyncReader, Writer,
 };
 
 /// Builds the plan; `None` when something that is needed is missing (a problem says so).
@@ -70,10 +70,22 @@ pub(super) fn build(settings: &mut Settings, outside: &Outside<'_>) -> Option<Pl
                 _ => OnBadValue::Quarantine,
             },
             source_gone_after: settings.time("policy", "source_gone_after"),
+            on_flush: keyless(settings, "on_flush"),
+            on_swapdb: keyless(settings, "on_swapdb"),
+            on_function: keyless(settings, "on_function"),
+            on_publish: keyless(settings, "on_publish"),
         },
         cutover: cutover(settings),
         notices,
     })
+}
+
+fn keyless(settings: &Settings, key: &'static str) -> OnKeyless {
+    match settings.text("policy", key) {
+        "quarantine" => OnKeyless::Quarantine,
+        "drop" => OnKeyless::Drop,
+        _ => OnKeyless::Apply,
+    }
 }
 
 /// The one section of this role that is present.

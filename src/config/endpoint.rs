@@ -56,11 +56,11 @@ pub(super) fn endpoint(
         return Some(Endpoint {
             address,
             seeds: Vec::new(),
-            sentinel: Some(sentinel),
+            sentinel: Some(Box::new(sentinel)),
             address_map,
             username,
             password,
-            tls,
+            tls: tls.map(Box::new),
         });
     }
     let mut addresses = settings.addresses(side, "address").into_iter();
@@ -77,7 +77,7 @@ pub(super) fn endpoint(
              (their addresses belong to the section of the sentinel)",
         );
     }
-    Some(Endpoint { address, seeds, sentinel: None, address_map, username, password, tls })
+    Some(Endpoint { address, seeds, sentinel: None, address_map, username, password, tls: tls.map(Box::new) })
 }
 
 fn missing_address(settings: &mut Settings, side: &'static str) {

@@ -228,10 +228,16 @@ const SPOOL: &[Key] = &[
     yes("min_free_bytes", Kind::Size { min: 0 }, "\"1 GB\""),
 ];
 
+const KEYLESS: Kind = Kind::Choice(&["apply", "quarantine", "drop"]);
+
 const POLICY: &[Key] = &[
     yes("on_full_resync", Kind::Choice(&["resync", "stop"]), "\"resync\""),
     yes("on_bad_value", Kind::Choice(&["quarantine", "stop"]), "\"quarantine\""),
     yes("source_gone_after", Kind::Time, "\"1h\""),
+    yes("on_flush", KEYLESS, "\"apply\""),
+    yes("on_swapdb", KEYLESS, "\"apply\""),
+    yes("on_function", KEYLESS, "\"apply\""),
+    yes("on_publish", Kind::Choice(&["drop", "quarantine"]), "\"drop\""),
 ];
 
 const CUTOVER: &[Key] = &[

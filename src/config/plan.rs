@@ -78,7 +78,7 @@ pub struct Endpoint {
     /// Further nodes of the same cluster, to be asked where `address` does not answer.
     pub seeds: Vec<Address>,
     /// Who knows where the master is; asked at every connection.
-    pub sentinel: Option<Sentinel>,
+    pub sentinel: Option<Box<Sentinel>>,
     /// Where addresses that servers tell are reached from here.
     pub address_map: AddressMap,
     /// ACL user; `None` = the default user.
@@ -86,7 +86,7 @@ pub struct Endpoint {
     /// Its password.
     pub password: Option<Secret>,
     /// TLS settings; `None` = plain.
-    pub tls: Option<Tls>,
+    pub tls: Option<Box<Tls>>,
 }
 
 impl Endpoint {
@@ -333,6 +333,25 @@ pub struct Policy {
     pub on_bad_value: OnBadValue,
     /// A source that could not be reached for so long is gone: what it sent is applied, and the run ends. Zero = never.
     pub source_gone_after: Duration,
+    /// FLUSHALL and FLUSHDB. Of one shard of a cluster they only ever concern the keys of that shard.
+    pub on_flush: OnKeyless,
+    /// SWAPDB. A cluster has one database: there it is set aside at least.
+    pub on_swapdb: OnKeyless,
+    /// SCRIPT and FUNCTION: to every master of a cluster.
+    pub on_function: OnKeyless,
+    /// PUBLISH and SPUBLISH.
+    pub on_publish: OnKeyless,
+}
+
+/// What becomes of a command of the stream that concerns no single key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnKeyless {
+    /// Done at the destination too.
+    Apply,
+    /// Set aside.
+    Quarantine,
+    /// Left out and counted.
+    Drop,
 }
 
 /// `[policy] on_full_resync`.

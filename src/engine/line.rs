@@ -202,6 +202,10 @@ impl Line {
             checkpoint.is_some() || self.source.spool.manifest().is_some_and(|it| it.rdb_len.is_some());
         let ledger =
             Ledger::open(self.source.spool.dir(), begun).map_err(|error| data_dir_failed(error.into()))?;
+        let walked = match &destination.cluster {
+            Some(begin) => begin.nodes.iter().map(|(endpoint, _)| endpoint.clone()).collect(),
+            None => vec![self.plan.writer.endpoint.clone()],
+        };
         let (batches, queue) = mpsc::channel(2);
         let resume = start.resume.clone();
         let replay = Replay {
@@ -212,7 +216,7 @@ impl Line {
             sync_rdb,
             sync_aof,
             on_existing_key: self.plan.advanced.on_existing_key,
-            on_bad_value: self.plan.policy.on_bad_value,
+            policy: self.plan.policy,
             empty_destination: self.plan.advanced.empty_db_before_sync,
             id: self.id.clone(),
             cluster: destination.cluster.is_some(),
@@ -226,7 +230,7 @@ impl Line {
                 .map_or(BATCH_BYTES, |half| half.min(BATCH_BYTES)),
             resume: start.resume,
             after_generation: start.after_generation,
-            keeper: Keeper::new(ledger, checkpoint.as_ref(), self.plan.writer.endpoint.clone()),
+            keeper: Keeper::new(ledger, checkpoint.as_ref(), walked),
             batches,
         };
         let (replay_sender, replay_receiver) = oneshot::channel();
@@ -241,6 +245,7 @@ impl Line {
                 signature: self.signature(),
                 source: self.source.clone(),
                 shared: self.writer.clone(),
+                writers: self.writers.clone(),
                 acceptance,
                 events: self.events.clone(),
                 quarantine: self.quarantine.clone(),

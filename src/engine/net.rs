@@ -346,16 +346,22 @@ async fn tls_connect(
             format!("the certificate is for another name ({text})")
         } else if text.contains("Expired") || text.contains("expired") {
             format!("the certificate has expired ({text})")
-        } else if text.contains("UnknownIssuer") {
-            "the certificate comes from an authority that is not trusted here (UnknownIssuer)".to_owned()
+        } else if text.contains("UnknownIssuer") || text.contains("BadSignature") {
+            // A bad signature: an authority of the same name with another key.
+            format!("the certificate comes from an authority that is not trusted here ({text})")
         } else {
             text
         };
-        if reason.contains("fatal alert: ProtocolVersion") || reason.contains("fatal alert: HandshakeFailure") {
+        // What a server with TLS 1.2 says that wants a certificate and gets none, among other things.
+        if reason.contains("fatal alert: HandshakeFailure") {
             return failed(
                 reason,
-                "Let the server offer TLS 1.2 or 1.3 with usual ciphers ('tls-protocols', 'tls-ciphers').",
+                "Either the server wants a certificate of ours (set 'cert' and 'key' in 'tls_config'), or it has none of the \
+                 usual ciphers ('tls-ciphers' of the server).",
             );
+        }
+        if reason.contains("fatal alert: ProtocolVersion") {
+            return failed(reason, "Let the server offer TLS 1.2 or 1.3 ('tls-protocols').");
         }
         if matches!(
             error.kind(),

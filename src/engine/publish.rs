@@ -10,7 +10,7 @@ use super::handover::Board;
 use super::quarantine::Quarantine;
 use super::room::disk_free;
 use super::shared::{SourceDetails, SourceShared, Wishes, WriterDetails, WriterShared, Writers};
-use crate::config::{Plan, Reader};
+use crate::config::{Endpoint, Plan, Reader};
 use crate::cutover;
 use crate::format;
 use crate::status::{
@@ -229,7 +229,7 @@ impl Publisher {
             source: Side {
                 server: details.iter().find_map(|details| details.server.clone()),
                 kind: match &self.plan.reader {
-                    Reader::Sync(reader) => server_kind(reader.cluster).into(),
+                    Reader::Sync(reader) => server_kind(reader.cluster, &reader.endpoint).into(),
                     Reader::Rdb { .. } => "file".into(),
                 },
                 address: self.identity.source.clone(),
@@ -237,7 +237,7 @@ impl Publisher {
             },
             destination: Side {
                 server: self.writers.server(),
-                kind: server_kind(self.plan.writer.cluster).into(),
+                kind: server_kind(self.plan.writer.cluster, &self.plan.writer.endpoint).into(),
                 address: self.plan.writer.endpoint.address.to_string(),
                 nodes: destinations.len(),
             },
@@ -385,7 +385,7 @@ impl Publisher {
             connected_to: details.iter().find_map(|details| details.connected_to.clone()),
             state,
             reason,
-            slots: None,
+            slots: details.iter().find_map(|details| details.slots.clone()),
             in_flight: sum(|line| &line.in_flight),
             in_flight_limit: self.plan.advanced.pipeline_count_limit as u64 * lines.len() as u64,
             oldest_ms: oldest.map_or(0.0, |oldest| (now - oldest).as_secs_f64() * 1000.0),
@@ -393,7 +393,7 @@ impl Publisher {
             ops_per_second: ops.add(now, sum(|line| &line.entries) as f64).unwrap_or(0.0),
             bytes_per_second: bytes.add(now, sum(|line| &line.bytes) as f64).unwrap_or(0.0),
             retries: sum(|line| &line.retries),
-            redirects: 0,
+            redirects: sum(|line| &line.redirects),
             reconnects: sum(|line| &line.reconnects),
             errors: sum(|line| &line.errors),
             last_error: details.into_iter().find_map(|details| details.last_error),
@@ -618,8 +618,12 @@ impl Publisher {
     }
 }
 
-fn server_kind(cluster: bool) -> &'static str {
-    if cluster { "cluster" } else { "standalone" }
+fn server_kind(cluster: bool, endpoint: &Endpoint) -> &'static str {
+    match (cluster, &endpoint.sentinel) {
+        (true, _) => "cluster",
+        (false, Some(_)) => "sentinel",
+        (false, None) => "standalone",
+    }
 }
 
 /// Which state of several is shown.

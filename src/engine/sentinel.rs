@@ -84,7 +84,7 @@ async fn present_master(endpoint: &Endpoint, sentinel: &Sentinel) -> Result<Vec<
             address_map: AddressMap::default(),
             username: sentinel.username.clone(),
             password: sentinel.password.clone(),
-            tls: sentinel.tls.clone(),
+            tls: sentinel.tls.clone().map(Box::new),
         };
         let master = sentinel.master.clone();
         asked.spawn(async move { ask(site, &master).await });

@@ -312,6 +312,8 @@ pub struct WriterShared {
     pub reconnects: AtomicU64,
     /// Error answers.
     pub errors: AtomicU64,
+    /// MOVED and ASK answers.
+    pub redirects: AtomicU64,
     details: Mutex<WriterDetails>,
 }
 
@@ -330,6 +332,8 @@ pub struct WriterDetails {
     pub last_error: Option<String>,
     /// The present master, where sentinels know it.
     pub connected_to: Option<String>,
+    /// Slots that the node serves ("0-5460").
+    pub slots: Option<String>,
 }
 
 impl WriterDetails {
@@ -357,7 +361,9 @@ impl WriterShared {
             retries: AtomicU64::new(0),
             reconnects: AtomicU64::new(0),
             errors: AtomicU64::new(0),
+            redirects: AtomicU64::new(0),
             details: Mutex::new(WriterDetails {
+                slots: None,
                 state: WriterState::Connecting,
                 reason: None,
                 oldest: None,

@@ -6,7 +6,8 @@
 //!  client   blocking RESP2 connection            tls      certificates for a server
 //!  dataset  keys of every core type              load     a writer that keeps changing them
 //!  compare  are two servers equal?               shakedeck  the real binary with a generated shake.toml
-//!  sentinel real sentinels of a master           proxy    a link that breaks as told           fake_source  a source that sends what a test wants
+//!  proxy    a link that breaks as told           fake_source  a source that sends what a test wants
+//!  sentinel  running sentinels of one master and its replicas
 //!  cluster  running nodes, resharded, failing over   cluster_client  a client that follows MOVED and ASK
 //!  mixed_load  a load that a cluster takes as well as a standalone server
 //!  everything  are two places equal, each a standalone server or a cluster?

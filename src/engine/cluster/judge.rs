@@ -6,7 +6,7 @@ use std::time::Instant;
 use super::super::batch::CommandKind;
 use super::super::events::unix_ms;
 use super::super::rules::{Rule, refuses_payload, rule};
-use super::super::writer::{WriterError, renewal_is_over};
+use super::super::writer::{WriterError, ended_while_built, renewal_is_over};
 use super::flight::{Outcome, Refusal, outcome};
 use super::queue::Group;
 use super::{ClusterWriter, HOLD, slots};
@@ -33,7 +33,18 @@ impl ClusterWriter {
                 }
             }
         };
-        match outcome(&group, replies) {
+        let outcome = outcome(&group, replies);
+        if let Some(shared) = self.nodes.get(node).map(|node| &node.shared) {
+            match &outcome {
+                Outcome::Moved(..) => _ = shared.redirects.fetch_add(1, Relaxed),
+                Outcome::Later(reason, _) if reason.starts_with("ASK ") => {
+                    _ = shared.redirects.fetch_add(1, Relaxed)
+                }
+                Outcome::Later(..) => _ = shared.retries.fetch_add(1, Relaxed),
+                _ => {}
+            }
+        }
+        match outcome {
             Outcome::Done(refusals) => {
                 let rest = self.judge_refusals(&group, refusals)?;
                 if rest.commands.is_empty() {
@@ -45,7 +56,6 @@ impl ClusterWriter {
             }
             Outcome::Moved(address, ran) => {
                 again(&mut group, ran);
-                self.settings.shared.retries.fetch_add(1, Relaxed);
                 let slot = group.slot;
                 self.slot_moved(node, slot, &address)?;
                 let hold = (self.queues.owner(slot) == node).then(|| Instant::now() + HOLD);
@@ -53,7 +63,6 @@ impl ClusterWriter {
             }
             Outcome::Later(reason, ran) => {
                 again(&mut group, ran);
-                self.settings.shared.retries.fetch_add(1, Relaxed);
                 let slot = group.slot;
                 self.queues.put_back(group, taken, Some(Instant::now() + HOLD));
                 self.not_now(node, format!("slot {slot}: {reason}"))?;
@@ -71,7 +80,7 @@ impl ClusterWriter {
                 }
             }
             Outcome::Stop(index, error) => {
-                if error.starts_with("NOPERM") && self.settings.shared.entries.load(Relaxed) > 0 {
+                if error.starts_with("NOPERM") && self.settings.source.entries_applied.load(Relaxed) > 0 {
                     // Taken away after the first entries: a state that passes.
                     self.queues.put_back(group, taken, Some(Instant::now() + HOLD));
                     return self.not_now(node, error);
@@ -90,6 +99,7 @@ impl ClusterWriter {
             return Err(self.begin_again(Some(from), reason));
         };
         self.queues.set_owner(slot, to);
+        [from, to].into_iter().for_each(|node| self.show_slots(node));
         if self.nodes.get(to).is_some_and(|node| node.mark_slot.is_none()) {
             self.choose_mark_slot(to, None);
         }
@@ -105,13 +115,14 @@ impl ClusterWriter {
             return Err(self.begin_again(Some(node), reason));
         }
         let name = self.nodes.get(node).map(|node| node.endpoint.address.to_string()).unwrap_or_default();
-        let shared = &self.settings.shared;
         let kind =
             reason.split(": ").nth(1).unwrap_or(&reason).split(' ').next().unwrap_or_default().to_owned();
         let text = format!("{name}: waiting, nothing is lost: {reason}");
         // Once by kind: a thousand slots may be on the move.
         self.settings.events.reject(&self.node_name(), EventLevel::Warn, &kind, "sent again", &reason, &text);
-        shared.enter(WriterState::Waiting, Some(text));
+        if let Some(node) = self.nodes.get(node) {
+            node.shared.enter(WriterState::Waiting, Some(text));
+        }
         Ok(())
     }
 
@@ -130,6 +141,9 @@ impl ClusterWriter {
             }
             let arguments = group.arguments(index);
             if refusal == Refusal::KeyMissing && renewal_is_over(&arguments, self.settings.source.now_ms()) {
+                continue;
+            }
+            if matches!(&refusal, Refusal::Error(error) if ended_while_built(&arguments, error)) {
                 continue;
             }
             let verb = escape(arguments.first().copied().unwrap_or_default(), 20);

@@ -56,7 +56,7 @@ use super::events::EventLog;
 use super::import_mode::ImportMode;
 use super::net::{Connection, NetError};
 use super::quarantine::Quarantine;
-use super::shared::{SourceShared, Wishes, WriterShared};
+use super::shared::{SourceShared, Wishes, WriterShared, Writers};
 use super::writer::WriterError;
 use crate::config::{Endpoint, OnBadValue};
 use crate::resp::Reply;
@@ -83,8 +83,10 @@ pub struct Settings {
     pub signature: Signature,
     /// The source.
     pub source: Arc<SourceShared>,
-    /// What it tells.
+    /// What it tells as a whole.
     pub shared: Arc<WriterShared>,
+    /// Where it tells about each node.
+    pub writers: Arc<Writers>,
     /// Which values the destination takes by RESTORE.
     pub acceptance: Arc<Acceptance>,
     /// Sentences for the operator.
@@ -108,6 +110,8 @@ pub struct Settings {
 /// One master.
 struct Node {
     endpoint: Endpoint,
+    /// What is told about it.
+    shared: Arc<WriterShared>,
     /// `None` while a flight is out.
     connection: Option<Connection>,
     /// For what is done while the main one is busy.
@@ -166,6 +170,7 @@ impl ClusterWriter {
         let nodes: Vec<Node> = nodes
             .into_iter()
             .map(|(endpoint, connection)| Node {
+                shared: settings.writers.add(&endpoint.address.to_string()),
                 endpoint,
                 connection: Some(connection),
                 beside: None,
@@ -189,7 +194,10 @@ impl ClusterWriter {
             wishes,
             batches,
         };
-        (0..writer.nodes.len()).for_each(|node| writer.choose_mark_slot(node, None));
+        for node in 0..writer.nodes.len() {
+            writer.choose_mark_slot(node, None);
+            writer.show_slots(node);
+        }
         writer
     }
 
@@ -197,6 +205,9 @@ impl ClusterWriter {
     pub async fn run(mut self) -> Result<(), WriterError> {
         self.settings.shared.enter(WriterState::Ok, None);
         let result = self.serve().await;
+        for node in &self.nodes {
+            self.settings.writers.remove(&node.shared);
+        }
         let state = match &result {
             Ok(()) => WriterState::Closed,
             Err(WriterError::CheckpointMoved { .. } | WriterError::BeginAgain { .. }) => {
@@ -206,8 +217,6 @@ impl ClusterWriter {
         };
         let shared = &self.settings.shared;
         shared.enter(state, result.as_ref().err().map(ToString::to_string));
-        shared.in_flight.store(0, Relaxed);
-        shared.details().oldest = None;
         if matches!(result, Err(WriterError::BeginAgain { .. })) {
             shared.reconnects.fetch_add(1, Relaxed);
             // Whatever broke is given a moment.
@@ -227,7 +236,10 @@ impl ClusterWriter {
                 stop_deadline = Some(Instant::now() + STOP_LIMIT);
             }
             let paused = wishes.paused || wishes.sealed;
-            self.settings.shared.idle.store(paused && self.flights.is_empty(), Relaxed);
+            let idle = paused && self.flights.is_empty();
+            for shared in self.nodes.iter().map(|node| &node.shared).chain([&self.settings.shared]) {
+                shared.idle.store(idle, Relaxed);
+            }
             let may_send = !paused && !wishes.stop;
             if may_send {
                 self.distribute().await?;
@@ -327,10 +339,8 @@ impl ClusterWriter {
             count += 1;
         }
         let commands: usize = groups.iter().map(|(group, _)| group.commands.len()).sum();
-        settings.shared.in_flight.fetch_add(commands as u64, Relaxed);
-        let mut details = settings.shared.details();
-        details.oldest.get_or_insert(now);
-        drop(details);
+        node.shared.in_flight.store(commands as u64, Relaxed);
+        node.shared.details().oldest = Some(now);
         let flight = Flight { groups, mark, sent: now };
         self.flights.spawn(async move {
             let result = exchange(&mut connection, &bytes, count).await;
@@ -341,8 +351,6 @@ impl ClusterWriter {
     /// A flight is back: what became of its groups, and of its mark.
     async fn land(&mut self, landed: Landed) -> Result<(), WriterError> {
         let Landed { node: number, flight, result } = landed;
-        let commands: usize = flight.groups.iter().map(|(group, _)| group.commands.len()).sum();
-        self.settings.shared.in_flight.fetch_sub(commands as u64, Relaxed);
         let (connection, replies) = match result {
             Ok(answered) => answered,
             Err(error) => return Err(self.begin_again(Some(number), error.to_string())),
@@ -350,12 +358,14 @@ impl ClusterWriter {
         if let Some(node) = self.nodes.get_mut(number) {
             node.connection = Some(connection);
             node.sent = None;
-        }
-        {
-            let oldest = self.nodes.iter().filter_map(|node| node.sent).min();
-            let mut details = self.settings.shared.details();
+            let commands: usize = flight.groups.iter().map(|(group, _)| group.commands.len()).sum();
+            let bytes: usize = flight.groups.iter().map(|(group, _)| group.bytes.len()).sum();
+            node.shared.entries.fetch_add(commands as u64, Relaxed);
+            node.shared.bytes.fetch_add(bytes as u64, Relaxed);
+            node.shared.in_flight.store(0, Relaxed);
+            let mut details = node.shared.details();
             details.took(flight.sent.elapsed());
-            details.oldest = oldest;
+            details.oldest = None;
             details.state = WriterState::Ok;
             details.reason = None;
         }
@@ -389,8 +399,6 @@ impl ClusterWriter {
         // Before anything is given up that these marks make good.
         self.listed.replace(&self.settings.list, marks, nodes)?;
         for row in self.rows.settle(bound) {
-            self.settings.shared.entries.fetch_add(row.entries, Relaxed);
-            self.settings.shared.bytes.fetch_add(row.source_bytes, Relaxed);
             confirm(&self.settings.source, &row, &self.settings.events)?;
         }
         Ok(())
@@ -413,6 +421,29 @@ impl ClusterWriter {
         if let Some(node) = self.nodes.get_mut(number) {
             node.mark_slot = chosen;
             node.marked = None;
+        }
+    }
+
+    /// Shows which slots a node has.
+    fn show_slots(&self, number: usize) {
+        let mut ranges: Vec<(u16, u16)> = Vec::new();
+        for slot in self.queues.slots_of(number) {
+            match ranges.last_mut() {
+                Some((_, last)) if *last + 1 == slot => *last = slot,
+                _ => ranges.push((slot, slot)),
+            }
+        }
+        let more = ranges.len().saturating_sub(3);
+        let mut words: Vec<String> = ranges
+            .iter()
+            .take(3)
+            .map(|(first, last)| if first == last { first.to_string() } else { format!("{first}-{last}") })
+            .collect();
+        if more > 0 {
+            words.push(format!("and {more} ranges"));
+        }
+        if let Some(node) = self.nodes.get(number) {
+            node.shared.details().slots = Some(words.join(", "));
         }
     }
 
@@ -462,7 +493,9 @@ impl ClusterWriter {
                 "{address}: no answer, and none on a new connection: the node is paused, stopped or cut off. Nothing is lost: \
                  the source is received into the spool"
             );
-            self.settings.shared.details().reason = Some(reason);
+            if let Some(node) = self.nodes.get(number) {
+                node.shared.details().reason = Some(reason);
+            }
         }
         Ok(())
     }

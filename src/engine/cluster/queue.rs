@@ -161,6 +161,10 @@ impl Queues {
     }
 
     /// Appends a command to what waits of its slot. True if the slot's group had nothing of this row before.
+    #[allow(
+        clippy::too_many_arguments,
+        reason = "all that is known of one command; a type for it would be used here only"
+    )]
     pub fn push(
         &mut self,
         slot: u16,

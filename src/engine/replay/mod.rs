@@ -8,6 +8,7 @@ mod databases;
 mod rdb;
 mod stream;
 mod sweep;
+mod walk;
 
 pub use databases::Databases;
 pub use sweep::Keeper;
@@ -26,7 +27,7 @@ use super::shard::Shard;
 use super::shared::SourceShared;
 use super::spool::{Manifest, SpoolError, StreamReadError};
 use crate::command::slot_of;
-use crate::config::{OnBadValue, OnExistingKey};
+use crate::config::{OnExistingKey, Policy};
 use crate::rdb::RdbError;
 pub use crate::rdb::dump::Target;
 use crate::resp::RespError;
@@ -110,8 +111,8 @@ pub struct Replay {
     pub sync_aof: bool,
     /// `rdb_restore_command_behavior`
     pub on_existing_key: OnExistingKey,
-    /// `[policy] on_bad_value`
-    pub on_bad_value: OnBadValue,
+    /// `[policy]`
+    pub policy: Policy,
     /// `empty_db_before_sync`
     pub empty_destination: bool,
     /// Names the line, and what it keeps on the destination.

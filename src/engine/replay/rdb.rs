@@ -83,6 +83,16 @@ impl Replay {
                     }
                     if !self.sync_rdb {
                         self.events.info(&self.node(), "sync_rdb = false: the RDB is read and not applied");
+                    } else if self.empty_destination && skip == 0 && self.shard.is_some() {
+                        // Others fill the same destination: each of them empties its own slots.
+                        match self.empty_shard(manifest.generation, batch, None) {
+                            Ok(Ok(())) => {}
+                            Ok(Err(reason)) => self.events.error(
+                                &self.node(),
+                                format!("empty_db_before_sync = true, but the destination cannot be emptied: {reason}"),
+                            ),
+                            Err(end) => return Ok(Some(end)),
+                        }
                     } else if self.empty_destination && skip == 0 {
                         self.events.warn(
                             &self.node(),
@@ -488,7 +498,7 @@ impl Replay {
         command: &[u8],
     ) -> Result<(), ReplayError> {
         let shown = escape(key, 60);
-        if self.on_bad_value == OnBadValue::Stop {
+        if self.policy.on_bad_value == OnBadValue::Stop {
             return Err(ReplayError::BadValue {
                 address: self.shared.address.clone(),
                 key: shown,

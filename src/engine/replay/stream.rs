@@ -9,9 +9,11 @@ use super::super::batch::{Batch, CommandKind, Mark, PairVerb, Position};
 use super::super::spool::{ReadEnd, StreamReadError, StreamReader};
 use super::databases::Fate;
 use super::{End, Replay, ReplayError};
+use crate::config::{OnKeyless, Policy};
 use crate::expiry;
 use crate::format::escape;
 use crate::resp::{self, CommandParser, RespError};
+use crate::status::EventLevel;
 
 /// What one read of the stream may bring.
 const READ_BYTES: usize = 256 * 1024;
@@ -114,8 +116,24 @@ impl Replay {
                 Verb::Exec => in_transaction = None,
                 // Sentinels of the source talk to each other; those of the destination must not hear them: they would take
                 // them for theirs if the masters have the same name.
-                Verb::Publish if argument(1) == Some(SENTINEL_HELLO) => {}
-                Verb::Databases => {
+                Verb::Keyless(_) if argument(1) == Some(SENTINEL_HELLO) => {}
+                Verb::Keyless(decision) if decision(&self.policy) != OnKeyless::Apply => {
+                    match decision(&self.policy) {
+                        OnKeyless::Quarantine => {
+                            let reason = "[policy] has it set aside";
+                            self.set_aside(batch.end_db, argument(1).unwrap_or_default(), reason, raw)?;
+                        }
+                        _ => self.drop_keyless(verb),
+                    }
+                }
+                Verb::Keyless(_) if self.shard.is_some() && is_flush(verb) => {
+                    let in_transaction = in_transaction.is_some();
+                    let end = self.flush_of_shard(generation, &mut batch, in_transaction, verb, raw)?;
+                    if let Some(end) = end {
+                        return Ok(end);
+                    }
+                }
+                Verb::Databases | Verb::Keyless(_) if names_databases(verb) => {
                     let end = offset + len as u64;
                     let arguments: Vec<&[u8]> =
                         arguments.iter().filter_map(|range| raw.get(range.clone())).collect();
@@ -144,7 +162,7 @@ impl Replay {
                     batch.entries += 1;
                     read += 1;
                 }
-                Verb::Publish | Verb::Other => {
+                Verb::Keyless(_) | Verb::Databases | Verb::Other => {
                     self.note_command(batch.end_db, offset + len as u64, arguments.len(), argument)?;
                     batch.push_raw(CommandKind::Stream, raw);
                     batch.entries += 1;
@@ -225,6 +243,14 @@ impl Replay {
         Ok(1)
     }
 
+    /// `[policy]` has a command without key left out.
+    fn drop_keyless(&self, verb: &[u8]) {
+        self.shared.filtered.fetch_add(1, Relaxed);
+        let verb = escape(verb, 20).to_uppercase();
+        let text = format!("{verb} is not copied ([policy])");
+        self.events.reject(&self.node(), EventLevel::Info, &verb, "dropped", &verb, &text);
+    }
+
     /// A command that may hold a relative time of expiry, counted from when it arrived.
     fn push_expiring(&self, batch: &mut Batch, arguments: &[&[u8]], raw: &[u8], received_ms: Option<u64>) {
         let absolute = received_ms.and_then(|now| expiry::absolute(arguments, now, self.target));
@@ -277,9 +303,10 @@ enum Verb {
     Expiry,
     /// Sets or removes the time of expiry of a key that must be there.
     Renew,
-    /// Names databases itself, or empties them.
+    /// Names a database itself.
     Databases,
-    Publish,
+    /// Concerns no single key; `[policy]` says what becomes of it.
+    Keyless(fn(&Policy) -> OnKeyless),
     Other,
 }
 
@@ -296,14 +323,17 @@ impl Verb {
             4 if is(b"EXEC") => Verb::Exec,
             5 if is(b"MULTI") => Verb::Multi,
             6 if is(b"SELECT") => Verb::Select,
-            6 if is(b"SWAPDB") => Verb::Databases,
+            6 if is(b"SWAPDB") => Verb::Keyless(|policy| policy.on_swapdb),
+            6 if is(b"SCRIPT") => Verb::Keyless(|policy| policy.on_function),
             6 if is(b"OPINFO") => Verb::Control,
             7 if is(b"CLUSTER") => Verb::Control,
-            7 if is(b"FLUSHDB") => Verb::Databases,
-            7 if is(b"PUBLISH") => Verb::Publish,
             7 if is(b"PERSIST") => Verb::Renew,
+            7 if is(b"FLUSHDB") => Verb::Keyless(|policy| policy.on_flush),
+            7 if is(b"PUBLISH") => Verb::Keyless(|policy| policy.on_publish),
             8 if is(b"EXPIREAT") => Verb::Renew,
-            8 if is(b"FLUSHALL") => Verb::Databases,
+            8 if is(b"FLUSHALL") => Verb::Keyless(|policy| policy.on_flush),
+            8 if is(b"FUNCTION") => Verb::Keyless(|policy| policy.on_function),
+            8 if is(b"SPUBLISH") => Verb::Keyless(|policy| policy.on_publish),
             8 if is(b"REPLCONF") => Verb::Control,
             9 if is(b"TRIMSLOTS") => Verb::Control,
             9 if is(b"PEXPIREAT") => Verb::Renew,
@@ -328,6 +358,15 @@ fn import<'a>(arguments: &[&'a [u8]]) -> Option<(Vec<&'a [u8]>, Vec<u8>)> {
     let mut raw = Vec::new();
     resp::append_command(&mut raw, &words);
     Some((words, raw))
+}
+
+/// Whether it concerns other databases than the selected one, or all of one.
+fn names_databases(verb: &[u8]) -> bool {
+    is_flush(verb) || [&b"SWAPDB"[..], b"MOVE", b"COPY"].iter().any(|name| verb.eq_ignore_ascii_case(name))
+}
+
+fn is_flush(verb: &[u8]) -> bool {
+    verb.eq_ignore_ascii_case(b"FLUSHALL") || verb.eq_ignore_ascii_case(b"FLUSHDB")
 }
 
 fn push_trim(batch: &mut Batch, arguments: &[&[u8]], raw: &[u8]) {

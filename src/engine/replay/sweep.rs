@@ -7,30 +7,27 @@
 
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 
-use super::super::batch::{Batch, CommandKind, Position, Progress};
+use super::super::batch::{Batch, Position, Progress};
 use super::super::ledger::sorted::{KeyHash, Lookup};
 use super::super::ledger::{Ledger, Place};
-use super::super::net::Connection;
 use super::super::shard::Shard;
 use super::super::spool::{ReadEnd, SpoolError};
+use super::walk::Unswept;
 use super::{End, Replay, ReplayError};
 use crate::command;
 use crate::config::{Endpoint, OnExistingKey};
 use crate::format;
-use crate::resp::Reply;
 
 /// Ghosts looked for in one walk through the destination: 16 MB.
 const GHOSTS_AT_A_TIME: usize = 1_000_000;
-/// Keys asked for with one SCAN.
-const SCAN_COUNT: &[u8] = b"1000";
 /// Time between two looks at something that is waited for.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Time between two tries of something that failed.
-const TRY_AGAIN: Duration = Duration::from_millis(500);
+pub(super) const TRY_AGAIN: Duration = Duration::from_millis(500);
 
 /// The ledger of a run, and what belongs to it.
 pub struct Keeper {
@@ -39,20 +36,14 @@ pub struct Keeper {
     handed_over: Cell<Option<Place>>,
     /// Why the ledger could not be written.
     failure: RefCell<Option<SpoolError>>,
-    /// Where SCAN is sent.
-    destination: Endpoint,
-    runtime: Handle,
-}
-
-/// Walking through the destination ended without a result.
-enum Unswept {
-    End(End),
-    Refused(String),
+    /// Where SCAN is sent: the server, or nodes of the cluster.
+    pub(super) destination: Vec<Endpoint>,
+    pub(super) runtime: Handle,
 }
 
 impl Keeper {
     /// `checkpoint` is what the destination has confirmed. Must be called inside a tokio runtime.
-    pub fn new(ledger: Ledger, checkpoint: Option<&Progress>, destination: Endpoint) -> Self {
+    pub fn new(ledger: Ledger, checkpoint: Option<&Progress>, destination: Vec<Endpoint>) -> Self {
         Keeper {
             ledger: RefCell::new(ledger),
             handed_over: Cell::new(checkpoint.map(place)),
@@ -256,7 +247,12 @@ impl Replay {
             if some.is_empty() {
                 break;
             }
-            match self.remove(generation, batch, &some) {
+            let is_ghost = |db: u32, key: &[u8]| {
+                // What has moved to another master is that one's matter.
+                self.is_own(key) && some.binary_search(&self.keeper.ledger.borrow_mut().hash(db, key)).is_ok()
+            };
+            let doing = "removing keys that the source no longer has";
+            match self.remove(generation, batch, doing, &is_ghost) {
                 Ok(count) => removed += count,
                 Err(Unswept::End(end)) => return Ok(Some(end)),
                 Err(Unswept::Refused(reason)) => {
@@ -289,114 +285,8 @@ impl Replay {
         Ok(None)
     }
 
-    /// Walks through the destination and hands over an UNLINK for every key that is one of `ghosts` (ascending).
-    fn remove(&self, generation: u64, batch: &mut Batch, ghosts: &[KeyHash]) -> Result<u64, Unswept> {
-        let unlink: &[u8] = if self.target.has_redis(4, 0) { b"UNLINK" } else { b"DEL" };
-        let mut connection = None;
-        let keyspace = self.ask(generation, &mut connection, 0, &[b"INFO", b"keyspace"])?;
-        let keyspace = keyspace.text().map(str::to_owned).unwrap_or_default();
-        let databases: Vec<(u32, u64)> = keyspace.lines().filter_map(database).collect();
-        let total: u64 = databases.iter().map(|(_, keys)| keys).sum();
-        let (mut scanned, mut removed) = (0u64, 0u64);
-        let mut shown: Option<Instant> = None;
-        for (db, _) in databases {
-            let mut cursor = b"0".to_vec();
-            loop {
-                let scan: [&[u8]; 4] = [b"SCAN", &cursor, b"COUNT", SCAN_COUNT];
-                let (next, keys) = match self.ask(generation, &mut connection, db, &scan)? {
-                    Reply::Array(parts) => match <[Reply; 2]>::try_from(parts) {
-                        Ok([Reply::Bulk(next), Reply::Array(keys)]) => (next, keys),
-                        _ => return Err(Unswept::Refused("the answer to SCAN is not understood".into())),
-                    },
-                    _ => return Err(Unswept::Refused("the answer to SCAN is not understood".into())),
-                };
-                scanned += keys.len() as u64;
-                let mut command = vec![unlink];
-                for key in &keys {
-                    // What has moved to another master is that one's matter.
-                    let own = |key: &[u8]| {
-                        self.shard.as_ref().is_none_or(|shard| shard.owns(command::slot_of(key)))
-                    };
-                    if let Reply::Bulk(key) = key
-                        && own(key)
-                        && ghosts.binary_search(&self.keeper.ledger.borrow_mut().hash(db, key)).is_ok()
-                    {
-                        command.push(key);
-                    }
-                }
-                if command.len() > 1 {
-                    removed += command.len() as u64 - 1;
-                    batch.select(db);
-                    batch.push(CommandKind::Rebuild, &command);
-                    if batch.is_full(self.command_limit, self.byte_limit) && !self.send(batch) {
-                        return Err(Unswept::End(End::Stopped));
-                    }
-                }
-                if shown.is_none_or(|shown| shown.elapsed() >= TRY_AGAIN) {
-                    shown = Some(Instant::now());
-                    let percent = (100 * scanned).checked_div(total).unwrap_or(100).min(100);
-                    self.shared.set_reason(Some(format!(
-                        "removing keys that the source no longer has: {percent} % of {} keys looked at, {} found",
-                        format::number(total),
-                        format::number(removed)
-                    )));
-                }
-                if next == b"0" {
-                    break;
-                }
-                cursor = next;
-            }
-        }
-        Ok(removed)
-    }
-
-    /// Asks the destination, in database `db`, for as long as it takes.
-    fn ask(
-        &self,
-        generation: u64,
-        connection: &mut Option<(Connection, u32)>,
-        db: u32,
-        command: &[&[u8]],
-    ) -> Result<Reply, Unswept> {
-        let asking = async |connection: &mut Option<(Connection, u32)>| {
-            let (open, selected) = match connection {
-                Some(open) => open,
-                None => connection.insert((Connection::open(&self.keeper.destination).await?, 0)),
-            };
-            if *selected != db {
-                let reply = open.request(&[b"SELECT", db.to_string().as_bytes()]).await?;
-                if matches!(reply, Reply::Error(_)) {
-                    return Ok(reply);
-                }
-                *selected = db;
-            }
-            open.request(command).await
-        };
-        loop {
-            if let Some(end) = self.ended(generation) {
-                return Err(Unswept::End(end));
-            }
-            let reason = match self.keeper.runtime.block_on(asking(connection)) {
-                Ok(Reply::Error(reply)) if reply.starts_with("NOPERM") => {
-                    let user = self.keeper.destination.username.as_deref().unwrap_or("default");
-                    return Err(Unswept::Refused(format!(
-                        "'{reply}'. On the destination: ACL SETUSER {user} +scan +select +info +unlink +del"
-                    )));
-                }
-                Ok(Reply::Error(reply)) if reply.starts_with("LOADING") || reply.starts_with("BUSY") => reply,
-                Ok(Reply::Error(reply)) => return Err(Unswept::Refused(format!("'{reply}'"))),
-                Ok(reply) => return Ok(reply),
-                Err(error) if error.is_transient() => error.to_string(),
-                Err(error) => return Err(Unswept::Refused(error.to_string())),
-            };
-            *connection = None;
-            self.shared.set_reason(Some(format!("removing keys that the source no longer has: {reason}")));
-            std::thread::sleep(TRY_AGAIN);
-        }
-    }
-
     /// Waits until everything that was handed over is confirmed. `Some` when the generation ends first.
-    fn wait_confirmed(&self, generation: u64) -> Option<End> {
+    pub(super) fn wait_confirmed(&self, generation: u64) -> Option<End> {
         let shared = &self.shared;
         while shared.batches_confirmed.load(Relaxed) < shared.batches_handed_over.load(Relaxed) {
             if let Some(end) = self.ended(generation) {
@@ -415,11 +305,4 @@ impl Replay {
             None => self.batches.is_closed().then_some(End::Stopped),
         }
     }
-}
-
-/// `db3:keys=17,expires=0,…`
-fn database(line: &str) -> Option<(u32, u64)> {
-    let (db, fields) = line.trim().strip_prefix("db")?.split_once(':')?;
-    let keys = fields.split(',').find_map(|field| field.strip_prefix("keys="))?;
-    Some((db.parse().ok()?, keys.parse().ok()?))
 }

@@ -107,6 +107,9 @@ impl Writer {
                 // It has expired on the source too.
                 continue;
             }
+            if matches!(&refusal, Refusal::Error(error) if ended_while_built(&arguments, error)) {
+                continue;
+            }
             self.shared.errors.fetch_add(1, Relaxed);
             batch.source.errors.fetch_add(1, Relaxed);
             let exists = match &refusal {
@@ -331,6 +334,12 @@ impl Writer {
     pub(super) fn name_user(&self, cure: &str) -> String {
         cure.replace("<user>", self.endpoint.username.as_deref().unwrap_or("default"))
     }
+}
+
+/// Whether a value that was built aside was gone before it got its name: its time of expiry had passed.
+pub fn ended_while_built(arguments: &[&[u8]], error: &str) -> bool {
+    let [verb, built, ..] = arguments else { return false };
+    verb.starts_with(b"RENAME") && built.starts_with(b"shakedeck:") && error.contains("no such key")
 }
 
 /// Whether the time that EXPIREAT or PEXPIREAT sets has passed.
