@@ -13,9 +13,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use super::batch::{BATCH_BYTES, Place};
+use super::batch::{BATCH_BYTES, Place, Progress};
 use super::begin::{Destination, where_to_begin};
-use super::cluster::{self, ClusterWriter};
+use super::cluster::{self, ClusterWriter, Journal};
 use super::events::EventLog;
 use super::import_mode::ImportMode;
 use super::ledger::{self, Ledger};
@@ -241,6 +241,9 @@ impl Line {
         thread.map_err(|error| outcome(exit::SPOOL, format!("cannot start the replay thread: {error}")))?;
         let import_mode = ImportMode::new(&self.dir, acceptance.target());
         if let Some(begin) = destination.cluster {
+            let from = resume.as_ref().map(Progress::place);
+            let journal = Journal::open(self.source.spool.dir(), from)
+                .map_err(|error| data_dir_failed(error.into()))?;
             let settings = cluster::Settings {
                 signature: self.signature(),
                 source: self.source.clone(),
@@ -259,6 +262,7 @@ impl Line {
                 resume,
                 command_limit: self.plan.advanced.pipeline_count_limit,
                 list: self.marks_list(),
+                journal,
             };
             let writer = ClusterWriter::new(settings, begin, self.wishes.clone(), queue);
             return Ok(ApplySide { replay: replay_receiver, writer: tokio::spawn(writer.run()) });

@@ -6,8 +6,8 @@
 //! before in those slots is done then, and nothing that follows has begun, so the destination's own state is the right one.
 //!
 //! Every slot that takes part gets a checkpoint, the one that is written to first. So a crash in the middle leaves no doubt: a part
-//! whose checkpoint is past the command is left out. If a node lost its last writes and the part of the result with them while
-//! the sources have gone on, the result cannot be computed any more: the command is set aside.
+//! whose checkpoint is past the command is left out. A node may lose its last writes, and the result with them, while the sources
+//! have gone on: then the copies come from this disk (`journal.rs`), where they are kept until everything is confirmed.
 //!
 //! FLUSHALL removes the checkpoints together with the keys: what follows it is sent again whatever they said.
 
@@ -20,7 +20,7 @@ use super::flight::{Obstacle, exchange, obstacle};
 use super::route::{Route, taken_from, target_of};
 use super::{ClusterWriter, HOLD, slots};
 use crate::format::escape;
-use crate::resp::{Reply, append_command};
+use crate::resp::{CommandParser, Reply, append_command};
 use crate::status::EventLevel;
 
 /// What a transaction on one node came to.
@@ -69,15 +69,24 @@ impl ClusterWriter {
         sources.dedup();
         let mut taken = taken_from(&arguments);
         if !self.is_applied(target, place) {
-            if sources.iter().any(|slot| self.is_applied(*slot, place)) {
+            let kept = self.settings.journal.find(place).map(<[u8]>::to_vec);
+            let gone_on = sources.iter().any(|slot| self.is_applied(*slot, place));
+            if kept.is_none() && gone_on {
                 let reason = "the node of its result lost it while its sources have gone on: it cannot be computed any more";
                 self.set_aside(0, &arguments, batch.command_bytes(index), reason)?;
             } else {
-                let Some(commands) = self.with_copies(&arguments, keys, target).await? else {
-                    return Ok(false);
+                let commands = match kept {
+                    Some(commands) => commands,
+                    None => {
+                        let Some(commands) = self.with_copies(&arguments, keys, target).await? else {
+                            return Ok(false);
+                        };
+                        self.settings.journal.add(place, &commands)?;
+                        commands
+                    }
                 };
-                let last = commands.len() - 2;
-                match self.transact(target, &commands, batch, upto).await? {
+                let count = count_of(&commands);
+                match self.transact(target, &commands, count, batch, upto).await? {
                     Ran::Done(results) => {
                         match results.iter().find(|result| matches!(result, Reply::Error(_))) {
                             Some(Reply::Error(error)) => {
@@ -86,7 +95,7 @@ impl ClusterWriter {
                                 taken = None;
                             }
                             // Its name was taken: nothing was renamed.
-                            _ if results.get(last) == Some(&Reply::Integer(0))
+                            _ if results.get(count.saturating_sub(2)) == Some(&Reply::Integer(0))
                                 && arguments
                                     .first()
                                     .is_some_and(|verb| verb.eq_ignore_ascii_case(b"RENAMENX")) =>
@@ -112,9 +121,10 @@ impl ClusterWriter {
             let own = taken
                 .as_ref()
                 .filter(|_| arguments.get(1).is_some_and(|key| crate::command::slot_of(key) == slot));
-            let commands: Vec<Vec<Vec<u8>>> =
-                own.iter().map(|command| command.iter().map(|word| word.to_vec()).collect()).collect();
-            match self.transact(slot, &commands, batch, upto).await? {
+            let mut commands = Vec::new();
+            own.into_iter().for_each(|command| append_command(&mut commands, command));
+            let count = count_of(&commands);
+            match self.transact(slot, &commands, count, batch, upto).await? {
                 Ran::Done(_) => {}
                 Ran::Again => return Ok(false),
                 Ran::Never(error) => self.set_aside(0, &arguments, batch.command_bytes(index), &error)?,
@@ -131,9 +141,9 @@ impl ClusterWriter {
         arguments: &[&[u8]],
         keys: &[(usize, u16)],
         target: u16,
-    ) -> Result<Option<Vec<Vec<Vec<u8>>>>, WriterError> {
+    ) -> Result<Option<Vec<u8>>, WriterError> {
         let mut words: Vec<Vec<u8>> = arguments.iter().map(|word| word.to_vec()).collect();
-        let (mut commands, mut remove) = (Vec::new(), vec![b"UNLINK".to_vec()]);
+        let (mut commands, mut copies) = (Vec::new(), Vec::new());
         let elsewhere: Vec<(usize, u16)> = keys.iter().copied().filter(|(_, slot)| *slot != target).collect();
         for (number, (at, slot)) in elsewhere.into_iter().enumerate() {
             let Some(key) = arguments.get(at) else { continue };
@@ -158,12 +168,11 @@ impl ClusterWriter {
                         _ => (0, false),
                     };
                     let time = time.to_string().into_bytes();
-                    let mut restore =
-                        vec![b"RESTORE".to_vec(), copy.clone(), time, payload.clone(), b"REPLACE".to_vec()];
-                    if absolute {
-                        restore.push(b"ABSTTL".to_vec());
-                    }
-                    commands.push(restore);
+                    let restore: [&[u8]; 6] = [b"RESTORE", &copy, &time, payload, b"REPLACE", b"ABSTTL"];
+                    append_command(
+                        &mut commands,
+                        restore.get(..5 + usize::from(absolute)).unwrap_or_default(),
+                    );
                 }
                 Reply::Error(error) => match obstacle(error, CommandKind::Stream) {
                     Some(Obstacle::Moved(address)) => {
@@ -181,10 +190,12 @@ impl ClusterWriter {
             if let Some(word) = words.get_mut(at) {
                 *word = copy.clone();
             }
-            remove.push(copy);
+            copies.push(copy);
         }
-        commands.push(words);
-        commands.push(remove);
+        append_command(&mut commands, &words.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        let remove: Vec<&[u8]> =
+            std::iter::once(&b"UNLINK"[..]).chain(copies.iter().map(Vec::as_slice)).collect();
+        append_command(&mut commands, &remove);
         Ok(Some(commands))
     }
 
@@ -192,19 +203,18 @@ impl ClusterWriter {
     async fn transact(
         &mut self,
         slot: u16,
-        commands: &[Vec<Vec<u8>>],
+        commands: &[u8],
+        count: usize,
         batch: &Batch,
         upto: super::Place,
     ) -> Result<Ran, WriterError> {
         let mut bytes = Vec::new();
         append_command(&mut bytes, &[b"MULTI"]);
-        for command in commands {
-            append_command(&mut bytes, &command.iter().map(Vec::as_slice).collect::<Vec<_>>());
-        }
+        bytes.extend_from_slice(commands);
         self.settings.signature.append_checkpoint(&mut bytes, slot, &batch.progress.replid, upto);
         append_command(&mut bytes, &[b"EXEC"]);
         let node = self.queues.owner(slot);
-        self.run_there(node, Some(slot), &bytes, commands.len() + 3).await
+        self.run_there(node, Some(slot), &bytes, count + 3).await
     }
 
     /// Sends a transaction to a node and reads what came of it.
@@ -314,4 +324,15 @@ impl ClusterWriter {
             cure: "Its user needs the rights listed in the README.".into(),
         }
     }
+}
+
+/// How many commands these are.
+fn count_of(mut bytes: &[u8]) -> usize {
+    let (mut parser, mut count) = (CommandParser::default(), 0);
+    while let Ok(Some(len)) = parser.advance(bytes) {
+        bytes = bytes.get(len..).unwrap_or_default();
+        count += 1;
+        parser.reset();
+    }
+    count
 }

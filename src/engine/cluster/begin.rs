@@ -18,6 +18,7 @@ use super::super::net::{Connection, NetError, info_field};
 use super::super::spool::{SpoolError, replace_file};
 use super::super::{replay, source};
 use super::flight::Signature;
+use super::journal::Journal;
 use super::slots;
 use crate::command::slot_of;
 use crate::config::{Address, Endpoint};
@@ -347,5 +348,6 @@ pub async fn forget(
         ImportMode::put_back(data_dir, &mut connection, events, last).await?;
     }
     let _ = fs::remove_file(list);
+    list.parent().into_iter().for_each(Journal::forget);
     Ok(())
 }

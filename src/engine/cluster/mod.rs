@@ -27,6 +27,7 @@ mod barrier;
 mod begin;
 mod distribute;
 mod flight;
+mod journal;
 mod judge;
 mod queue;
 mod route;
@@ -47,6 +48,7 @@ use self::begin::{Listed, open};
 use self::distribute::Intake;
 pub use self::flight::Signature;
 use self::flight::{append_group, exchange};
+pub use self::journal::Journal;
 use self::queue::{Group, Queues, Rows};
 use super::acceptance::Acceptance;
 use super::batch::{Batch, Place, Progress};
@@ -105,6 +107,8 @@ pub struct Settings {
     pub command_limit: usize,
     /// Where the slots of the marks are listed.
     pub list: PathBuf,
+    /// What was copied for commands on several slots.
+    pub journal: Journal,
 }
 
 /// One master.
@@ -398,7 +402,11 @@ impl ClusterWriter {
         let nodes: Vec<String> = self.nodes.iter().map(|node| node.endpoint.address.to_string()).collect();
         // Before anything is given up that these marks make good.
         self.listed.replace(&self.settings.list, marks, nodes)?;
-        for row in self.rows.settle(bound) {
+        let settled = self.rows.settle(bound);
+        if let Some(last) = settled.last() {
+            self.settings.journal.confirmed(last.progress.place());
+        }
+        for row in settled {
             confirm(&self.settings.source, &row, &self.settings.events)?;
         }
         Ok(())

@@ -1,0 +1,207 @@
+//! What was copied for commands on keys of several slots, kept on this disk until the commands are confirmed for good.
+//!
+//! The sources of such a command may go on as soon as its result is written. If the node with the result then loses it, the
+//! destination's own state is no longer the one from which it was computed; here it still stands.
+//!
+//! ```text
+//!  copies-1  copies-2     records: generation, offset, length, checksum, commands in RESP
+//! ```
+//!
+//! Not synced to the disk: the records are needed when a node of the destination fails, not when this machine does.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::super::batch::Place;
+use super::super::spool::{SpoolError, replace_file};
+
+/// A file this long is followed by another one.
+const FILE_BYTES: u64 = 8 * 1024 * 1024;
+/// Generation, offset, length, checksum.
+const HEAD: usize = 32;
+
+/// The copies of one source.
+pub struct Journal {
+    dir: PathBuf,
+    /// The file that is appended to.
+    file: Option<File>,
+    /// Bytes and the last place in it.
+    len: u64,
+    last: Option<Place>,
+    /// The last place of the file before it, while that is kept.
+    former: Option<Place>,
+    /// What a former process, or the time before applying began again, has left.
+    found: BTreeMap<Place, Vec<u8>>,
+}
+
+impl Journal {
+    /// The journal in this folder. What begins before `from` is confirmed.
+    pub fn open(dir: &Path, from: Option<Place>) -> Result<Journal, SpoolError> {
+        let mut found = BTreeMap::new();
+        for number in [1, 2] {
+            let path = path(dir, number);
+            match fs::read(&path) {
+                Ok(bytes) => read(&bytes, from, &mut found),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(cause) => return Err(SpoolError { action: "read", path, cause }),
+            }
+        }
+        let mut journal =
+            Journal { dir: dir.to_owned(), file: None, len: 0, last: None, former: None, found };
+        journal.begin_anew()?;
+        Ok(journal)
+    }
+
+    /// Only what was found stays in the file: it may be needed once more, and a torn record would hide what follows it.
+    fn begin_anew(&mut self) -> Result<(), SpoolError> {
+        let (current, former) = (path(&self.dir, 1), path(&self.dir, 2));
+        if current.exists() || former.exists() {
+            let records: Vec<Vec<u8>> =
+                self.found.iter().map(|(place, commands)| record(*place, commands)).collect();
+            replace_file(&current, &records.concat())?;
+            self.last = self.found.keys().next_back().copied();
+            let _ = fs::remove_file(former);
+        }
+        Ok(())
+    }
+
+    /// Removes it.
+    pub fn forget(dir: &Path) {
+        for number in [1, 2] {
+            let _ = fs::remove_file(path(dir, number));
+        }
+    }
+
+    /// What was copied for the command at this place.
+    pub fn find(&self, place: Place) -> Option<&[u8]> {
+        self.found.get(&place).map(Vec::as_slice)
+    }
+
+    /// Keeps what was copied for the command at this place.
+    pub fn add(&mut self, place: Place, commands: &[u8]) -> Result<(), SpoolError> {
+        let current = path(&self.dir, 1);
+        let failed = |action| {
+            let path = current.clone();
+            move |cause| SpoolError { action, path, cause }
+        };
+        let file = match &mut self.file {
+            Some(file) => file,
+            None => {
+                let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&current);
+                let file = file.map_err(failed("open"))?;
+                self.len = file.metadata().map_err(failed("examine"))?.len();
+                self.file.insert(file)
+            }
+        };
+        let record = record(place, commands);
+        if let Err(cause) = file.write_all(&record) {
+            // Half a record would hide those behind it.
+            let _ = file.set_len(self.len);
+            return Err(failed("write")(cause));
+        }
+        self.len += record.len() as u64;
+        self.last = Some(place);
+        if self.len >= FILE_BYTES && self.former.is_none() {
+            fs::rename(&current, path(&self.dir, 2)).map_err(failed("rename"))?;
+            (self.file, self.len, self.former) = (None, 0, self.last);
+        }
+        Ok(())
+    }
+
+    /// Everything that begins before this place is confirmed on all nodes.
+    pub fn confirmed(&mut self, place: Place) {
+        self.found.retain(|kept, _| *kept >= place);
+        if self.former.is_some_and(|last| last < place) && fs::remove_file(path(&self.dir, 2)).is_ok() {
+            self.former = None;
+        }
+        if self.last.is_some_and(|last| last < place)
+            && let Some(file) = &self.file
+            && file.set_len(0).is_ok()
+        {
+            (self.len, self.last) = (0, None);
+        }
+    }
+}
+
+fn path(dir: &Path, number: u32) -> PathBuf {
+    dir.join(format!("copies-{number}"))
+}
+
+fn record(place: Place, commands: &[u8]) -> Vec<u8> {
+    let mut record = Vec::with_capacity(HEAD + commands.len());
+    for number in [place.generation, place.at, commands.len() as u64, xxh3_64(commands)] {
+        record.extend_from_slice(&number.to_le_bytes());
+    }
+    record.extend_from_slice(commands);
+    record
+}
+
+/// Reads records as far as they are whole.
+fn read(mut bytes: &[u8], from: Option<Place>, found: &mut BTreeMap<Place, Vec<u8>>) {
+    while let Some((head, rest)) = bytes.split_first_chunk::<HEAD>() {
+        let number = |at: usize| {
+            let digits = head.get(at..at + 8).and_then(|digits| digits.try_into().ok());
+            digits.map_or(0, u64::from_le_bytes)
+        };
+        let place = Place { generation: number(0), stream: true, at: number(8) };
+        let Some(commands) = usize::try_from(number(16)).ok().and_then(|len| rest.get(..len)) else { return };
+        if xxh3_64(commands) != number(24) {
+            return;
+        }
+        if from.is_none_or(|from| place >= from) {
+            found.insert(place, commands.to_vec());
+        }
+        bytes = rest.get(commands.len()..).unwrap_or_default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a panic is the failure of a test")]
+
+    use super::*;
+
+    fn place(at: u64) -> Place {
+        Place { generation: 1, stream: true, at }
+    }
+
+    #[test]
+    fn what_was_added_is_found_until_it_is_confirmed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(dir.path(), None).unwrap();
+        journal.add(place(10), b"ten").unwrap();
+        journal.add(place(20), b"twenty").unwrap();
+        drop(journal);
+        // A torn record at the end hides nothing before it.
+        let torn = OpenOptions::new().append(true).open(dir.path().join("copies-1"));
+        torn.unwrap().write_all(&[7; 40]).unwrap();
+        let mut journal = Journal::open(dir.path(), Some(place(15))).unwrap();
+        journal.add(place(30), b"thirty").unwrap();
+        drop(journal);
+        let mut journal = Journal::open(dir.path(), Some(place(15))).unwrap();
+        assert_eq!(journal.find(place(30)), Some(&b"thirty"[..]));
+        assert_eq!((journal.find(place(10)), journal.find(place(20))), (None, Some(&b"twenty"[..])));
+        journal.confirmed(place(25));
+        assert_eq!(journal.find(place(20)), None);
+    }
+
+    #[test]
+    fn files_do_not_grow_without_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(dir.path(), None).unwrap();
+        let large = vec![b'x'; 1 << 20];
+        for at in 0..60 {
+            journal.add(place(at), &large).unwrap();
+            journal.confirmed(place(at.saturating_sub(2)));
+        }
+        let bytes: u64 =
+            [1, 2].iter().filter_map(|n| fs::metadata(path(dir.path(), *n)).ok()).map(|it| it.len()).sum();
+        assert!(bytes < 3 * FILE_BYTES, "{bytes}");
+        assert_eq!(Journal::open(dir.path(), Some(place(59))).unwrap().find(place(59)), Some(&large[..]));
+    }
+}
