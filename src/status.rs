@@ -600,6 +600,13 @@ pub struct Outcome {
     pub hint: Option<String>,
 }
 
+impl Outcome {
+    /// Everything that was asked for is done; entries may be in quarantine.
+    pub fn is_done(&self) -> bool {
+        matches!(self.exit_code, 0 | 5)
+    }
+}
+
 /// The cutover as the operator sees it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default)]

@@ -1,12 +1,12 @@
 //! `shakedeck demo` as a new user meets it: in a terminal and piped, on a machine without any server.
 #![allow(clippy::unwrap_used, reason = "a panic is the failure of a test")]
 
-use std::io::{Read, Write};
-use std::process::Command;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+mod support;
 
-use portable_pty::{CommandBuilder, PtySize, native_pty_system};
+use std::process::Command;
+
+use portable_pty::CommandBuilder;
+use support::terminal::Terminal;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_shakedeck");
 
@@ -44,44 +44,15 @@ fn json_lines_are_objects_with_a_type() {
 
 #[test]
 fn in_a_terminal_it_shows_the_console_and_obeys_keys() {
-    let size = PtySize { rows: 24, cols: 80, pixel_width: 0, pixel_height: 0 };
-    let pty = native_pty_system().openpty(size).unwrap();
     let mut command = CommandBuilder::new(PROGRAM);
     command.args(["demo", "--keys", "5k", "--rate", "500"]);
     command.env("PATH", "/nowhere");
-    command.env("TERM", "xterm-256color");
-    let mut child = pty.slave.spawn_command(command).unwrap();
-    drop(pty.slave);
-    let screen = Arc::new(Mutex::new(vt100::Parser::new(24.try_into().unwrap(), 80.try_into().unwrap(), 0)));
-    let mut reader = pty.master.try_clone_reader().unwrap();
-    let filled = screen.clone();
-    std::thread::spawn(move || {
-        let mut bytes = [0; 4096];
-        while let Ok(got @ 1..) = reader.read(&mut bytes) {
-            filled.lock().unwrap().process(&bytes[..got]);
-        }
-    });
-    let mut keys = pty.master.take_writer().unwrap();
-    let wait_for = |word: &str| {
-        let deadline = Instant::now() + Duration::from_secs(60);
-        loop {
-            let shown = screen.lock().unwrap().screen().contents();
-            if shown.contains(word) {
-                return;
-            }
-            assert!(Instant::now() < deadline, "'{word}' never appeared:\n{shown}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    };
-    wait_for("READY TO CUT OVER");
-    keys.write_all(b"p").unwrap();
-    wait_for(" PAUSED");
-    keys.write_all(b"p").unwrap();
-    wait_for(" CAUGHT UP");
-    keys.write_all(b"q").unwrap();
-    wait_for("detach");
-    keys.write_all(b"s").unwrap();
-    wait_for("Source and destination are equal");
-    assert!(child.wait().unwrap().success());
-    assert!(!screen.lock().unwrap().screen().alternate_screen(), "the terminal was not given back");
+    let mut terminal = Terminal::start(command);
+    for (word, key) in [("READY TO CUT OVER", "p"), (" PAUSED", "p"), (" CAUGHT UP", "q"), ("detach", "s")] {
+        terminal.wait_for(word);
+        terminal.keys(key);
+    }
+    terminal.wait_for("Source and destination are equal");
+    assert_eq!(terminal.wait_exit(), 0);
+    assert!(!terminal.is_taken(), "the terminal was not given back");
 }

@@ -1,5 +1,5 @@
 //! `[rdb_reader]`: an RDB file as the source of the real program. Every recorded file arrives value by value, by RESTORE and by
-//! commands; a killed run goes on; what is no RDB file is said clearly; bad values are set aside.
+//! commands; a killed run goes on; the console ends with it; what is no RDB file is said clearly; bad values are set aside.
 
 #![allow(clippy::unwrap_used)] // a failed unwrap is a failed test
 
@@ -17,7 +17,7 @@ use shakedeck::rdb::dump::{Route, route};
 use support::fake_source::{FakeSource, Snapshot};
 use support::relay::Relay;
 use support::shakedeck::Setup;
-use support::{Flavor, Options, Server, ServerBinary, compare, dataset};
+use support::{Flavor, Options, Server, ServerBinary, compare, dataset, rdb_file};
 
 const MINUTES: Duration = Duration::from_secs(120);
 
@@ -226,11 +226,55 @@ fn what_is_no_rdb_file_is_said_clearly() {
     compare::assert_equal(&server, &destination);
 }
 
-/// An RDB of version 9 with these records.
-fn rdb(records: &[&[u8]]) -> Vec<u8> {
-    let mut file = [b"REDIS0009\xfe\x00".as_slice(), &records.concat(), b"\xff"].concat();
-    file.extend(shakedeck::rdb::crc64(&file).to_le_bytes());
-    file
+/// With a console, too, the run ends when the file is loaded, and the summary stands on the normal screen.
+#[test]
+fn the_console_leaves_by_itself_when_the_file_is_loaded() {
+    let Some((server, file)) = saved(3_000) else { return };
+    let destination = Server::start(server.binary(), Options::new());
+    let mut client = destination.client();
+    let run = |file: &Path, exit_code: u32, words: &[&str]| {
+        let folder = tempfile::tempdir().unwrap();
+        destination.client().ok(&["FLUSHALL"]);
+        // Until the console has been seen.
+        destination.client().ok(&["CLIENT", "PAUSE", "120000", "WRITE"]);
+        let mut terminal = setup(file, &destination.address().to_string()).start_in_terminal(folder.path());
+        terminal.wait_for("applying RDB");
+        assert!(terminal.is_taken() && terminal.is_running());
+        destination.client().ok(&["CLIENT", "UNPAUSE"]);
+        assert_eq!(terminal.wait_exit(), exit_code, "{}", terminal.shown());
+        let shown = terminal.shown();
+        words.iter().for_each(|word| assert!(shown.contains(word), "no '{word}':\n{shown}"));
+        assert!(!terminal.is_taken(), "the terminal was not given back");
+    };
+    run(&file, 0, &["finished: ", "stopped after"]);
+    compare::assert_equal(&server, &destination);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("odd.rdb");
+    std::fs::write(&path, odd_things()).unwrap();
+    run(&path, 5, &["finished: ", "3 entries are in quarantine"]);
+    assert_eq!(client.text(&["GET", "last"]), "v");
+}
+
+/// What went wrong is to be read first: that screen stays until it is left.
+#[test]
+fn the_console_stays_when_the_file_could_not_be_loaded() {
+    let Some((server, file)) = saved(3_000) else { return };
+    let destination = Server::start(server.binary(), Options::new());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cut.rdb");
+    let whole = std::fs::read(&file).unwrap();
+    std::fs::write(&path, &whole[..whole.len() - 1_000]).unwrap();
+    let mut terminal = setup(&path, &destination.address().to_string()).start_in_terminal(folder.path());
+    terminal.wait_for("RDB APPLY FAILED");
+    // Several frames later.
+    terminal.keys("?");
+    terminal.wait_for("main screen");
+    assert!(terminal.is_taken() && terminal.is_running());
+    terminal.keys("\x1b");
+    terminal.wait_for("leave");
+    terminal.keys("q");
+    assert_eq!(terminal.wait_exit(), 3);
+    assert!(!terminal.is_taken() && terminal.shown().contains("ends in the middle"), "{}", terminal.shown());
 }
 
 /// The number of a module type, as `module.c` makes it.
@@ -251,7 +295,7 @@ fn odd_things() -> Vec<u8> {
     let mut twice = b"\x04\x05twice\x42\x59".to_vec();
     (0..600).for_each(|n| twice.extend(format!("\x04f{n:03}\x01v").bytes()));
     twice.extend(b"\x04f007\x01w");
-    rdb(&[
+    rdb_file::rdb("REDIS0009", &[
         b"\x00\x05first\x01v",
         &module_aux,
         &module,
@@ -260,6 +304,8 @@ fn odd_things() -> Vec<u8> {
         &twice,
         // KeyDB writes the expiry of a set member like this, behind the set.
         b"\xfa\x13keydb-subexpire-key\x01m\xfa\x14keydb-subexpire-when\x0d1700000000000",
+        // Nobody knows this one; everybody knows those.
+        b"\xfa\x07weather\x04rain\xfa\x09redis-ver\x057.0.0\xfa\x08used-mem\xc2\x00\x00\x10\x00\xfa\x07%secret\x01x",
         b"\x00\x04last\x01v",
     ])
 }
@@ -290,6 +336,10 @@ fn bad_values_are_set_aside_and_the_rest_arrives() {
         };
         assert_eq!(rejected("MODULE_AUX")["example"], "testmodul");
         assert_eq!(rejected("SUBEXPIRE")["count"], 1);
+        assert_eq!((&rejected("AUX")["count"], &rejected("AUX")["example"]), (&1.into(), &"weather".into()));
+        let events = status["events"].as_array().unwrap();
+        let words = "the RDB holds the field 'weather' = 'rain', which is not known here and not copied";
+        assert!(events.iter().any(|event| event["text"] == words && event["level"] == "warn"), "{events:#?}");
         let lines = std::fs::read_to_string(run.data().join("quarantine.jsonl")).unwrap();
         let entries: Vec<Json> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         let mut keys: Vec<&str> = entries.iter().map(|entry| entry["key"].as_str().unwrap()).collect();

@@ -5,9 +5,10 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use super::shared::SourceShared;
+use crate::config::OnExistingKey;
 use crate::psync::Replid;
 use crate::resp::{self, CommandParser};
 
@@ -16,6 +17,9 @@ use crate::resp::{self, CommandParser};
 pub const BATCH_BYTES: usize = 256 * 1024;
 /// Keys of one MSET: beyond 50 the destination gains nothing more from merging.
 const MSET_KEYS: usize = 128;
+
+/// What came of [`CommandKind::Count`]: the size, or the error. `None`: a former run has brought the value, which is left out.
+pub type Counted = Result<Option<u64>, String>;
 
 /// Commands for one destination connection.
 pub struct Batch {
@@ -37,6 +41,8 @@ pub struct Batch {
     pub entries: u64,
     /// Bytes of the source (RDB or stream) that it stands for.
     pub source_bytes: u64,
+    /// Where the answer to [`CommandKind::Count`] goes. Dropped if none will come.
+    pub counted: Option<mpsc::Sender<Counted>>,
     /// It holds the last keys of an RDB: its progress is the beginning of the stream.
     pub ends_rdb: bool,
     /// Where the entry begins whose commands are appended now: offset in the stream, or byte of the RDB.
@@ -87,10 +93,15 @@ pub enum CommandKind {
     SetIfNone,
     /// SET … NX of a key of the RDB: null = it existed.
     SetIfMissing,
-    /// RENAMENX of a key of the RDB that was built aside: 0 = its name existed.
-    RenameIfNone,
-    /// The same where an existing key is kept.
-    RenameIfMissing,
+    /// RENAME or RENAMENX of a key of the RDB that was built aside: 0 = its name existed.
+    Rename {
+        /// What is to become of the key that has the name already.
+        existing: OnExistingKey,
+        /// It may have ended by itself: "no such key" is no error.
+        ends: bool,
+    },
+    /// How large is what has been built? The answer goes to [`Batch::counted`].
+    Count,
     /// Part of an RDB value or one of its functions, sent as a plain command.
     Rebuild,
     /// A command of the stream (or several SETs of it as one MSET).
@@ -226,6 +237,7 @@ impl Batch {
             progress,
             entries: 0,
             source_bytes: 0,
+            counted: None,
             ends_rdb: false,
             at: 0,
             in_transaction: false,
@@ -359,6 +371,14 @@ impl Batch {
         let start = self.commands.get(index).map_or(self.bytes.len(), |command| command.start);
         let end = self.commands.get(index + 1).map_or(self.bytes.len(), |command| command.start);
         self.bytes.get(start..end).unwrap_or_default()
+    }
+
+    /// The destination has answered [`CommandKind::Count`].
+    pub fn tell_size(&self, answer: Counted) {
+        if let Some(counted) = &self.counted {
+            // Nobody waits any more: the run is stopping.
+            let _ = counted.send(answer);
+        }
     }
 
     /// The arguments of command `index`.

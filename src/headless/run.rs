@@ -181,8 +181,7 @@ pub async fn run(mut handle: Handle, options: HeadlessOptions) -> Outcome {
         status.cutover.result.as_deref(),
     );
     // What was done in full, or ended on reaching its goal, has nothing to go on with.
-    let can_resume = !matches!(outcome.exit_code, 0 | EXIT_QUARANTINE);
-    let resume = options.resume.as_deref().filter(|_| can_resume);
+    let resume = options.resume.as_deref().filter(|_| !outcome.is_done());
     let lines = vec![reporter.summary(&status, &outcome, resume)];
     print(&reporter, lines);
     let _ = tokio::task::spawn_blocking(move || printer.finish()).await;

@@ -84,6 +84,11 @@ impl Target {
         (own_major, own_minor) >= (major, minor)
     }
 
+    /// The command that removes a key without holding others up, if there is one.
+    pub fn unlink(self) -> &'static [u8] {
+        if self.has_redis(4, 0) { b"UNLINK" } else { b"DEL" }
+    }
+
     /// Whether hash fields can expire.
     pub fn has_field_ttl(self) -> bool {
         match self.kind {

@@ -97,6 +97,21 @@ pub enum Element<'a> {
     InsertIndex(u64),
 }
 
+impl Element<'_> {
+    /// The command that tells how large the value is, and what this element adds to that; `None` where it adds nothing.
+    pub fn counts(&self) -> Option<(&'static str, u64)> {
+        match self {
+            Element::Text(piece) => Some(("STRLEN", piece.len() as u64)),
+            Element::Item(_) => Some(("LLEN", 1)),
+            Element::Member(_) => Some(("SCARD", 1)),
+            Element::Field { .. } => Some(("HLEN", 1)),
+            Element::Scored { .. } => Some(("ZCARD", 1)),
+            Element::StreamEntry { .. } => Some(("XLEN", 1)),
+            _ => None,
+        }
+    }
+}
+
 /// Takes elements. Its error ends the visit and is passed through.
 pub(crate) type Sink<'s> = &'s mut dyn FnMut(Element<'_>) -> Result<(), RdbError>;
 

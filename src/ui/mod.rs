@@ -94,7 +94,7 @@ pub enum Exit {
     /// The terminal is gone (hang-up, write error); the migration goes on. From here on `println!` and `eprintln!`
     /// panic, for nobody reads them: the log file is the only place left.
     TerminalLost,
-    /// The engine ended by itself, and the operator has seen it.
+    /// The engine ended by itself, and the operator has seen it; or there is nothing left to see.
     EngineEnded,
 }
 
@@ -105,7 +105,8 @@ const CLOCK: Duration = Duration::from_secs(1);
 /// How often a new snapshot is looked for while no key is pressed.
 const LOOK_FOR_NEWS: Duration = Duration::from_millis(50);
 
-/// Shows the console until the operator leaves, the terminal is lost, or the engine has ended and a key was pressed.
+/// Shows the console until the operator leaves, the terminal is lost, or the engine has ended and a key was pressed. When
+/// an RDB file was the source and is loaded, no key is needed.
 ///
 /// Standard input and output must be terminals. The error is one of setting them up; later trouble with them is
 /// [`Exit::TerminalLost`].

@@ -15,7 +15,7 @@ use super::rows::{self, SortColumn};
 use super::theme::Look;
 use crate::control::{Command, SendError};
 use crate::cutover::FenceKind;
-use crate::status::{DestinationStatus, Event, EventLevel, SourceStatus, State, Status};
+use crate::status::{DestinationStatus, Event, EventLevel, Outcome, SourceStatus, State, Status};
 
 /// What the loop must do after an update.
 #[derive(Debug, Clone, PartialEq)]
@@ -205,7 +205,12 @@ impl Model {
             self.overlay = Some(Overlay::Cutover);
         }
         let over = status.state.is_final() || self.engine_gone;
-        (self.leave_at_end && over).then_some(Effect::Leave(Exit::Quit))
+        if self.leave_at_end && over {
+            return Some(Effect::Leave(Exit::Quit));
+        }
+        // A file that is loaded: nothing follows, and the summary says the rest. Where the engine is another process none is printed.
+        let loaded = status.source.kind == "file" && status.outcome.as_ref().is_some_and(Outcome::is_done);
+        (loaded && !self.attached).then_some(Effect::Leave(Exit::EngineEnded))
     }
 
     /// Takes an action. The only place where the model changes by the operator's will.

@@ -151,6 +151,21 @@ fn a_migration_that_has_ended_is_left_without_a_question() {
 }
 
 #[test]
+fn a_file_that_is_loaded_is_left_without_a_key() {
+    let mut console = Console::over(statuses::done());
+    assert_eq!(console.after_ms(60_000), None, "not a file");
+    console.status.source.kind = "file".into();
+    assert_eq!(console.after_ms(100), Some(Effect::Leave(Exit::EngineEnded)));
+    console.status.outcome.as_mut().unwrap().exit_code = 75;
+    assert_eq!(console.after_ms(60_000), None, "stopped on the way");
+    console.status.outcome.as_mut().unwrap().exit_code = 5;
+    console.model.attached = true;
+    assert_eq!(console.after_ms(60_000), None, "no summary follows here");
+    console.model.attached = false;
+    assert_eq!(console.after_ms(100), Some(Effect::Leave(Exit::EngineEnded)));
+}
+
+#[test]
 fn giving_up_the_checkpoint_needs_the_destination_typed() {
     let mut console = Console::over(statuses::applying());
     assert_eq!(console.keys("qF"), None);

@@ -7,6 +7,7 @@
 //!  dataset  keys of every core type              load     a writer that keeps changing them
 //!  compare  are two servers equal?               shakedeck  the real binary with a generated shake.toml
 //!  proxy    a link that breaks as told           fake_source  a source that sends what a test wants
+//!  terminal the real binary on a screen          rdb_file  RDB files that no server writes
 //!  sentinel  running sentinels of one master and its replicas
 //!  cluster  running nodes, resharded, failing over   cluster_client  a client that follows MOVED and ASK
 //!  mixed_load  a load that a cluster takes as well as a standalone server
@@ -31,11 +32,13 @@ pub mod load;
 pub mod mixed_load;
 pub mod proxy;
 pub mod random;
+pub mod rdb_file;
 pub mod relay;
 pub mod sentinel;
 pub mod server;
 pub mod servers;
 pub mod shakedeck;
+pub mod terminal;
 pub mod tls;
 pub mod verification;
 

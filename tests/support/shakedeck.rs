@@ -8,10 +8,12 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use portable_pty::CommandBuilder;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::server::Server;
+use super::terminal::Terminal;
 use super::wait_for;
 
 /// What will be run. Sections and keys of the file can be set one by one; values are TOML (`"\"text\""`, `"5"`).
@@ -105,6 +107,16 @@ impl Setup {
         let stdout = collect(process.stdout.take().unwrap(), output.clone());
         let stderr = collect(process.stderr.take().unwrap(), output.clone());
         Shakedeck { process, output, readers: vec![stdout, stderr], folder }
+    }
+
+    /// Starts it in a terminal, where it shows the console. The directory must outlive the run.
+    pub fn start_in_terminal(&self, folder: &Path) -> Terminal {
+        std::fs::write(folder.join("shake.toml"), self.toml()).unwrap();
+        let mut command = CommandBuilder::new(binary());
+        command.args(self.arguments.iter().filter(|word| *word != "--headless"));
+        command.arg("shake.toml");
+        command.cwd(folder);
+        Terminal::start(command)
     }
 }
 

@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use super::super::batch::{Batch, CommandKind, Place, Position};
+use super::super::batch::{Batch, CommandKind, Counted, Place, Position};
 use super::super::confirm::Confirmed;
 use super::super::writer::WriterError;
 use super::ClusterWriter;
@@ -36,6 +36,9 @@ impl ClusterWriter {
     /// A batch arrives.
     pub(super) fn take_in(&mut self, mut batch: Batch) {
         batch.close_pairs();
+        if let Some(counted) = batch.counted.take() {
+            self.counted = Some(counted);
+        }
         let row = self.rows.begin(Confirmed {
             progress: batch.progress.clone(),
             entries: batch.entries,
@@ -98,10 +101,18 @@ impl ClusterWriter {
                 "it belongs to database {}, and a cluster has database 0 only ([filter] can leave others out)",
                 intake.db
             );
-            self.set_aside(intake.db, &arguments, batch.command_bytes(index), &reason)?;
+            if sent.kind == CommandKind::Count {
+                self.tell_size(Err(reason));
+            } else {
+                self.set_aside(intake.db, &arguments, batch.command_bytes(index), &reason)?;
+            }
             return Ok(Step::Taken);
         }
         match route {
+            // So is all of its value.
+            Route::Slot(slot) if sent.kind == CommandKind::Count && self.is_applied(slot, place) => {
+                self.tell_size(Ok(None));
+            }
             Route::Slot(slot) => {
                 if !self.is_applied(slot, place) {
                     let once = needs_transaction(sent, &arguments);
@@ -155,6 +166,14 @@ impl ClusterWriter {
             }
         }
         Ok(Step::Taken)
+    }
+
+    /// Replay hears what came of its count.
+    pub(super) fn tell_size(&mut self, answer: Counted) {
+        if let Some(counted) = self.counted.take() {
+            // Nobody waits any more: the run is stopping.
+            let _ = counted.send(answer);
+        }
     }
 
     /// Whether the slot had come past this place when applying began.

@@ -133,6 +133,21 @@ pub fn outcome(group: &Group, replies: Vec<Reply>) -> Outcome {
     if group.in_transaction() { of_transaction(group, replies) } else { of_plain(group, &replies) }
 }
 
+/// The answer to [`CommandKind::Count`], if the group holds one. It counts only if the group is done: what is sent again is
+/// answered again.
+pub fn size(group: &Group, replies: &[Reply]) -> Option<u64> {
+    let at = group.commands.iter().position(|command| command.kind == CommandKind::Count)?;
+    let results = match replies.last() {
+        Some(Reply::Array(results)) if group.in_transaction() => results.as_slice(),
+        _ if group.in_transaction() => return None,
+        _ => replies,
+    };
+    match results.get(at) {
+        Some(Reply::Integer(size)) => u64::try_from(*size).ok(),
+        _ => None,
+    }
+}
+
 fn of_plain(group: &Group, replies: &[Reply]) -> Outcome {
     let (mut refusals, mut ran, mut blocked) = (Vec::new(), Vec::new(), None);
     for (index, (command, reply)) in group.commands.iter().zip(replies).enumerate() {
@@ -204,10 +219,7 @@ fn of_transaction(group: &Group, mut replies: Vec<Reply>) -> Outcome {
 fn refusal(kind: CommandKind, reply: &Reply) -> Option<Refusal> {
     match (reply, kind) {
         (Reply::Error(error), _) => Some(Refusal::Error(error.clone())),
-        (
-            Reply::Integer(0),
-            CommandKind::SetIfNone | CommandKind::RenameIfNone | CommandKind::RenameIfMissing,
-        )
+        (Reply::Integer(0), CommandKind::SetIfNone | CommandKind::Rename { .. })
         | (Reply::Null, CommandKind::SetIfMissing) => Some(Refusal::KeyExists),
         (Reply::Integer(0), CommandKind::Renew) => Some(Refusal::KeyMissing),
         _ => None,
@@ -275,6 +287,21 @@ mod tests {
             panic!("it must be sent again");
         };
         assert!(reason.contains("maxmemory") && ran == [1], "{reason}");
+    }
+
+    #[test]
+    fn a_size_is_found_among_the_answers() {
+        let mut counting = group(&[("SET a 1", false)]);
+        counting.push(CommandKind::Count, false, false, |out| append_command(out, &[b"SCARD", b"b"]));
+        assert_eq!(size(&counting, &[Reply::Integer(9), Reply::Integer(5)]), Some(5));
+        assert_eq!(size(&counting, &[ok(), error("WRONGTYPE x")]), None);
+        assert_eq!(size(&group(&[("SET a 1", false)]), &[Reply::Integer(9)]), None);
+        let mut built = group(&[("SADD b 1", true)]);
+        built.push(CommandKind::Count, false, false, |out| append_command(out, &[b"SCARD", b"b"]));
+        let queued = || Reply::Status("QUEUED".into());
+        let ran = Reply::Array(vec![Reply::Integer(1), Reply::Integer(7)]);
+        assert_eq!(size(&built, &[ok(), queued(), queued(), ran]), Some(7));
+        assert_eq!(size(&built, &[ok(), queued(), queued(), error("EXECABORT x")]), None);
     }
 
     #[test]

@@ -6,11 +6,11 @@ use std::time::Instant;
 use super::super::batch::CommandKind;
 use super::super::events::unix_ms;
 use super::super::rules::{Rule, refuses_payload, rule};
-use super::super::writer::{WriterError, ended_while_built, renewal_is_over};
-use super::flight::{Outcome, Refusal, outcome};
+use super::super::writer::{WriterError, named_by, renewal_is_over};
+use super::flight::{Outcome, Refusal, outcome, size};
 use super::queue::Group;
 use super::{ClusterWriter, HOLD, slots};
-use crate::config::OnBadValue;
+use crate::config::{OnBadValue, OnExistingKey};
 use crate::format::escape;
 use crate::rdb::commands::{Rebuild, append_resp, value_to_commands};
 use crate::rdb::{describe_type, dump};
@@ -33,6 +33,7 @@ impl ClusterWriter {
                 }
             }
         };
+        let size = size(&group, &replies);
         let outcome = outcome(&group, replies);
         if let Some(shared) = self.nodes.get(node).map(|node| &node.shared) {
             match &outcome {
@@ -46,6 +47,9 @@ impl ClusterWriter {
         }
         match outcome {
             Outcome::Done(refusals) => {
+                if let Some(size) = size {
+                    self.tell_size(Ok(Some(size)));
+                }
                 let rest = self.judge_refusals(&group, refusals)?;
                 if rest.commands.is_empty() {
                     group.rows.iter().for_each(|row| self.rows.done(*row));
@@ -136,19 +140,22 @@ impl ClusterWriter {
         for (index, refusal) in refusals {
             let Some(command) = group.commands.get(index).copied() else { continue };
             let kind = command.kind;
-            if command.repeated && !command.once && only_repeated(&refusal) {
+            // Replay waits for the answer to a count, whatever it is.
+            let awaited = kind == CommandKind::Count;
+            if command.repeated && !command.once && !awaited && only_repeated(&refusal) {
                 continue;
             }
             let arguments = group.arguments(index);
             if refusal == Refusal::KeyMissing && renewal_is_over(&arguments, self.settings.source.now_ms()) {
                 continue;
             }
-            if matches!(&refusal, Refusal::Error(error) if ended_while_built(&arguments, error)) {
+            if let (CommandKind::Rename { ends: true, .. }, Refusal::Error(error)) = (kind, &refusal)
+                && error.contains("no such key")
+            {
                 continue;
             }
             let verb = escape(arguments.first().copied().unwrap_or_default(), 20);
-            let renames = matches!(kind, CommandKind::RenameIfNone | CommandKind::RenameIfMissing);
-            let raw_key = arguments.get(if renames { 2 } else { 1 }).copied().unwrap_or_default();
+            let raw_key = arguments.get(named_by(kind)).copied().unwrap_or_default();
             let key = escape(raw_key, 60);
             self.settings.shared.errors.fetch_add(1, Relaxed);
             self.settings.source.errors.fetch_add(1, Relaxed);
@@ -159,7 +166,9 @@ impl ClusterWriter {
             };
             let keeps = matches!(
                 kind,
-                CommandKind::SetIfMissing | CommandKind::RestoreIfMissing | CommandKind::RenameIfMissing
+                CommandKind::SetIfMissing
+                    | CommandKind::RestoreIfMissing
+                    | CommandKind::Rename { existing: OnExistingKey::Skip, .. }
             );
             if exists && kind != CommandKind::Stream {
                 self.settings.source.found_foreign(0, raw_key);
@@ -233,10 +242,17 @@ impl ClusterWriter {
                 Ok(())
             })
             .map_err(|error| error.to_string())?;
-        let (kind, verb): (_, &[u8]) = match has(b"REPLACE") {
-            true => (CommandKind::Rebuild, b"RENAME"),
-            false => (CommandKind::RenameIfNone, b"RENAMENX"),
+        let (existing, verb): (_, &[u8]) = match has(b"REPLACE") {
+            true => (OnExistingKey::Rewrite, b"RENAME"),
+            false => (OnExistingKey::Panic, b"RENAMENX"),
         };
+        if existing == OnExistingKey::Rewrite {
+            // RENAME would do it, but not if the new value has ended.
+            let unlink = self.settings.acceptance.target().unlink();
+            built.push(CommandKind::Rebuild, true, false, |out| append_command(out, &[unlink, key]));
+        }
+        // Nobody can take it away within a transaction: if it is missing, it has ended.
+        let kind = CommandKind::Rename { existing, ends: true };
         built.push(kind, true, false, |out| append_command(out, &[verb, &aside, key]));
         instead.append(built);
         let shown = escape(key, 60);
@@ -259,21 +275,28 @@ impl ClusterWriter {
     /// Sets a command aside, or ends the run, as the rule says.
     fn refuse_for_good(&mut self, group: &Group, index: usize, error: &str) -> Result<(), WriterError> {
         let kind = group.commands.get(index).map_or(CommandKind::Select, |command| command.kind);
+        let arguments = group.arguments(index);
+        let key = arguments.get(named_by(kind)).copied().unwrap_or_default();
         match rule(error, kind, self.settings.on_bad_value).0 {
             // At run time a state that passes cannot be waited for any more: the rest is applied already.
+            Rule::Wait | Rule::Quarantine if kind == CommandKind::Count => {
+                // Replay sets the value aside.
+                self.tell_size(Err(error.to_owned()));
+                Ok(())
+            }
             Rule::Wait | Rule::Quarantine => {
-                self.set_aside(0, &group.arguments(index), group.command_bytes(index), error)
+                self.set_key_aside(0, key, &arguments, group.command_bytes(index), error)
             }
             Rule::Stop => {
                 if kind == CommandKind::Stream {
-                    self.set_aside(0, &group.arguments(index), group.command_bytes(index), error)?;
+                    self.set_key_aside(0, key, &arguments, group.command_bytes(index), error)?;
                 }
                 Err(self.refused(group, Some(index), error.to_owned()))
             }
         }
     }
 
-    /// Sets a command aside.
+    /// Sets a command aside that begins with its key.
     pub(super) fn set_aside(
         &mut self,
         db: u32,
@@ -281,8 +304,19 @@ impl ClusterWriter {
         raw: &[u8],
         reason: &str,
     ) -> Result<(), WriterError> {
-        let settings = &self.settings;
         let key = arguments.get(1).copied().unwrap_or_default();
+        self.set_key_aside(db, key, arguments, raw, reason)
+    }
+
+    fn set_key_aside(
+        &self,
+        db: u32,
+        key: &[u8],
+        arguments: &[&[u8]],
+        raw: &[u8],
+        reason: &str,
+    ) -> Result<(), WriterError> {
+        let settings = &self.settings;
         settings.quarantine.add(&settings.source.address, db, key, reason, raw)?;
         let (verb, shown) = (escape(arguments.first().copied().unwrap_or_default(), 20), escape(key, 60));
         let kind = reason.split(' ').next().filter(|word| word.chars().all(|c| c.is_ascii_uppercase()));
@@ -298,13 +332,15 @@ impl ClusterWriter {
 
     fn refused(&self, group: &Group, index: Option<usize>, error: String) -> WriterError {
         let arguments = index.map(|index| group.arguments(index)).unwrap_or_default();
+        let kind = index.and_then(|index| group.commands.get(index)).map(|command| command.kind);
+        let named = kind.map_or(1, named_by);
         let verb = arguments.first().copied().unwrap_or(b"a transaction");
         let (_, cure) = rule(&error, CommandKind::Restore, OnBadValue::Stop);
         let user = self.nodes.first().and_then(|node| node.endpoint.username.as_deref()).unwrap_or("default");
         WriterError::Refused {
             address: self.settings.shared.address.clone(),
             command: String::from_utf8_lossy(verb).into_owned(),
-            key: escape(arguments.get(1).copied().unwrap_or_default(), 60),
+            key: escape(arguments.get(named).copied().unwrap_or_default(), 60),
             cure: cure.replace("<user>", user),
             error,
         }

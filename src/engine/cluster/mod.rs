@@ -51,7 +51,7 @@ use self::flight::{append_group, exchange};
 pub use self::journal::Journal;
 use self::queue::{Group, Queues, Rows};
 use super::acceptance::Acceptance;
-use super::batch::{Batch, Place, Progress};
+use super::batch::{Batch, Counted, Place, Progress};
 use super::confirm::confirm;
 use super::discovery::discover;
 use super::events::EventLog;
@@ -153,6 +153,8 @@ pub struct ClusterWriter {
     applied: HashMap<u16, Place>,
     listed: Listed,
     intake: Option<Intake>,
+    /// Where the answer to the count on its way goes: replay waits for one at a time.
+    counted: Option<std::sync::mpsc::Sender<Counted>>,
     /// When a command that is done on its own is tried again.
     retry_at: Option<Instant>,
     flights: JoinSet<Landed>,
@@ -191,6 +193,7 @@ impl ClusterWriter {
             applied,
             listed,
             intake: None,
+            counted: None,
             retry_at: None,
             flights: JoinSet::new(),
             introduced: AtomicBool::new(true),

@@ -89,8 +89,10 @@ pub fn needs_transaction(sent: &SentCommand, arguments: &[&[u8]]) -> bool {
         }
         // Whole values. The others build one, which nobody should see before it is complete.
         CommandKind::Rebuild => ![&b"SET"[..], b"UNLINK", b"DEL"].contains(&verb) || sent.transaction,
-        CommandKind::RenameIfNone | CommandKind::RenameIfMissing => true,
+        // What stands before it in the batch (UNLINK, PEXPIREAT) is in the same slot, so in the same transaction.
+        CommandKind::Rename { .. } => true,
         CommandKind::Select
+        | CommandKind::Count
         | CommandKind::Restore
         | CommandKind::RestoreIfMissing
         | CommandKind::SetIfNone
@@ -124,6 +126,7 @@ pub fn taken_from<'a>(arguments: &[&'a [u8]]) -> Option<Vec<&'a [u8]>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::OnExistingKey;
 
     fn words(text: &str) -> Vec<&[u8]> {
         text.split(' ').map(str::as_bytes).collect()
@@ -164,6 +167,10 @@ mod tests {
         assert!(!needs(CommandKind::Rebuild, false, "SET a 1"));
         assert!(needs(CommandKind::Rebuild, false, "RPUSH a 1"));
         assert!(!needs(CommandKind::Restore, false, "RESTORE a 0 x"));
+        assert!(!needs(CommandKind::Count, false, "SCARD a"));
+        for existing in [OnExistingKey::Rewrite, OnExistingKey::Panic, OnExistingKey::Skip] {
+            assert!(needs(CommandKind::Rename { existing, ends: false }, false, "RENAME {a}1 a"));
+        }
     }
 
     #[test]

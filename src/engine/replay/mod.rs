@@ -4,6 +4,7 @@
 //! is still arriving, then the stream, which begins where the RDB ends: one queue to one writer keeps that order. A full
 //! queue stops this thread; the spool grows, memory does not.
 
+mod aside;
 mod databases;
 mod rdb;
 mod stream;

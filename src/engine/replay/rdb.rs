@@ -5,14 +5,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::super::batch::{Batch, CommandKind, PairVerb, Position};
 use super::super::events::unix_ms;
 use super::super::spool::{Manifest, RdbReader, ReadEnd, SpoolError};
+use super::aside::{LargeKey, Name};
 use super::{End, Replay, ReplayError};
 use crate::config::{OnBadValue, OnExistingKey};
 use crate::format::escape;
-use crate::rdb::commands::{CommandBuilder, Loss, PendingIds, Rebuild, append_resp, value_to_commands};
+use crate::rdb::commands::{Loss, Rebuild, append_resp, value_to_commands};
 use crate::rdb::dump::{self, Route, Target};
-use crate::rdb::{
-    ByteList, Checksum, Decoder, Dialect, Entry, Item, Limits, RdbError, Value, types, visit_from,
-};
+use crate::rdb::{ByteList, Checksum, Decoder, Entry, Item, Limits, RdbError, Value, types};
 use crate::resp::{append_array_header, append_bulk, append_decimal};
 use crate::status::{EventLevel, Phase};
 
@@ -23,15 +22,6 @@ enum Step {
     Done,
     /// Too large to hold.
     ElementByElement,
-}
-
-/// A key whose value is read element by element.
-struct LargeKey {
-    db: u32,
-    key: Vec<u8>,
-    expire_at_ms: Option<i64>,
-    type_byte: u8,
-    dialect: Dialect,
 }
 
 impl Replay {
@@ -172,7 +162,7 @@ impl Replay {
             }
             if let Some(large) = large
                 && let Some(end) =
-                    self.large(&mut decoder, batch, manifest.generation, large, on_existing_key)?
+                    self.large(&mut decoder, batch, manifest.generation, &large, on_existing_key)?
             {
                 return Ok(Some(end));
             }
@@ -321,7 +311,7 @@ impl Replay {
             key: if direct { entry.key } else { &building },
             target: self.target,
             replace: true,
-            expire_at_ms: entry.expire_at_ms,
+            expire_at_ms: entry.expire_at_ms.filter(|_| direct),
             pending_ids: Vec::new(),
         };
         // Collected first: a value that turns out to be damaged must not leave half of its commands in the batch.
@@ -339,7 +329,9 @@ impl Replay {
                     batch.push_raw(CommandKind::Rebuild, command);
                 }
                 if !direct {
-                    finish_building(batch, &building, entry.key, on_existing_key);
+                    // Nobody can take it away within a transaction: if it is missing, all of its fields have ended.
+                    let name = Name { built: &building, key: entry.key, expire_at_ms: entry.expire_at_ms };
+                    self.give_name(batch, name, on_existing_key, true);
                 }
                 batch.entries += 1;
                 self.report_loss(entry.key, loss);
@@ -347,71 +339,6 @@ impl Replay {
             Err(cause) => self.bad_value(entry, Some(raw), version, &cause.to_string())?,
         }
         Ok(Step::Done)
-    }
-
-    /// Rebuilds a value too large to hold, element by element and in several batches, under a temporary key that is renamed
-    /// when it is complete: nobody sees half a value under its name. Until then the checkpoint stays before the key, so a
-    /// restart begins it anew.
-    fn large(
-        &self,
-        decoder: &mut Decoder<RdbReader>,
-        batch: &mut Batch,
-        generation: u64,
-        large: LargeKey,
-        on_existing_key: OnExistingKey,
-    ) -> Result<Option<End>, ReplayError> {
-        let LargeKey { db, key, expire_at_ms, type_byte, dialect } = large;
-        let building = self.building_key(&key);
-        // A key that is built aside may be left behind by a crash.
-        self.note(db, &building);
-        // Read ahead with a reader of its own: for the pending entries of a stream, which must be known before the first
-        // entry is added, and so that a damaged value is set aside whole.
-        let mut pending = PendingIds::default();
-        let at = decoder.position();
-        let ahead = match RdbReader::open(&self.shared.spool, generation, at) {
-            Ok(ahead) => ahead,
-            Err(error) => match self.ended(generation) {
-                Some(end) => return Ok(Some(end)),
-                None => return Err(error.into()),
-            },
-        };
-        let visited = visit_from(ahead, at, type_byte, dialect, &mut |element| {
-            pending.add(element);
-            Ok(())
-        });
-        match visited {
-            Ok(()) => {}
-            Err(RdbError::Io(error)) => return self.rdb_end(RdbError::Io(error)).map(Some),
-            Err(cause) => {
-                self.set_aside(db, &key, &cause.to_string(), &[])?;
-                return Ok(None);
-            }
-        }
-        let mut builder = CommandBuilder::new(Rebuild {
-            key: &building,
-            target: self.target,
-            replace: true,
-            expire_at_ms,
-            pending_ids: pending.into_sorted(),
-        });
-        let mut sink = |command: &ByteList| {
-            batch.begin(CommandKind::Rebuild);
-            append_resp(&mut batch.bytes, command);
-            if batch.is_full(self.command_limit, self.byte_limit) && !self.send(batch) {
-                return Err(RdbError::Io(std::io::Error::other(ReadEnd::Stopped)));
-            }
-            Ok(())
-        };
-        let built = decoder
-            .read_large(&mut |element| builder.add(element, &mut sink))
-            .and_then(|()| builder.finish(&mut sink));
-        match built {
-            Ok(loss) => self.report_loss(&key, loss),
-            Err(error) => return self.rdb_end(error).map(Some),
-        }
-        finish_building(batch, &building, &key, on_existing_key);
-        batch.entries += 1;
-        Ok(None)
     }
 
     /// A field of the file that no other server understands.
@@ -437,7 +364,7 @@ impl Replay {
         self.events.reject(&self.node(), EventLevel::Warn, kind, "not copied", &example, &text);
     }
 
-    fn report_loss(&self, key: &[u8], loss: Loss) {
+    pub(super) fn report_loss(&self, key: &[u8], loss: Loss) {
         if let Some(words) = loss.describe() {
             let key = escape(key, 60);
             let text = format!("key '{key}': the destination cannot hold all of it: {words}");
@@ -446,7 +373,7 @@ impl Replay {
     }
 
     /// Why the RDB could not be read on: in order, or by damage.
-    fn rdb_end(&self, error: RdbError) -> Result<End, ReplayError> {
+    pub(super) fn rdb_end(&self, error: RdbError) -> Result<End, ReplayError> {
         if let RdbError::Io(error) = &error {
             match error.get_ref().and_then(|inner| inner.downcast_ref::<ReadEnd>()) {
                 Some(ReadEnd::Stopped) => return Ok(End::Stopped),
@@ -535,18 +462,6 @@ fn harmless(aux: &[u8]) -> bool {
     ];
     // Redis only logs those that begin with %.
     KNOWN.contains(&aux) || aux.starts_with(b"%")
-}
-
-/// Gives a value that was built under the temporary key its name.
-fn finish_building(batch: &mut Batch, built: &[u8], key: &[u8], on_existing_key: OnExistingKey) {
-    match on_existing_key {
-        OnExistingKey::Rewrite => batch.push(CommandKind::Rebuild, &[b"RENAME", built, key]),
-        OnExistingKey::Panic => batch.push(CommandKind::RenameIfNone, &[b"RENAMENX", built, key]),
-        OnExistingKey::Skip => {
-            batch.push(CommandKind::RenameIfMissing, &[b"RENAMENX", built, key]);
-            batch.push(CommandKind::Rebuild, &[b"UNLINK", built]);
-        }
-    }
 }
 
 /// Appends a RESTORE that carries the value as it lies in the RDB.

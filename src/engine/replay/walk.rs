@@ -117,7 +117,7 @@ impl Replay {
         chosen: &dyn Fn(u32, &[u8]) -> bool,
         endpoint: &Endpoint,
     ) -> Result<u64, Unswept> {
-        let unlink: &[u8] = if self.target.has_redis(4, 0) { b"UNLINK" } else { b"DEL" };
+        let unlink = self.target.unlink();
         let mut walker = Walker { endpoint: endpoint.clone(), open: None };
         let keyspace = self.ask(generation, &mut walker, 0, doing, &[b"INFO", b"keyspace"])?;
         let keyspace = keyspace.text().map(str::to_owned).unwrap_or_default();

@@ -11,7 +11,7 @@ use super::super::net::{Connection, NetError};
 use super::super::rules::{Rule, cause_of_abort, refuses_payload, rule};
 use super::link::{Beside, STALL_LIMIT};
 use super::{Flight, PROLOGUE, Writer, WriterError};
-use crate::config::OnBadValue;
+use crate::config::{OnBadValue, OnExistingKey};
 use crate::format::escape;
 use crate::resp::Reply;
 use crate::status::EventLevel;
@@ -50,14 +50,10 @@ impl Writer {
                     let kind = flight.batch.commands.get(index).map(|command| command.kind);
                     match (result, kind) {
                         (Reply::Error(error), _) => refusals.push((index, Refusal::Error(error.clone()))),
-                        (
-                            Reply::Integer(0),
-                            Some(
-                                CommandKind::SetIfNone
-                                | CommandKind::RenameIfNone
-                                | CommandKind::RenameIfMissing,
-                            ),
-                        )
+                        (Reply::Integer(size), Some(CommandKind::Count)) => {
+                            flight.batch.tell_size(Ok(Some(u64::try_from(*size).unwrap_or_default())));
+                        }
+                        (Reply::Integer(0), Some(CommandKind::SetIfNone | CommandKind::Rename { .. }))
                         | (Reply::Null, Some(CommandKind::SetIfMissing)) => {
                             refusals.push((index, Refusal::KeyExists));
                         }
@@ -98,16 +94,15 @@ impl Writer {
             let kind = batch.commands.get(index).map_or(CommandKind::Select, |command| command.kind);
             let arguments = batch.arguments(index);
             let verb = String::from_utf8_lossy(arguments.first().copied().unwrap_or_default()).into_owned();
-            let named = match kind {
-                CommandKind::RenameIfNone | CommandKind::RenameIfMissing => 2,
-                _ => 1,
-            };
+            let named = named_by(kind);
             let key = escape(arguments.get(named).copied().unwrap_or_default(), 60);
             if matches!(refusal, Refusal::KeyMissing) && renewal_is_over(&arguments, batch.source.now_ms()) {
                 // It has expired on the source too.
                 continue;
             }
-            if matches!(&refusal, Refusal::Error(error) if ended_while_built(&arguments, error)) {
+            if let (CommandKind::Rename { ends: true, .. }, Refusal::Error(error)) = (kind, &refusal)
+                && error.contains("no such key")
+            {
                 continue;
             }
             self.shared.errors.fetch_add(1, Relaxed);
@@ -119,7 +114,9 @@ impl Writer {
             };
             let keeps = matches!(
                 kind,
-                CommandKind::SetIfMissing | CommandKind::RestoreIfMissing | CommandKind::RenameIfMissing
+                CommandKind::SetIfMissing
+                    | CommandKind::RestoreIfMissing
+                    | CommandKind::Rename { existing: OnExistingKey::Skip, .. }
             );
             if exists && kind != CommandKind::SetIfNone && kind != CommandKind::Stream {
                 let key = arguments.get(named).copied().unwrap_or_default();
@@ -314,8 +311,14 @@ impl Writer {
     }
 
     fn set_aside(&self, batch: &Batch, index: usize, error: &str) -> Result<(), WriterError> {
+        let kind = batch.commands.get(index).map_or(CommandKind::Select, |command| command.kind);
+        if kind == CommandKind::Count {
+            // Replay sets the value aside.
+            batch.tell_size(Err(error.to_owned()));
+            return Ok(());
+        }
         let arguments = batch.arguments(index);
-        let key = arguments.get(1).copied().unwrap_or_default();
+        let key = arguments.get(named_by(kind)).copied().unwrap_or_default();
         let verb = escape(arguments.first().copied().unwrap_or_default(), 20);
         let db = batch.database_of(index);
         self.quarantine.add(&batch.source.address, db, key, error, batch.command_bytes(index))?;
@@ -336,10 +339,9 @@ impl Writer {
     }
 }
 
-/// Whether a value that was built aside was gone before it got its name: its time of expiry had passed.
-pub fn ended_while_built(arguments: &[&[u8]], error: &str) -> bool {
-    let [verb, built, ..] = arguments else { return false };
-    verb.starts_with(b"RENAME") && built.starts_with(b"shakedeck:") && error.contains("no such key")
+/// Which argument is the key that the operator knows.
+pub fn named_by(kind: CommandKind) -> usize {
+    if matches!(kind, CommandKind::Rename { .. }) { 2 } else { 1 }
 }
 
 /// Whether the time that EXPIREAT or PEXPIREAT sets has passed.

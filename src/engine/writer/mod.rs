@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, sleep_until};
 
 use self::judge::Verdict;
-pub use self::judge::{ended_while_built, renewal_is_over};
+pub use self::judge::{named_by, renewal_is_over};
 use self::link::STALL_LIMIT;
 pub use self::rebuild::rebuilding_key;
 use super::acceptance::Acceptance;

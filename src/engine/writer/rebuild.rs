@@ -148,7 +148,9 @@ impl Writer {
     /// The batch has run, but its answers were lost with the connection. Which entries of the RDB were refused is found out by
     /// asking again: RESTOREs are repeated, which changes nothing where the first one was accepted.
     pub(super) async fn judge_unanswered(&self, batch: &Batch) -> Result<(), WriterError> {
-        let asked = |kind: CommandKind| kind.restores() || kind == CommandKind::SetIfNone;
+        let asked = |kind: CommandKind| {
+            kind.restores() || matches!(kind, CommandKind::SetIfNone | CommandKind::Count)
+        };
         if !batch.commands.iter().any(|command| asked(command.kind)) {
             return Ok(());
         }
@@ -202,7 +204,7 @@ async fn build(
     }
 }
 
-/// Sends the RESTOREs of a batch once more, and looks whether the keys of its MSETNX are there.
+/// Sends the RESTOREs and the count of a batch once more, and looks whether the keys of its MSETNX are there.
 async fn ask_again(connection: &mut Connection, batch: &Batch) -> Result<Vec<(usize, Refusal)>, NetError> {
     let mut bytes = Vec::new();
     let mut asked = Vec::new();
@@ -210,7 +212,10 @@ async fn ask_again(connection: &mut Connection, batch: &Batch) -> Result<Vec<(us
     asked.push((0, CommandKind::Select, 0));
     for (index, command) in batch.commands.iter().enumerate() {
         match command.kind {
-            CommandKind::Select | CommandKind::Restore | CommandKind::RestoreIfMissing => {
+            CommandKind::Select
+            | CommandKind::Restore
+            | CommandKind::RestoreIfMissing
+            | CommandKind::Count => {
                 bytes.extend_from_slice(batch.command_bytes(index));
                 asked.push((index, command.kind, 0));
             }
@@ -229,7 +234,12 @@ async fn ask_again(connection: &mut Connection, batch: &Batch) -> Result<Vec<(us
         match (kind, connection.read_reply("asking again").await?) {
             // The key is there: it was accepted the first time.
             (_, Reply::Error(error)) if error.starts_with("BUSYKEY") => {}
-            (kind, Reply::Error(error)) if kind.restores() => refusals.push((index, Refusal::Error(error))),
+            (CommandKind::Count, Reply::Integer(size)) => {
+                batch.tell_size(Ok(Some(u64::try_from(size).unwrap_or_default())));
+            }
+            (kind, Reply::Error(error)) if kind.restores() || kind == CommandKind::Count => {
+                refusals.push((index, Refusal::Error(error)))
+            }
             (CommandKind::SetIfNone, Reply::Integer(found)) if found < keys => {
                 refusals.push((index, Refusal::KeyExists));
             }

@@ -221,8 +221,7 @@ impl<'a> CommandBuilder<'a> {
             self.started = true;
             // SET replaces by itself.
             if self.rebuild.replace && !matches!(element, Element::Text(_)) {
-                let verb: &[u8] = if self.rebuild.target.has_redis(4, 0) { b"UNLINK" } else { b"DEL" };
-                self.send(sink, &[verb, self.rebuild.key])?;
+                self.send(sink, &[self.rebuild.target.unlink(), self.rebuild.key])?;
             }
         }
         match element {

@@ -33,7 +33,7 @@ pub(super) fn state_word(model: &Model, status: &Status) -> (&'static str, Role)
         State::Failed => ("FAILED", Role::Bad),
         // Ended in order, either because the work is done or because somebody stopped it: the exit code tells.
         State::Stopped => match &status.outcome {
-            Some(outcome) if matches!(outcome.exit_code, 0 | 5) => ("DONE", Role::Ok),
+            Some(outcome) if outcome.is_done() => ("DONE", Role::Ok),
             _ => ("STOPPED", Role::Warn),
         },
     }

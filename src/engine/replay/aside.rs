@@ -1,0 +1,239 @@
+//! Values that are built under a temporary key and then given their name: nobody sees half a value under its name.
+//!
+//! A value too large to hold is built in several batches. The odd thing: this thread then waits, once a value, until the
+//! destination has counted what came out. It differs from what the file holds where a field or member stands twice, which only the
+//! destination can find out in bounded memory, and where somebody has removed the temporary key meanwhile (eviction, FLUSHALL).
+//! Such a value gets no name.
+//!
+//! Rejected: remembering every name here, which takes memory by the size of the value; a script that compares and renames, which takes
+//! the right to run scripts.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc;
+
+use super::super::batch::{Batch, CommandKind, Counted};
+use super::super::events::unix_ms;
+use super::super::spool::{RdbReader, ReadEnd};
+use super::{End, Replay, ReplayError};
+use crate::config::OnExistingKey;
+use crate::format;
+use crate::rdb::commands::{CommandBuilder, PendingIds, Rebuild, append_resp};
+use crate::rdb::{ByteList, Decoder, Dialect, Element, RdbError, visit_from};
+
+/// No two clocks are assumed to differ by more (ms): a field that ends so soon may have ended on the destination.
+const CLOCKS_DIFFER_MS: i64 = 3_600_000;
+
+/// A key whose value is read element by element.
+pub(super) struct LargeKey {
+    pub db: u32,
+    pub key: Vec<u8>,
+    pub expire_at_ms: Option<i64>,
+    pub type_byte: u8,
+    pub dialect: Dialect,
+}
+
+/// What a value that has been built is to be called.
+pub(super) struct Name<'a> {
+    /// The key that it was built under.
+    pub built: &'a [u8],
+    pub key: &'a [u8],
+    pub expire_at_ms: Option<i64>,
+}
+
+/// What a pass over a value ahead of the decoder has come to.
+enum Looked {
+    Whole,
+    Damaged(String),
+    Ended(End),
+}
+
+/// What must be known of a value before it is built.
+#[derive(Default)]
+struct Ahead {
+    /// Pending entries of a stream must be known before its first entry is added.
+    pending: PendingIds,
+    /// How large it is, and the command that tells.
+    size: Option<(&'static str, u64)>,
+    /// Some of its fields end by themselves.
+    fields_end: bool,
+}
+
+impl Ahead {
+    fn add(&mut self, element: Element<'_>) {
+        self.pending.add(element);
+        self.fields_end |= matches!(element, Element::Field { expire_at_ms: Some(_), .. });
+        if let Some((command, size)) = element.counts() {
+            let so_far = self.size.map_or(0, |(_, size)| size);
+            self.size = Some((command, so_far + size));
+        }
+    }
+}
+
+impl Replay {
+    /// Rebuilds a value too large to hold, element by element and in several batches, under a temporary key that is renamed
+    /// when it is complete. Until then the checkpoint stays before the key, so a restart begins it anew.
+    pub(super) fn large(
+        &self,
+        decoder: &mut Decoder<RdbReader>,
+        batch: &mut Batch,
+        generation: u64,
+        large: &LargeKey,
+        existing: OnExistingKey,
+    ) -> Result<Option<End>, ReplayError> {
+        let building = self.building_key(&large.key);
+        // It may be left behind by a crash.
+        self.note(large.db, &building);
+        let at = decoder.position();
+        let mut ahead = Ahead::default();
+        match self.look(generation, at, large, &mut |element| ahead.add(element))? {
+            Looked::Whole => {}
+            Looked::Damaged(reason) => {
+                self.set_aside(large.db, &large.key, &reason, &[])?;
+                return Ok(None);
+            }
+            Looked::Ended(end) => return Ok(Some(end)),
+        }
+        let mut builder = CommandBuilder::new(Rebuild {
+            key: &building,
+            target: self.target,
+            replace: true,
+            expire_at_ms: None,
+            pending_ids: ahead.pending.into_sorted(),
+        });
+        let mut sink = |command: &ByteList| {
+            batch.begin(CommandKind::Rebuild);
+            append_resp(&mut batch.bytes, command);
+            if batch.is_full(self.command_limit, self.byte_limit) && !self.send(batch) {
+                return Err(RdbError::Io(std::io::Error::other(ReadEnd::Stopped)));
+            }
+            Ok(())
+        };
+        let built = decoder
+            .read_large(&mut |element| builder.add(element, &mut sink))
+            .and_then(|()| builder.finish(&mut sink));
+        let loss = match built {
+            Ok(loss) => loss,
+            Err(error) => return self.rdb_end(error).map(Some),
+        };
+        let fields_end = ahead.fields_end && self.target.has_field_ttl();
+        if let Some((command, expected)) = ahead.size {
+            let Some(counted) = self.count(batch, &building, command) else { return Ok(Some(End::Stopped)) };
+            let flaw = match counted {
+                Ok(None) => None,
+                Ok(Some(found)) if found == expected => None,
+                Ok(Some(found)) => {
+                    let mut ended = 0;
+                    if fields_end && found < expected {
+                        let now = i64::try_from(unix_ms()).unwrap_or(i64::MAX);
+                        let mut add = |element: Element<'_>| {
+                            let Element::Field { expire_at_ms: Some(at), .. } = element else { return };
+                            ended += u64::from(at <= now.saturating_add(CLOCKS_DIFFER_MS));
+                        };
+                        if let Looked::Ended(end) = self.look(generation, at, large, &mut add)? {
+                            return Ok(Some(end));
+                        }
+                    }
+                    let explained = (expected.saturating_sub(ended)..=expected).contains(&found);
+                    (!explained).then(|| wrong_size(command, expected, found))
+                }
+                Err(error) => {
+                    Some(format!("the destination did not count what had been built of it: {error}"))
+                }
+            };
+            if let Some(reason) = flaw {
+                batch.push(CommandKind::Rebuild, &[self.target.unlink(), &building]);
+                self.set_aside(large.db, &large.key, &reason, &[])?;
+                return Ok(None);
+            }
+        }
+        self.report_loss(&large.key, loss);
+        let name = Name { built: &building, key: &large.key, expire_at_ms: large.expire_at_ms };
+        self.give_name(batch, name, existing, fields_end);
+        batch.entries += 1;
+        Ok(None)
+    }
+
+    /// Visits a value with a reader of its own, while the decoder stays where it is.
+    fn look(
+        &self,
+        generation: u64,
+        at: u64,
+        large: &LargeKey,
+        see: &mut dyn FnMut(Element<'_>),
+    ) -> Result<Looked, ReplayError> {
+        let reader = match RdbReader::open(&self.shared.spool, generation, at) {
+            Ok(reader) => reader,
+            Err(error) => match self.ended(generation) {
+                Some(end) => return Ok(Looked::Ended(end)),
+                None => return Err(error.into()),
+            },
+        };
+        let visited = visit_from(reader, at, large.type_byte, large.dialect, &mut |element| {
+            see(element);
+            Ok(())
+        });
+        match visited {
+            Ok(()) => Ok(Looked::Whole),
+            Err(RdbError::Io(error)) => self.rdb_end(RdbError::Io(error)).map(Looked::Ended),
+            Err(cause) => Ok(Looked::Damaged(cause.to_string())),
+        }
+    }
+
+    /// Sends what there is and waits for the size of what has been built. `None`: the run is stopping. What is inside: see
+    /// [`Batch::counted`].
+    fn count(&self, batch: &mut Batch, building: &[u8], command: &str) -> Option<Counted> {
+        let (size, counted) = mpsc::channel();
+        batch.push(CommandKind::Count, &[command.as_bytes(), building]);
+        batch.counted = Some(size);
+        if !self.send(batch) {
+            return None;
+        }
+        self.shared.held_back.store(true, Relaxed);
+        // A writer that ends drops the batch, and with it the other end.
+        let counted = counted.recv().ok();
+        self.shared.held_back.store(false, Relaxed);
+        counted
+    }
+
+    /// Gives what has been built its name and its time of expiry. `fields_end`: it may be gone by then, with its last field.
+    pub(super) fn give_name(
+        &self,
+        batch: &mut Batch,
+        name: Name<'_>,
+        existing: OnExistingKey,
+        fields_end: bool,
+    ) {
+        let Name { built, key, expire_at_ms } = name;
+        let kind = CommandKind::Rename { existing, ends: fields_end || expire_at_ms.is_some() };
+        if existing == OnExistingKey::Rewrite {
+            // RENAME would do it, but not if the new value has ended.
+            batch.push(CommandKind::Rebuild, &[self.target.unlink(), key]);
+        }
+        // A time that is past removes it.
+        if let Some(at) = expire_at_ms {
+            batch.push(CommandKind::Rebuild, &[b"PEXPIREAT", built, at.to_string().as_bytes()]);
+        }
+        match existing {
+            OnExistingKey::Rewrite => batch.push(kind, &[b"RENAME", built, key]),
+            OnExistingKey::Panic => batch.push(kind, &[b"RENAMENX", built, key]),
+            OnExistingKey::Skip => {
+                batch.push(kind, &[b"RENAMENX", built, key]);
+                batch.push(CommandKind::Rebuild, &[self.target.unlink(), built]);
+            }
+        }
+    }
+}
+
+fn wrong_size(command: &str, expected: u64, found: u64) -> String {
+    let unit = if command == "STRLEN" { "bytes" } else { "elements" };
+    let cause = match command {
+        "HLEN" | "SCARD" | "ZCARD" if found < expected => {
+            "a field or member stands twice in the file, or the destination removed some meanwhile (maxmemory-policy, FLUSHALL)"
+        }
+        _ => {
+            "somebody on the destination changed or removed it while it was built (maxmemory-policy, FLUSHALL)"
+        }
+    };
+    let (expected, found) = (format::number(expected), format::number(found));
+    format!("the file holds {expected} {unit}, but {found} came out ({command}): {cause}")
+}
