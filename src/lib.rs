@@ -40,6 +40,9 @@
 //! writes is lost, and no checkpoint can tell. Withholding one EXEC costs no throughput that could be measured, because the destination
 //! parses and queues the next batch while it answers the first.
 //!
+//! A destination cluster takes `engine::cluster` in place of `engine::writer`: same batches, checkpoints in the slots, and marks of what is
+//! confirmed everywhere. Its head says why that is exact.
+//!
 //! # The cutover
 //!
 //! [`cutover`] is a pure state machine: states, inputs, effects. `engine::handover` runs the effects on every source master, and says at its

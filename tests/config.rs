@@ -216,6 +216,10 @@ fn every_supported_key_reaches_the_plan() {
         on_full_resync = "stop"
         on_bad_value = "stop"
         source_gone_after = "20m"
+        on_flush = "drop"
+        on_swapdb = "quarantine"
+        on_function = "drop"
+        on_publish = "quarantine"
 
         [cutover]
         max_lag_bytes = 10
@@ -296,6 +300,10 @@ fn every_supported_key_reaches_the_plan() {
             on_full_resync: OnFullResync::Stop,
             on_bad_value: OnBadValue::Stop,
             source_gone_after: Duration::from_secs(20 * 60),
+            on_flush: OnKeyless::Drop,
+            on_swapdb: OnKeyless::Quarantine,
+            on_function: OnKeyless::Drop,
+            on_publish: OnKeyless::Quarantine,
         },
         cutover: Cutover {
             max_lag_bytes: 10,
@@ -327,6 +335,10 @@ fn the_defaults_are_those_of_the_documentation() {
             on_full_resync: OnFullResync::Resync,
             on_bad_value: OnBadValue::Quarantine,
             source_gone_after: Duration::from_secs(3600),
+            on_flush: OnKeyless::Apply,
+            on_swapdb: OnKeyless::Apply,
+            on_function: OnKeyless::Apply,
+            on_publish: OnKeyless::Drop,
         }
     );
     let cutover = Cutover {

@@ -89,6 +89,8 @@ fn planted_differences_are_found_whatever_the_shapes_and_repair_goes_to_the_owne
     let sides: [&dyn Side; 3] = [&server, &three, &two];
     for side in sides {
         side.change(PLANTED);
+        // Each side was planted by itself: without this its entries were delivered at another time.
+        side.change(&["XCLAIM plant:pending g alice 0 1-1 2-1 TIME 1700000000000 RETRYCOUNT 1 JUSTID"]);
         side.fill(3_000);
     }
     for (source, destination) in [(0, 1), (1, 0), (1, 2)] {

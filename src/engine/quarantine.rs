@@ -136,6 +136,38 @@ impl Quarantine {
         self.count.fetch_add(1, Relaxed);
         Ok(())
     }
+
+    /// The newest entry; every later one has a greater id.
+    pub fn last_id(&self) -> u64 {
+        self.last_id.load(Relaxed)
+    }
+
+    /// Takes out what was set aside of the keys of a source up to this entry, because another full sync has set every key of it
+    /// anew. Returns how many entries that were.
+    pub fn supersede(&self, source: &str, up_to: u64) -> Result<u64, SpoolError> {
+        let mut slot = self.file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let Some(dir) = self.path.parent() else { return Ok(0) };
+        let mut void = Vec::new();
+        for entry in waiting(dir)? {
+            let entry = entry?;
+            if entry.source == source && entry.id <= up_to && !entry.key.is_empty() {
+                void.push(entry.id);
+            }
+        }
+        if void.is_empty() {
+            return Ok(0);
+        }
+        // The file is replaced.
+        *slot = None;
+        let mut journal = Journal::open(dir)?;
+        for id in &void {
+            journal.add(*id, None)?;
+        }
+        journal.finish()?;
+        let count = void.len() as u64;
+        self.count.fetch_sub(count, Relaxed);
+        Ok(count)
+    }
 }
 
 /// The entries of a data directory that wait there, in their order. A replay that was killed is taken into account.
@@ -302,6 +334,23 @@ mod tests {
         assert_eq!(entries[0].command().unwrap(), b"*1\r\n$4\r\nPING\r\n");
         assert_eq!((entries[0].key.as_str(), entries[1].command()), ("k\\xff", None));
         assert!(entries.windows(2).all(|pair| pair[0].id < pair[1].id));
+    }
+
+    #[test]
+    fn another_full_sync_makes_what_was_set_aside_of_its_source_void() {
+        let dir = tempfile::tempdir().unwrap();
+        let quarantine = Quarantine::open(dir.path()).unwrap();
+        quarantine.add("a", 0, b"old", "because", b"x").unwrap();
+        quarantine.add("b", 0, b"other", "because", b"x").unwrap();
+        let before = quarantine.last_id();
+        quarantine.add("a", 0, b"new", "because", b"x").unwrap();
+        assert_eq!(quarantine.supersede("a", before).unwrap(), 1);
+        quarantine.add("a", 0, b"newest", "because", b"x").unwrap();
+        assert_eq!(
+            (keys(dir.path()), quarantine.count()),
+            (vec!["other".into(), "new".into(), "newest".into()], 3)
+        );
+        assert_eq!(quarantine.supersede("c", u64::MAX).unwrap(), 0);
     }
 
     #[test]

@@ -171,9 +171,8 @@ pub fn do_all_in_cluster(client: &mut ClusterClient, lines: &[&str]) {
     for line in lines {
         let words: Vec<&str> = line.split(' ').collect();
         let key = words.iter().find(|word| word.contains(':')).unwrap();
-        match client.call_in(slot_of(key.as_bytes()), &words) {
-            super::Reply::Error(error) => panic!("{line}: {error}"),
-            _ => {}
+        if let super::Reply::Error(error) = client.call_in(slot_of(key.as_bytes()), &words) {
+            panic!("{line}: {error}");
         }
     }
 }

@@ -184,10 +184,20 @@ impl Replay {
         if self.cluster {
             batch.pair_limit = 1;
         }
-        if let Position::Rdb { bytes, .. } = start
-            && let Some(end) = self.rdb(manifest, &mut batch, bytes)?
-        {
-            return Ok(end);
+        if let Position::Rdb { bytes, .. } = start {
+            let set_aside_before = if bytes == 0 { self.quarantine.last_id() } else { 0 };
+            if let Some(end) = self.rdb(manifest, &mut batch, bytes)? {
+                return Ok(end);
+            }
+            if self.sync_rdb && manifest.generation > 1 {
+                let void = self.quarantine.supersede(&self.shared.address, set_aside_before)?;
+                if void > 0 {
+                    let text = format!(
+                        "{void} entries that were set aside before this full sync are taken out of the quarantine: it has set their keys anew"
+                    );
+                    self.events.info(&self.node(), text);
+                }
+            }
         }
         if !self.sync_aof {
             return Ok(if self.send(&mut batch) { End::AllHandedOver } else { End::Stopped });

@@ -288,14 +288,17 @@ impl Run {
         streams: &Streams,
     ) -> Result<Vec<Option<Judged>>, VerifyError> {
         let mut tries = 0;
-        loop {
+        // A destination that lags so far is not waited for again and again.
+        while self.lagged < LAG_TRIES {
             match self.links.judge_exactly(db, keys, mode, streams).await {
                 Err(error) if another_try(&self.how, &error, &mut tries).await => {
-                    self.links.find_again().await
+                    self.links.find_again().await;
                 }
+                Ok(judged) if judged.iter().any(Option::is_none) => self.lagged += 1,
                 result => return result,
             }
         }
+        Ok(vec![None; keys.len()])
     }
 
     /// The keys that still differ, with what was found in the last round, and all conflicts for the next. `None` = cancelled.
