@@ -198,8 +198,9 @@ impl Line {
             Reader::Rdb { .. } => (true, false),
         };
         let acceptance = Arc::new(destination.acceptance);
-        let begun =
-            checkpoint.is_some() || self.source.spool.manifest().is_some_and(|it| it.rdb_len.is_some());
+        // A file that is read where it lies is whole from the start: that says nothing of a former run.
+        let received = self.source.spool.manifest().is_some_and(|it| it.rdb_len.is_some() && !it.rdb_lent);
+        let begun = checkpoint.is_some() || received;
         let ledger =
             Ledger::open(self.source.spool.dir(), begun).map_err(|error| data_dir_failed(error.into()))?;
         let walked = match &destination.cluster {
