@@ -305,7 +305,13 @@ impl Cluster {
         let (slot, id) = (slot.to_string(), self.id(to));
         let others = self.masters().into_iter().filter(|n| *n != to && *n != from);
         for n in [to, from].into_iter().chain(others) {
-            self.client_of(n).ok(&["CLUSTER", "SETSLOT", &slot, "NODE", &id]);
+            let reply = self.client_of(n).cmd(&["CLUSTER", "SETSLOT", &slot, "NODE", &id]);
+            // A master that hears by gossip, before we tell it, that its last slot is gone becomes a replica at once.
+            if let Reply::Error(error) = reply
+                && !(n == from && error.contains("SETSLOT only with masters"))
+            {
+                panic!("SETSLOT {slot} NODE at node {n}: {error}");
+            }
         }
     }
 
