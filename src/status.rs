@@ -67,6 +67,9 @@ pub struct Status {
     pub memory_bytes: Option<u64>,
     /// Where the full log is written.
     pub log_file: Option<String>,
+    /// Where this status can be asked for over HTTP ("http://127.0.0.1:8080"); `None` = nowhere.
+    #[serde(default)]
+    pub status_url: Option<String>,
     /// Data directory of this run (spool, manifest, control socket).
     pub data_dir: String,
     /// Things the operator must not forget, shown for as long as they last ("TLS NOT VERIFIED: source").
@@ -303,6 +306,9 @@ pub struct SourceStatus {
     pub last_error: Option<String>,
     /// When the last REPLCONF ACK was sent (Unix ms).
     pub last_ack_unix_ms: Option<u64>,
+    /// When the destination last confirmed a batch together with its checkpoint (Unix ms).
+    #[serde(default)]
+    pub checkpoint_unix_ms: Option<u64>,
     /// `repl-backlog-size` of the source, where CONFIG is allowed.
     pub backlog_bytes: Option<u64>,
     /// Hard limit of the source's replica output buffer, where CONFIG is allowed.

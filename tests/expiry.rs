@@ -5,8 +5,9 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use support::relay::Relay;
 use support::shakedeck::Setup;
 use support::{Client, Flavor, Options, Server, ServerBinary, Shakedeck, wait_until};
 
@@ -144,4 +145,32 @@ fn keys_that_ended_too_early_elsewhere_are_told() {
     });
     assert!(status["unread_errors"].as_u64() > Some(0), "{status}");
     assert!(run.output().contains("key 'session' (db 0) had ended on the destination"), "{}", run.output());
+}
+
+/// Keys end by the destination's clock: where it differs from the source's, everybody who watches is told for as long as it does.
+#[test]
+fn clocks_that_differ_are_said() {
+    let binary = require_server!();
+    let (source, destination) =
+        (Server::start(binary, Options::new()), Server::start(binary, Options::new()));
+    let relay = Relay::start(destination.address());
+    // The answer to TIME begins with ten digits of seconds: 10,000 s more.
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let digits = |seconds: u64| format!("$10\r\n{}", seconds / 10_000);
+    relay.lies(&digits(seconds), &digits(seconds + 10_000));
+    source.client().ok(&["SET", "key", "value"]);
+    let run = Setup::bare(&source.address().to_string(), &relay.address().to_string()).start();
+    let status = run.wait_status(MINUTES, "the key", |status| {
+        status["sources"][0]["keys_applied"] == 1 && status["sources"][0]["checkpoint_unix_ms"].is_u64()
+    });
+    let warnings = status["warnings"].to_string();
+    assert!(warnings.contains("CLOCKS DIFFER") && warnings.contains("2h46m ahead of"), "{warnings}");
+    let skew = status["sources"][0]["clock_skew_ms"].as_i64().unwrap();
+    assert!(skew.abs() < 1_000, "the source is this machine: {skew} ms");
+    drop(run);
+    destination.client().ok(&["FLUSHALL"]);
+    let straight = Setup::new(&source, &destination).start();
+    let status =
+        straight.wait_status(MINUTES, "the stream phase", |status| status["sources"][0]["phase"] == "stream");
+    assert_eq!(status["warnings"], serde_json::json!([]), "{status}");
 }

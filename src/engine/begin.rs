@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::acceptance::Acceptance;
 use super::batch::{Position, Progress};
+use super::clocks;
 use super::events::EventLog;
 use super::net::{Connection, NetError, info_field};
 use super::outcome::{data_dir_failed, exit, outcome};
@@ -29,6 +30,8 @@ pub struct Destination {
     pub tried: Option<String>,
     /// "redis 7.2.4".
     pub server: Option<String>,
+    /// Its clock minus ours (ms), where it tells the time; in a cluster one node's.
+    pub clock_skew_ms: Option<i64>,
     /// `run_id` of INFO, of each node.
     pub run_ids: Vec<String>,
     /// How many databases it has.
@@ -88,6 +91,7 @@ impl Destination {
             acceptance,
             tried,
             server: source::server_name(told),
+            clock_skew_ms: clocks::skew_ms(&mut connection).await?,
             run_ids: info_field(told, "run_id").map(str::to_owned).into_iter().collect(),
             databases,
             checkpoint,

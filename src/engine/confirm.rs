@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::batch::{Position, Progress};
-use super::events::EventLog;
+use super::events::{EventLog, unix_ms};
 use super::shared::SourceShared;
 use super::spool::SpoolError;
 use crate::format;
@@ -27,6 +27,7 @@ pub fn confirm(source: &SourceShared, batch: &Confirmed, events: &EventLog) -> R
     source.batches_confirmed.fetch_add(1, Relaxed);
     source.entries_applied.fetch_add(batch.entries, Relaxed);
     source.bytes_applied.fetch_add(batch.source_bytes, Relaxed);
+    source.confirmed_unix_ms.store(unix_ms(), Relaxed);
     let generation = batch.progress.generation;
     if source.spool.manifest().is_none_or(|manifest| manifest.generation != generation) {
         // A new full sync has begun meanwhile: what this batch says about positions is void, and so is its spool.

@@ -154,7 +154,7 @@ impl Line {
             };
             let error = match self.unless_stopped(looking).await? {
                 Ok(destination) => {
-                    self.writers.told_server(destination.server.clone());
+                    self.writers.told(destination.server.clone(), destination.clock_skew_ms);
                     if let Some(text) = &destination.tried {
                         self.events.warn(&format!("writer {}", self.writer.address), text.clone());
                     }

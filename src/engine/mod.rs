@@ -11,6 +11,7 @@ mod acceptance;
 mod afterwards;
 mod batch;
 mod begin;
+mod clocks;
 mod cluster;
 mod confirm;
 mod data_dir;
@@ -131,6 +132,8 @@ fn start_line(plan: Plan, log_file: Option<PathBuf>, home: Option<Home>) -> Resu
         source: source_address,
         data_dir: data_dir.path().display().to_string(),
         log_file: log_file.map(|path| path.display().to_string()),
+        status_url: (plan.advanced.status_port != 0)
+            .then(|| format!("http://127.0.0.1:{}", plan.advanced.status_port)),
         warnings,
     };
     let board = Arc::new(Board::default());

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use super::clocks;
 use super::events::{EventLog, unix_ms};
 use super::handover::Board;
 use super::quarantine::Quarantine;
@@ -33,6 +34,8 @@ pub struct Identity {
     pub data_dir: String,
     /// Log file.
     pub log_file: Option<String>,
+    /// Where the status can be asked for over HTTP.
+    pub status_url: Option<String>,
     /// Shown for as long as the run lasts.
     pub warnings: Vec<String>,
 }
@@ -260,8 +263,9 @@ impl Publisher {
             paused_times: self.paused_times,
             memory_bytes: resident_memory(),
             log_file: self.identity.log_file.clone(),
+            status_url: self.identity.status_url.clone(),
             data_dir: self.identity.data_dir.clone(),
-            warnings: self.identity.warnings.clone(),
+            warnings: self.warnings(&details),
             cutover,
             verification: self.verification.as_ref().map(|progress| progress.snapshot()),
             outcome,
@@ -335,6 +339,7 @@ impl Publisher {
             reconnects: details.reconnects,
             last_error: details.last_error.clone(),
             last_ack_unix_ms: details.last_ack_unix_ms,
+            checkpoint_unix_ms: Some(source.confirmed_unix_ms.load(Relaxed)).filter(|at| *at > 0),
             backlog_bytes: details.backlog_bytes,
             output_buffer_limit_bytes: details.output_buffer_limit_bytes,
             clock_skew_ms: details.clock_skew_ms,
@@ -398,6 +403,13 @@ impl Publisher {
             errors: sum(|line| &line.errors),
             last_error: details.into_iter().find_map(|details| details.last_error),
         }
+    }
+
+    /// What must not be forgotten for as long as it lasts.
+    fn warnings(&self, details: &[SourceDetails]) -> Vec<String> {
+        let destination = self.writers.clock_skew_ms();
+        let clocks = details.iter().find_map(|details| clocks::warning(details.clock_skew_ms?, destination?));
+        self.identity.warnings.iter().cloned().chain(clocks).collect()
     }
 
     fn spool(&mut self, now: Instant) -> SpoolStatus {

@@ -42,6 +42,8 @@ pub struct SourceShared {
     pub filtered: AtomicU64,
     /// Errors on the link and refused entries.
     pub errors: AtomicU64,
+    /// When the destination last confirmed a batch, and the checkpoint with it (Unix ms); 0 = not yet.
+    pub confirmed_unix_ms: AtomicU64,
     /// How far the source's clock is ahead of ours (ms), as far as measured.
     pub clock_skew_ms: AtomicI64,
     /// Batches handed to writers since applying began.
@@ -130,6 +132,7 @@ impl SourceShared {
             entries_read: AtomicU64::new(0),
             filtered: AtomicU64::new(0),
             errors: AtomicU64::new(0),
+            confirmed_unix_ms: AtomicU64::new(0),
             clock_skew_ms: AtomicI64::new(0),
             batches_handed_over: AtomicU64::new(0),
             batches_confirmed: AtomicU64::new(0),
@@ -254,6 +257,8 @@ pub struct Writers {
     all: Mutex<Vec<Arc<WriterShared>>>,
     /// "redis 7.2.4", as a destination node said it.
     server: Mutex<Option<String>>,
+    /// How far its clock is ahead of ours (ms), where it tells the time.
+    clock_skew_ms: Mutex<Option<i64>>,
 }
 
 impl Writers {
@@ -284,9 +289,15 @@ impl Writers {
         self.server.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 
-    /// The destination has said what it is.
-    pub fn told_server(&self, server: Option<String>) {
+    /// How far the destination's clock is ahead of ours (ms).
+    pub fn clock_skew_ms(&self) -> Option<i64> {
+        *self.clock_skew_ms.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// The destination has said what it is, and what time it has.
+    pub fn told(&self, server: Option<String>, clock_skew_ms: Option<i64>) {
         *self.server.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = server;
+        *self.clock_skew_ms.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = clock_skew_ms;
     }
 
     fn list(&self) -> MutexGuard<'_, Vec<Arc<WriterShared>>> {

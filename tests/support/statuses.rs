@@ -65,6 +65,7 @@ fn source(address: &str) -> SourceStatus {
         reconnects: 0,
         last_error: None,
         last_ack_unix_ms: None,
+        checkpoint_unix_ms: None,
         backlog_bytes: None,
         output_buffer_limit_bytes: None,
         clock_skew_ms: None,
@@ -124,6 +125,7 @@ fn streaming(
         spool_bytes: 100_000,
         spool_files: 1,
         last_ack_unix_ms: Some(NOW - 600),
+        checkpoint_unix_ms: Some(NOW - 800),
         backlog_bytes: Some(512_000_000),
         ..source(address)
     }
@@ -167,6 +169,7 @@ fn base() -> Status {
         paused_times: 0,
         memory_bytes: Some(212_000_000),
         log_file: Some("/var/log/migrate/2026-03-02.log".into()),
+        status_url: Some("http://127.0.0.1:8080".into()),
         data_dir: "/data/spool".into(),
         warnings: Vec::new(),
         cutover: CutoverStatus::default(),
@@ -283,6 +286,7 @@ pub fn applying() -> Status {
         spool_files: 41,
         errors: 2,
         last_ack_unix_ms: Some(NOW - 400),
+        checkpoint_unix_ms: Some(NOW - 800),
         backlog_bytes: Some(512_000_000),
         held_back_by: Some("10.0.2.23:6379".into()),
         eta_seconds: Some(1_230.0),

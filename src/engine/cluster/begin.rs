@@ -16,7 +16,7 @@ use super::super::events::EventLog;
 use super::super::import_mode::ImportMode;
 use super::super::net::{Connection, NetError, info_field};
 use super::super::spool::{SpoolError, replace_file};
-use super::super::{replay, source};
+use super::super::{clocks, replay, source};
 use super::flight::Signature;
 use super::journal::Journal;
 use super::slots;
@@ -125,10 +125,12 @@ pub async fn look(
     let prober = owners.get(usize::from(slot_of(PROBE_KEY))).copied().unwrap_or_default();
     let Some(prober) = connections.get_mut(prober) else { return Err(incomplete(configured, "no master")) };
     let (acceptance, tried) = Acceptance::examine(prober, info.as_deref(), target).await?;
+    let clock_skew_ms = clocks::skew_ms(prober).await?;
     Ok(Destination {
         acceptance,
         tried,
         server: source::server_name(told),
+        clock_skew_ms,
         run_ids,
         // Valkey 9 can have more in a cluster; only this one is written to.
         databases: 1,

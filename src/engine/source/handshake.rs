@@ -4,12 +4,11 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use tokio::time::timeout;
 
-use super::super::events::unix_ms;
+use super::super::clocks;
 use super::super::net::{Connection, NetError, info_field};
 use super::super::pressure::Patience;
 use super::{SILENCE_LIMIT, Source, SourceError};
 use crate::config::{Address, OnFullResync};
-use crate::format;
 use crate::psync::PsyncReply;
 use crate::resp::{Reply, append_command};
 
@@ -94,26 +93,12 @@ impl Source {
 
     /// Measures how far the source's clock is ahead of ours: times of expiry are counted by the source's.
     async fn compare_clocks(&self, connection: &mut Connection) -> Result<(), NetError> {
-        let asked = unix_ms();
-        let Reply::Array(time) = connection.request(&[b"TIME"]).await? else { return Ok(()) };
-        let answered = unix_ms();
-        let number = |at: usize| time.get(at).and_then(Reply::text)?.parse::<i64>().ok();
-        if let (Some(seconds), Some(micros)) = (number(0), number(1)) {
-            let theirs = seconds.saturating_mul(1000).saturating_add(micros / 1000);
-            let ours = i64::try_from(asked.midpoint(answered)).unwrap_or(i64::MAX);
-            let skew = theirs.saturating_sub(ours);
-            self.shared.clock_skew_ms.store(skew, Relaxed);
-            self.shared.details().clock_skew_ms = Some(skew);
-            if skew.abs() > 1000 {
-                self.events.warn(
-                    &self.node(),
-                    format!(
-                        "its clock is {} {} this host's; times of expiry are counted by the source's clock: compare it with the destination's",
-                        format::spoken_duration(skew.unsigned_abs() as f64 / 1000.0),
-                        if skew > 0 { "ahead of" } else { "behind" }
-                    ),
-                );
-            }
+        let Some(skew) = clocks::skew_ms(connection).await? else { return Ok(()) };
+        self.shared.clock_skew_ms.store(skew, Relaxed);
+        self.shared.details().clock_skew_ms = Some(skew);
+        if let Some(words) = clocks::in_words(skew) {
+            let text = format!("its clock is {words} this host's; times of expiry are counted by its clock");
+            self.events.warn(&self.node(), text);
         }
         Ok(())
     }

@@ -100,20 +100,39 @@ fn of_source(screen: &Screen, source: &SourceStatus, brief: bool) -> Vec<Entry> 
     entries.push((
         "last ack",
         match source.last_ack_unix_ms {
-            Some(sent) => format!(
-                "REPLCONF ACK {}, {:.1} s ago",
-                format::number(source.offset_durable),
-                model.now_unix_ms.saturating_sub(sent) as f64 / 1_000.0
-            ),
+            Some(sent) => {
+                format!(
+                    "REPLCONF ACK {}, {}",
+                    format::number(source.offset_durable),
+                    ago(model.now_unix_ms, sent)
+                )
+            }
             None => "none sent yet".into(),
         },
     ));
+    entries.push((
+        "checkpoint",
+        match source.checkpoint_unix_ms {
+            Some(at) => format!("confirmed by the destination {}", ago(model.now_unix_ms, at)),
+            None => "none confirmed yet".into(),
+        },
+    ));
+    if let Some(skew) = source.clock_skew_ms {
+        let time = format::spoken_duration(skew.unsigned_abs() as f64 / 1_000.0);
+        entries
+            .push(("clock", format!("{time} {} this host's", if skew < 0 { "behind" } else { "ahead of" })));
+    }
     entries.push((
         "links",
         format!("opened again {} times, {} errors", source.reconnects, format::number(source.errors)),
     ));
     entries.push(("last error", source.last_error.clone().unwrap_or_else(|| "none".into())));
     entries
+}
+
+/// "0.8 s ago".
+pub(super) fn ago(now_unix_ms: u64, then_unix_ms: u64) -> String {
+    format!("{} ago", format::spoken_duration(now_unix_ms.saturating_sub(then_unix_ms) as f64 / 1_000.0))
 }
 
 /// How long the source's backlog holds what it now writes; known only from the pure stream.

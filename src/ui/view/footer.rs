@@ -5,6 +5,7 @@ use ratatui::layout::Rect;
 use ratatui::text::{Line, Span};
 
 use super::Screen;
+use super::details::ago;
 use super::sources::spool;
 use crate::format;
 use crate::ui::keymap::{self, Binding, Danger};
@@ -130,19 +131,32 @@ fn draw_info(buffer: &mut Buffer, screen: &Screen, area: Rect) {
     }
     let status = screen.status;
     let mut parts = Vec::new();
+    // The oldest one: what would be done again after a crash.
+    if let Some(at) = status.sources.iter().filter_map(|source| source.checkpoint_unix_ms).min() {
+        parts.push(format!("checkpoint {}", ago(screen.model.now_unix_ms, at)));
+    }
     if let Some(memory) = status.memory_bytes {
         parts.push(format!("memory {}", format::size(memory)));
     }
     parts.push(format!("disk free {}", format::size(status.spool.disk_free_bytes)));
-    parts.push(format!("data {}", status.data_dir));
+    if let Some(url) = &status.status_url {
+        parts.push(format!("status {url}"));
+    }
     if let Some(file) = &status.log_file {
         parts.push(format!("log {file}"));
     }
+    parts.push(format!("data {}", status.data_dir));
     parts.push(format!("shakedeck {} ", status.version));
     let mut left = spool(screen).spans;
     if let Some(first) = left.first_mut() {
         first.content = first.content.trim_start().to_string().into();
     }
     left.insert(0, Span::raw(" "));
-    screen.spread(buffer, area, Line::from(left), Line::from(screen.text(Role::Dim, parts.join("    "))));
+    let left = Line::from(left);
+    // The spool's forecast stays whole; what matters least stands last.
+    let room = usize::from(area.width).saturating_sub(left.width() + 3);
+    while parts.len() > 1 && format::width(&parts.join("    ")) > room {
+        parts.pop();
+    }
+    screen.spread(buffer, area, left, Line::from(screen.text(Role::Dim, parts.join("    "))));
 }
