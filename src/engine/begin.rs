@@ -16,6 +16,7 @@ use super::shared::SourceShared;
 use super::writer::read_checkpoint;
 use super::{cluster, replay, source};
 use crate::config::Endpoint;
+use crate::format;
 use crate::resp::Reply;
 use crate::status::Outcome;
 
@@ -144,10 +145,11 @@ pub fn where_to_begin(
     events: &EventLog,
 ) -> Result<Start, Outcome> {
     let spool = &source.spool;
+    let node = format!("source {}", source.address);
     let Some(manifest) = spool.manifest() else { return Ok(Start { resume: None, after_generation: 0 }) };
     if manifest.rdb_len.is_none() && !receiving {
         events.info(
-            "",
+            &node,
             "the former run ended inside a full sync that was not whole on disk; a new one is needed",
         );
         return Ok(Start { resume: None, after_generation: manifest.generation });
@@ -161,12 +163,12 @@ pub fn where_to_begin(
         Some(at @ Position::Rdb { offset, bytes, .. })
             if offset == manifest.rdb_offset && !manifest.rdb_applied =>
         {
-            events.info("", format!("going on inside the RDB, after {bytes} bytes"));
+            events.info(&node, format!("going on inside the RDB, after {}", format::size(bytes)));
             at
         }
         Some(at @ Position::Stream { offset, .. }) if manifest.rdb_len.is_some() && spool.holds(offset) => {
             spool.release_rdb(manifest.generation).map_err(|error| data_dir_failed(error.into()))?;
-            events.info("", format!("going on in the stream, after offset {offset}"));
+            events.info(&node, format!("going on in the stream, after offset {}", format::number(offset)));
             at
         }
         // Begun without a full sync: both sides were equal at this offset.
@@ -181,15 +183,16 @@ pub fn where_to_begin(
                 .release_rdb(manifest.generation)
                 .and_then(|()| spool.skip_to(offset))
                 .map_err(|error| data_dir_failed(error.into()))?;
+            let offset = format::number(offset);
             events.info(
-                "",
+                &node,
                 format!("going on in the stream, after offset {offset}, which the destination has and the spool has not"),
             );
             at
         }
         _ if !manifest.rdb_applied => {
             if !manifest.rdb_lent || checkpoint.is_some() {
-                events.info("", "going on with the RDB that is on disk, from its beginning");
+                events.info(&node, "going on with the RDB that is on disk, from its beginning");
             }
             Position::Rdb { offset: manifest.rdb_offset, bytes: 0, db: 0 }
         }

@@ -11,6 +11,11 @@ pub fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
+/// The text without the address in front of it: errors of the network name it, and so does the place where they are shown.
+pub fn without_address<'a>(text: &'a str, address: &str) -> &'a str {
+    text.strip_prefix(address).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(text)
+}
+
 /// The ring of operator events and the table of rejected entries.
 #[derive(Debug, Default)]
 pub struct EventLog {
@@ -102,10 +107,15 @@ impl EventLog {
     }
 
     fn push(&self, level: EventLevel, node: &str, text: String) {
+        let text = match node.split_once(' ') {
+            Some((_, address)) => without_address(&text, address).to_owned(),
+            None => text,
+        };
+        let line = if node.is_empty() { text.clone() } else { format!("{node}: {text}") };
         match level {
-            EventLevel::Info => tracing::info!(target: "shakedeck", "{node}: {text}"),
-            EventLevel::Warn => tracing::warn!(target: "shakedeck", "{node}: {text}"),
-            EventLevel::Error => tracing::error!(target: "shakedeck", "{node}: {text}"),
+            EventLevel::Info => tracing::info!(target: "shakedeck", "{line}"),
+            EventLevel::Warn => tracing::warn!(target: "shakedeck", "{line}"),
+            EventLevel::Error => tracing::error!(target: "shakedeck", "{line}"),
         }
         let mut inner = self.lock();
         if level == EventLevel::Error {
@@ -138,6 +148,16 @@ impl EventLog {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_is_said_once() {
+        let log = EventLog::default();
+        log.warn("source a:1", "a:1: cannot connect");
+        log.warn("source a:1", "a:12: cannot connect");
+        log.warn("", "a:1: cannot connect");
+        let texts: Vec<String> = log.view().events.into_iter().map(|event| event.text).collect();
+        assert_eq!(texts, ["cannot connect", "a:12: cannot connect", "a:1: cannot connect"]);
+    }
 
     #[test]
     fn identical_events_collapse_and_the_ring_is_bounded() {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::events::unix_ms;
+use super::events::{unix_ms, without_address};
 use super::pressure::Patience;
 use super::spool::Spool;
 use crate::config::Endpoint;
@@ -211,7 +211,7 @@ impl SourceShared {
     /// Enters a phase; entering the same one again only changes the reason.
     pub fn enter(&self, phase: Phase, reason: Option<String>) {
         let mut details = self.details();
-        details.reason = reason;
+        details.reason = reason.map(|reason| without_address(&reason, &self.address).to_owned());
         if details.phase != phase {
             let now = unix_ms();
             details.phase = phase;
@@ -400,6 +400,7 @@ impl WriterShared {
 
     /// Changes the state; a reason is an error too.
     pub fn enter(&self, state: WriterState, reason: Option<String>) {
+        let reason = reason.map(|reason| without_address(&reason, &self.address).to_owned());
         let mut details = self.details();
         if let Some(reason) = &reason {
             details.last_error = Some(reason.clone());

@@ -112,7 +112,7 @@ fn the_source_is_restarted_without_its_history() {
     field.writes(1_000);
     field.drop_load();
     field.source.kill();
-    source_says(&run, "reconnecting", &["127.0.0.1"]);
+    source_says(&run, "reconnecting", &["next in"]);
     field.source.restart();
     prints(&run, "full sync again, because its history is now");
     super::support::dataset::fill(&mut field.source.client(), 1_000, 5);

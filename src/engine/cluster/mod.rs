@@ -54,7 +54,7 @@ use super::acceptance::Acceptance;
 use super::batch::{Batch, Counted, Place, Progress};
 use super::confirm::confirm;
 use super::discovery::discover;
-use super::events::EventLog;
+use super::events::{EventLog, without_address};
 use super::import_mode::ImportMode;
 use super::net::{Connection, NetError};
 use super::quarantine::Quarantine;
@@ -538,7 +538,7 @@ impl ClusterWriter {
         let address = node
             .map_or_else(|| self.settings.shared.address.clone(), |node| node.endpoint.address.to_string());
         // Errors of the network name the address themselves.
-        let reason = reason.strip_prefix(&format!("{address}: ")).map(str::to_owned).unwrap_or(reason);
+        let reason = without_address(&reason, &address).to_owned();
         WriterError::BeginAgain { address, reason }
     }
 
