@@ -2,7 +2,7 @@
 //!
 //! # Layers
 //!
-//! Arrows only point downwards; `tests/layering.rs` enforces it.
+//! Arrows only point downwards; `tests/suite/layering.rs` enforces it.
 //!
 //! ```text
 //!  3  main  cli  app                                  wires the rest; the only place that knows everything

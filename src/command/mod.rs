@@ -2,7 +2,7 @@
 //! when one is applied again or meets a cluster.
 //!
 //! The servers know all of this (`COMMAND`, `COMMAND GETKEYS`), but a replication stream must be understood without asking
-//! anybody, hence `table.rs`; `tests/commands.rs` compares it with every server at hand. The odd idea: [`Command::keys`] is told
+//! anybody, hence `table.rs`; `tests/suite/commands.rs` compares it with every server at hand. The odd idea: [`Command::keys`] is told
 //! how to look at an argument instead of being given a list of them, so that the keys of a command that lies in a buffer
 //! are found without copying or allocating anything. A command that is not in the table has unknown keys; its
 //! first argument is the best guess.

@@ -1,0 +1,303 @@
+//! A destination that is a cluster: a standalone source's data, every key in its slot and every command exactly once, while
+//! processes are killed, links cut, masters replaced and slots moved.
+
+use std::time::Duration;
+
+use crate::require_server;
+use crate::support::cluster::{Cluster, Layout};
+use crate::support::everything::assert_same;
+use crate::support::mixed_load::{Mixed, MixedLoad};
+use crate::support::shakedeck::Setup;
+use crate::support::{Options, Server, ServerBinary, Shakedeck, dataset, servers};
+
+const MINUTES: Duration = Duration::from_secs(180);
+
+fn source(binary: &ServerBinary) -> Server {
+    Server::start(binary, Options::new().config("repl-backlog-size", "256mb"))
+}
+
+fn cluster(binary: &ServerBinary, masters: usize, replicas: usize) -> Cluster {
+    Cluster::start(binary, Layout::new(masters, replicas))
+}
+
+fn to_cluster(source: &Server, destination: &Cluster) -> Setup {
+    Setup::bare(&source.address().to_string(), &destination.address().to_string()).set(
+        "redis_writer",
+        "cluster",
+        "true",
+    )
+}
+
+fn streaming(run: &Shakedeck) {
+    run.wait_status(MINUTES, "the stream phase", |status| status["sources"][0]["phase"] == "stream");
+}
+
+/// Starts the same run once more until it is caught up, and compares everything.
+fn finish(setup: &Setup, run: Shakedeck, load: MixedLoad, source: &Server, destination: &Cluster) {
+    load.stop();
+    let (folder, quarantine) = (run.folder(), run.data().join("quarantine.jsonl"));
+    run.kill();
+    let set_aside = std::fs::read_to_string(quarantine).unwrap_or_default();
+    assert_eq!(set_aside, "", "set aside");
+    let last = setup.clone().exit_when("caught-up").args(&["--timeout", "2m"]).start_in(folder);
+    last.wait_exit(MINUTES).expect(0, &["0 quarantined"]);
+    equal(source, destination);
+}
+
+fn equal(source: &Server, destination: &Cluster) {
+    assert!(assert_same(source, destination).keys > 500);
+    let left = destination.client().keys_like("shakedeck:*");
+    assert!(left.is_empty(), "{left:?} stayed behind");
+    assert_eq!(source.client().info("stats", "sync_full").as_deref(), Some("1"), "only one full sync");
+}
+
+#[test]
+fn everything_arrives_in_its_slot() {
+    let binary = require_server!();
+    for binary in [Some(binary), servers::modern().last()].into_iter().flatten() {
+        let (source, destination) = (source(binary), cluster(binary, 3, 0));
+        let load = Mixed::new(1).per_second(3_000).on_server(&source);
+        load.wait_more(5_000);
+        let setup = to_cluster(&source, &destination).text("cutover", "hold_for", "4s");
+        let run = setup.exit_when("caught-up").args(&["--timeout", "2m"]).start();
+        streaming(&run);
+        load.wait_more(10_000);
+        load.stop();
+        run.wait_exit(MINUTES).expect(0, &["0 quarantined"]);
+        equal(&source, &destination);
+    }
+}
+
+#[test]
+fn killed_again_and_again_it_goes_on_where_it_was() {
+    let binary = require_server!();
+    let (source, destination) = (source(binary), cluster(binary, 3, 0));
+    let load = Mixed::new(2).per_second(3_000).on_server(&source);
+    load.wait_more(5_000);
+    let setup = to_cluster(&source, &destination);
+    let mut run = setup.start();
+    for round in 0..8 {
+        streaming(&run);
+        load.wait_more(500 + 397 * round);
+        let folder = run.folder();
+        run.kill();
+        load.wait_more(300);
+        run = setup.start_in(folder);
+    }
+    streaming(&run);
+    finish(&setup, run, load, &source, &destination);
+}
+
+#[test]
+fn links_that_are_cut_are_opened_again() {
+    let binary = require_server!();
+    let (source, destination) = (source(binary), cluster(binary, 3, 0));
+    let load = Mixed::new(3).per_second(3_000).on_server(&source);
+    load.wait_more(3_000);
+    let setup = to_cluster(&source, &destination);
+    let run = setup.start();
+    streaming(&run);
+    for round in 0..9 {
+        load.wait_more(500);
+        destination.client_of(round % 3).cmd(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
+    }
+    assert!(run.output().contains("looking where to go on"), "no link was lost:\n{}", run.output());
+    load.wait_more(500);
+    finish(&setup, run, load, &source, &destination);
+}
+
+/// Slots leave one master for another while the stream runs.
+#[test]
+fn a_thousand_slots_are_moved_in_mid_stream() {
+    let binary = require_server!();
+    let (source, destination) = (source(binary), cluster(binary, 3, 0));
+    let load = Mixed::new(4).per_second(2_000).on_server(&source);
+    load.wait_more(3_000);
+    let setup = to_cluster(&source, &destination);
+    let run = setup.start();
+    streaming(&run);
+    destination.reshard(0, 1, 0..1_000);
+    load.wait_more(2_000);
+    assert_eq!(destination.slot_count(1), 6_461, "the slots are there");
+    finish(&setup, run, load, &source, &destination);
+}
+
+/// A master is killed, and its replica, which may lack the last writes, takes its place.
+#[test]
+fn a_master_that_dies_is_replaced_and_nothing_is_lost() {
+    let binary = require_server!();
+    let (source, mut destination) = (source(binary), cluster(binary, 3, 1));
+    let load = Mixed::new(5).per_second(2_000).on_server(&source);
+    load.wait_more(3_000);
+    let setup = to_cluster(&source, &destination);
+    let run = setup.start();
+    streaming(&run);
+    for master in [1, 0] {
+        load.wait_more(1_000);
+        destination.fail_over_by_death(master);
+        load.wait_more(1_000);
+    }
+    let orderly = destination.masters()[2];
+    destination.fail_over(orderly);
+    load.wait_more(2_000);
+    finish(&setup, run, load, &source, &destination);
+}
+
+/// A master dies while the RDB is being applied, and values are rebuilt element by element on the way.
+#[test]
+fn a_master_that_dies_inside_the_rdb_is_replaced() {
+    let binary = require_server!();
+    let (source, mut destination) = (source(binary), cluster(binary, 3, 1));
+    dataset::fill(&mut source.client(), 60_000, 1);
+    let mut client = source.client();
+    for database in 1..16 {
+        client.ok(&["SELECT", &database.to_string()]);
+        client.ok(&["FLUSHDB"]);
+    }
+    let load = Mixed::new(7).per_second(500).on_server(&source);
+    load.wait_more(500);
+    // 0: every value goes by commands.
+    let setup = to_cluster(&source, &destination).set("advanced", "target_redis_proto_max_bulk_len", "0");
+    let run = setup.start();
+    run.wait_status(MINUTES, "a run", |status| status["state"].is_string());
+    run.ctl(&["throttle", "--ops", "1500"]).expect(0, &[]);
+    run.wait_status(MINUTES, "a part of the RDB", |status| {
+        status["sources"][0]["keys_applied"].as_u64() > Some(500)
+    });
+    destination.fail_over_by_death(0);
+    let status = run.status_json();
+    assert_eq!(status["sources"][0]["phase"], "rdb_apply", "{status}");
+    let folder = run.folder();
+    run.kill();
+    let run = setup.start_in(folder);
+    streaming(&run);
+    finish(&setup, run, load, &source, &destination);
+}
+
+/// The slots of the source lie otherwise than those of the destination.
+#[test]
+fn a_cluster_is_copied_to_one_with_other_slots() {
+    let binary = require_server!();
+    let source = cluster(binary, 3, 0);
+    let destination = cluster(binary, 2, 0);
+    let load = Mixed::new(6).per_second(3_000).on_cluster(&source);
+    load.wait_more(3_000);
+    let setup = Setup::bare(&source.address().to_string(), &destination.address().to_string())
+        .set("sync_reader", "cluster", "true")
+        .set("redis_writer", "cluster", "true");
+    let all_stream = |run: &Shakedeck| {
+        run.wait_status(MINUTES, "the stream phase of all lines", |status| {
+            let sources = status["sources"].as_array().unwrap();
+            sources.len() == 3 && sources.iter().all(|source| source["phase"] == "stream")
+        })
+    };
+    let mut run = setup.start();
+    for round in 0..4 {
+        let status = all_stream(&run);
+        assert_eq!(status["destinations"].as_array().unwrap().len(), 2, "{status}");
+        load.wait_more(500 + 397 * round);
+        let folder = run.folder();
+        run.kill();
+        load.wait_more(300);
+        run = setup.start_in(folder);
+    }
+    all_stream(&run);
+    load.wait_more(1_000);
+    load.stop();
+    // One shard is emptied: its keys go, those of the others stay.
+    run.wait_status(MINUTES, "everything applied", |status| {
+        status["sources"].as_array().unwrap().iter().all(|source| source["lag_bytes"] == 0)
+    });
+    let mut emptied = source.client_of(source.masters()[1]);
+    emptied.ok(&["FLUSHALL"]);
+    for number in 0..500 {
+        // Those of other shards are refused, as they should be.
+        emptied.cmd(&["INCR", &format!("after:{number}")]);
+    }
+    let folder = run.folder();
+    run.kill();
+    let last = setup.exit_when("caught-up").args(&["--timeout", "2m"]).start_in(folder);
+    last.wait_exit(MINUTES).expect(0, &["0 quarantined"]);
+    assert!(assert_same(&source, &destination).keys > 300);
+    assert!(destination.client().keys_like("shakedeck:*").is_empty());
+}
+
+#[test]
+fn what_concerns_no_single_slot_is_done_or_set_aside_with_the_reason() {
+    let binary = require_server!();
+    let (source, destination) = (source(binary), cluster(binary, 3, 0));
+    let mut client = source.client();
+    for number in 0..2_000 {
+        client.ok(&["SET", &format!("old:{number}"), "x"]);
+    }
+    let setup = to_cluster(&source, &destination);
+    let mut run = setup.start();
+    streaming(&run);
+    // Not for a cluster: each of them is set aside.
+    client.ok(&["MSETNX", "a", "1", "b", "2"]);
+    client.ok(&["DEL", "a", "b"]);
+    client.ok(&["SELECT", "1"]);
+    client.ok(&["SET", "elsewhere", "x"]);
+    client.ok(&["DEL", "elsewhere"]);
+    client.ok(&["SELECT", "0"]);
+    client.cmd(&["PUBLISH", "channel", "message"]);
+    client.ok(&["FUNCTION", "LOAD", "#!lua name=lib\nredis.register_function('f', function() return 7 end)"]);
+    client.ok(&["FLUSHALL"]);
+    // What follows a FLUSHALL is applied once, however often it is begun again.
+    for round in 0..3 {
+        for number in 0..1_000 {
+            client.push(&["INCR", &format!("new:{number}")]);
+            client.push(&["APPEND", &format!("text:{number}"), "x"]);
+        }
+        client.flush(2_000);
+        let folder = run.folder();
+        run.kill();
+        run = setup.start_in(folder);
+        if round < 2 {
+            streaming(&run);
+        }
+    }
+    let folder = run.folder();
+    run.kill();
+    let last = setup.exit_when("caught-up").args(&["--timeout", "2m"]).start_in(folder);
+    let exit = last.wait_exit(MINUTES);
+    exit.expect(5, &["are in quarantine"]);
+    assert_same(&source, &destination);
+    for node in destination.masters() {
+        // An error where it is not there.
+        destination.client_of(node).ok(&["FUNCTION", "DELETE", "lib"]);
+    }
+}
+
+/// After another full sync no key is left that the source has deleted, on no master; and nobody else's is gone.
+#[test]
+fn another_full_sync_leaves_no_ghosts_on_any_master() {
+    let binary = require_server!();
+    let source = Server::start(binary, Options::new().config("repl-backlog-size", "16kb"));
+    let destination = cluster(binary, 3, 0);
+    let mut client = source.client();
+    for number in 0..3_000 {
+        client.ok(&["SET", &format!("key:{number}"), "x"]);
+    }
+    let mut others = destination.client();
+    others.ok(&["SET", "others:1", "theirs"]);
+    let setup = to_cluster(&source, &destination);
+    let run = setup.start();
+    streaming(&run);
+    let folder = run.folder();
+    run.kill();
+    for number in 0..3_000 {
+        let key = format!("key:{number}");
+        if number % 3 == 0 {
+            client.ok(&["DEL", &key]);
+        } else {
+            client.ok(&["SET", &key, &"y".repeat(100)]);
+        }
+    }
+    let last = setup.exit_when("caught-up").args(&["--timeout", "2m"]).start_in(folder);
+    last.wait_exit(MINUTES).expect(0, &["1,000 keys removed that the source no longer has"]);
+    assert_eq!(others.bytes(&["GET", "others:1"]).as_deref(), Some(&b"theirs"[..]));
+    others.ok(&["DEL", "others:1"]);
+    assert_same(&source, &destination);
+    assert!(others.keys_like("shakedeck:*").is_empty());
+}

@@ -1,0 +1,192 @@
+//! A source that is a cluster: every master of it is a line of its own, followed through failovers, killed and started again.
+
+use std::time::Duration;
+
+use crate::require_server;
+use crate::support::cluster::{Cluster, Layout};
+use crate::support::everything::assert_same;
+use crate::support::mixed_load::Mixed;
+use crate::support::shakedeck::Setup;
+use crate::support::{Options, Server, ServerBinary, Shakedeck, servers};
+
+const MINUTES: Duration = Duration::from_secs(180);
+
+fn cluster(binary: &ServerBinary, masters: usize, replicas: usize) -> Cluster {
+    Cluster::start(binary, Layout::new(masters, replicas))
+}
+
+fn from_cluster(source: &Cluster, destination: &Server) -> Setup {
+    Setup::bare(&source.address().to_string(), &destination.address().to_string()).set(
+        "sync_reader",
+        "cluster",
+        "true",
+    )
+}
+
+/// Until every line is in the stream phase.
+fn streaming(run: &Shakedeck, lines: usize) {
+    run.wait_status(MINUTES, "the stream phase of all lines", |status| {
+        let sources = status["sources"].as_array().unwrap();
+        sources.len() == lines && sources.iter().all(|source| source["phase"] == "stream")
+    });
+}
+
+/// Full syncs that the masters of the cluster have given.
+fn full_syncs(cluster: &Cluster) -> u64 {
+    let given = |n: usize| cluster.client_of(n).info("stats", "sync_full").unwrap().parse::<u64>().unwrap();
+    cluster.masters().into_iter().map(given).sum()
+}
+
+#[test]
+fn every_master_is_a_line_and_all_arrives_exactly_once() {
+    let binary = require_server!();
+    for binary in [Some(binary), servers::modern().last()].into_iter().flatten() {
+        let (source, destination) = (cluster(binary, 3, 0), Server::start(binary, Options::new()));
+        let load = Mixed::new(1).on_cluster(&source);
+        load.wait_more(3_000);
+        let setup = from_cluster(&source, &destination);
+        let mut run = setup.start();
+        streaming(&run, 3);
+        let status = run.status_json();
+        assert_eq!(status["source"]["kind"], "cluster", "{status}");
+        assert_eq!(status["source"]["nodes"], 3, "{status}");
+        assert_eq!(status["destinations"].as_array().unwrap().len(), 1, "{status}");
+        for round in 0..4 {
+            load.wait_more(500 + 701 * round);
+            let folder = run.folder();
+            run.kill();
+            load.wait_more(200);
+            run = setup.start_in(folder);
+            streaming(&run, 3);
+        }
+        load.wait_more(1_000);
+        load.stop();
+        let folder = run.folder();
+        run.kill();
+        let last = setup.exit_when("caught-up").args(&["--timeout", "2m"]).start_in(folder);
+        last.wait_exit(MINUTES).expect(0, &["going on in the stream"]);
+        assert!(assert_same(&source, &destination).keys > 500);
+        assert_eq!(full_syncs(&source), 3, "one full sync for each master");
+        let left = destination.client().list(&["KEYS", "shakedeck:*"]);
+        assert!(left.is_empty(), "{left:?} stayed behind");
+    }
+}
+
+#[test]
+fn a_line_follows_its_shard_to_the_replica_that_takes_over() {
+    let binary = require_server!();
+    let mut source = cluster(binary, 3, 1);
+    let destination = Server::start(binary, Options::new());
+    let load = Mixed::new(2).on_cluster(&source);
+    let setup = from_cluster(&source, &destination).exit_when("caught-up").args(&["--timeout", "3m"]);
+    let run = setup.text("cutover", "hold_for", "8s").start();
+    streaming(&run, 3);
+    load.wait_more(1_000);
+    // In order: nothing is lost, and the stream goes on behind the promoted replica.
+    let promoted = source.fail_over(source.masters()[0]);
+    load.wait_more(1_000);
+    let at = source.node(promoted).address().to_string();
+    run.wait_status(MINUTES, "all lines to stream again", |status| {
+        status["sources"].as_array().unwrap().iter().all(|source| source["phase"] == "stream")
+            && status["ready"] != serde_json::Value::Null
+    });
+    // By death: what its replica did not have is lost to everybody, the cluster's clients too.
+    let victim = source.masters()[1];
+    load.stop();
+    run.wait_status(MINUTES, "everything of before applied", |status| {
+        status["sources"].as_array().unwrap().iter().all(|source| source["lag_bytes"] == 0)
+    });
+    source.fail_over_by_death(victim);
+    let load = Mixed::new(3).on_cluster(&source);
+    load.wait_more(1_000);
+    load.stop();
+    run.wait_exit(MINUTES).expect(0, &["the source was promoted"]);
+    assert_same(&source, &destination);
+    assert!(!at.is_empty());
+}
+
+/// Slots that move while they are copied: what two masters say of one key cannot be put in order, so both are copied again. Then a
+/// master without slots gets some, and one loses all that it has.
+#[test]
+fn slots_that_move_in_mid_stream_lose_nothing() {
+    let binary = require_server!();
+    let layout = Layout::new(4, 0)
+        .slots(&[&[0..=5_000], &[5_001..=10_000], &[10_001..=16_383], &[]])
+        .full_coverage(false);
+    let (source, destination) = (Cluster::start(binary, layout), Server::start(binary, Options::new()));
+    let load = Mixed::new(7).per_second(2_000).on_cluster(&source);
+    load.wait_more(2_000);
+    let setup = from_cluster(&source, &destination);
+    let mut run = setup.start();
+    streaming(&run, 3);
+    load.wait_more(1_000);
+    source.reshard(0, 1, 0..200);
+    run.wait_status(MINUTES, "the move to be seen", |status| {
+        let gates = status["gates"].as_array().unwrap();
+        gates.iter().any(|gate| gate["name"] == "slots" && gate["ok"] == false)
+    });
+    load.wait_more(1_000);
+    // Killed while two masters are copied again, it begins that again.
+    let folder = run.folder();
+    run.kill();
+    run = setup.start_in(folder);
+    settled(&run, &[5_001 - 200, 5_000 + 200, 6_383], 3);
+    load.wait_more(1_000);
+    source.reshard(1, 3, 5_001..5_300);
+    settled(&run, &[4_801, 5_200 - 299, 6_383, 299], 4);
+    load.wait_more(1_000);
+    source.reshard(3, 1, 5_001..5_300);
+    settled(&run, &[4_801, 5_200, 6_383], 4);
+    load.wait_more(1_000);
+    load.stop();
+    let folder = run.folder();
+    run.kill();
+    let last = setup.exit_when("caught-up").args(&["--timeout", "2m"]).start_in(folder);
+    last.wait_exit(MINUTES).expect(0, &["caught up"]);
+    assert!(assert_same(&source, &destination).keys > 500);
+}
+
+/// Until the lines have so many slots each, as noted on disk, and all of them stream or are drained.
+fn settled(run: &Shakedeck, slots: &[u32], lines: usize) {
+    run.wait_status(MINUTES, "the slots at rest", |status| {
+        let noted = std::fs::read_to_string(run.data().join("shards.json")).unwrap();
+        let noted: serde_json::Value = serde_json::from_str(&noted).unwrap();
+        let count = |shard: &serde_json::Value| -> u64 {
+            let ranges = shard["slots"].as_array().unwrap();
+            ranges.iter().map(|range| range[1].as_u64().unwrap() - range[0].as_u64().unwrap() + 1).sum()
+        };
+        let mut counts: Vec<u32> = noted["shards"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(count)
+            .map(|count| count as u32)
+            .filter(|count| *count > 0)
+            .collect();
+        counts.sort_unstable();
+        let mut wanted = slots.to_vec();
+        wanted.sort_unstable();
+        let sources = status["sources"].as_array().unwrap();
+        counts == wanted
+            && sources.len() == lines
+            && sources.iter().all(|source| source["phase"] == "stream" || source["phase"] == "drained")
+            && status["gates"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .all(|gate| gate["name"] != "slots" || gate["ok"] == true)
+    });
+}
+
+/// What an operator may get wrong.
+#[test]
+fn a_cluster_that_is_none_and_one_that_cannot_be_reached_are_said_so() {
+    let binary = require_server!();
+    let (server, destination) =
+        (Server::start(binary, Options::new()), Server::start(binary, Options::new()));
+    let setup = Setup::new(&server, &destination).set("sync_reader", "cluster", "true");
+    setup.start().wait_exit(MINUTES).expect(3, &["standalone", "cluster = false"]);
+    let nobody = Setup::bare("127.0.0.1:1", &destination.address().to_string());
+    let nobody = nobody.set("sync_reader", "cluster", "true");
+    nobody.start().wait_exit(MINUTES).expect(3, &["127.0.0.1:1", "cannot connect"]);
+}
