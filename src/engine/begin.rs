@@ -7,6 +7,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::acceptance::Acceptance;
+use super::answers;
 use super::batch::{Position, Progress};
 use super::clocks;
 use super::events::EventLog;
@@ -169,6 +170,10 @@ pub fn where_to_begin(
         Some(at @ Position::Stream { offset, .. }) if manifest.rdb_len.is_some() && spool.holds(offset) => {
             spool.release_rdb(manifest.generation).map_err(|error| data_dir_failed(error.into()))?;
             events.info(&node, format!("going on in the stream, after offset {}", format::number(offset)));
+            // While receiving, the writer has seen for itself what became of its batches.
+            if !receiving {
+                answers::compare(spool.dir(), manifest.generation, offset, &node, events);
+            }
             at
         }
         // Begun without a full sync: both sides were equal at this offset.

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
+use super::answers::{self, Answers};
 use super::batch::{BATCH_BYTES, Place, Progress};
 use super::begin::{Destination, where_to_begin};
 use super::cluster::{self, ClusterWriter, Journal};
@@ -282,6 +283,7 @@ impl Line {
             quarantine: self.quarantine.clone(),
             on_bad_value: self.plan.policy.on_bad_value,
             import_mode,
+            answers: Answers::open(self.source.spool.dir()).map_err(|error| data_dir_failed(error.into()))?,
             wishes: self.wishes.clone(),
             batches: queue,
         };
@@ -446,6 +448,7 @@ impl Line {
         forgotten.await.map_err(|error| {
             format!("the checkpoint key '{checkpoint_key}' could not be removed: {error}")
         })?;
+        answers::forget(self.source.spool.dir()).map_err(|error| error.to_string())?;
         ledger::forget(self.source.spool.dir())
             .and_then(|()| self.source.spool.forget())
             .map_err(|error| error.to_string())

@@ -9,6 +9,7 @@
 
 mod acceptance;
 mod afterwards;
+mod answers;
 mod batch;
 mod begin;
 mod clocks;

@@ -1,9 +1,9 @@
 //! Snapshots that are cut, damaged, or lie about their size: a clear error that names the source, no panic, no huge
 //! allocation; and where trying again can help, it is tried again.
 
-use crate::support;
 use std::time::Duration;
 
+use crate::support;
 use crate::support::fake_source::{FakeSource, Snapshot};
 use crate::support::shakedeck::Setup;
 use crate::support::{Options, Server, compare, dataset};

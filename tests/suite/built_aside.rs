@@ -1,12 +1,12 @@
 //! Values that are built under a temporary key: counted before they get their name. What comes out smaller than the file says is
 //! set aside; what has ended by itself meanwhile is not.
 
-use crate::require_server;
-use crate::support;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::require_server;
+use crate::support;
 use crate::support::cluster::{Cluster, Layout};
 use crate::support::rdb_file::{expiring, key, rdb, string};
 use crate::support::relay::{At, Relay};

@@ -1,9 +1,9 @@
 //! The clusters of the harness: they form, reshard and fail over under a load, and the comparison of two places sees what it must.
 
-use crate::require_server;
-use crate::support;
 use std::time::Duration;
 
+use crate::require_server;
+use crate::support;
 use crate::support::cluster_client::slot_of;
 use crate::support::everything::{assert_same, assert_same_in, same};
 use crate::support::mixed_load::Mixed;

@@ -1,9 +1,9 @@
 //! The command table against every server at hand: which commands write, where their keys are, and which slot a key has.
 
-use crate::require_server;
-use crate::support;
 use std::collections::BTreeMap;
 
+use crate::require_server;
+use crate::support;
 use crate::support::{Client, Options, Random, Reply, Server, servers};
 use redis_protocol::resp2::types::Resp2Frame;
 use shakedeck::command::{self, Command};

@@ -4,7 +4,6 @@
 //! `SHAKEDECK_CUTOVERS=20` makes the first test run so many cutovers instead of three; the time that writers were blocked
 //! is printed.
 
-use crate::support;
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -16,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::support;
 use crate::support::client::keys_like;
 use crate::support::shakedeck::{Setup, binary};
 use crate::support::{Exit, Options, Reply, Server, Shakedeck, dataset, wait_until};

@@ -2,13 +2,13 @@
 //!
 //! `SHAKEDECK_CUTOVERS=20` makes so many cutovers instead of two; the time that writers were blocked is printed.
 
-use crate::require_server;
-use crate::support;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::require_server;
+use crate::support;
 use crate::support::cluster::{Cluster, Layout};
 use crate::support::cluster_client::ClusterClient;
 use crate::support::everything::assert_same;

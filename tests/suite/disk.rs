@@ -1,12 +1,12 @@
 //! The disk between both sides: full while the stream or the RDB arrives, at its own limit, torn by a crash, damaged. Nothing is
 //! lost, the source keeps its replica, the words are clear, and it goes on by itself when there is room again.
 
-use crate::support;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::support;
 use crate::support::load::{Load, Writer};
 use crate::support::shakedeck::Setup;
 use crate::support::{Client, Options, Random, Server, Shakedeck, compare, wait_until};

@@ -1,10 +1,10 @@
 //! Times of expiry arrive as the source meant them, however late they are applied; and where a lag is longer than a time to live,
 //! nothing is lost in silence.
 
-use crate::require_server;
-use crate::support;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::require_server;
+use crate::support;
 use crate::support::relay::Relay;
 use crate::support::shakedeck::Setup;
 use crate::support::{Client, Flavor, Options, Server, ServerBinary, Shakedeck, wait_until};

@@ -1,9 +1,9 @@
 //! After a second full sync the destination has no key that the source has lost meanwhile, and everything that others have
 //! there is untouched.
 
-use crate::support;
 use std::time::Duration;
 
+use crate::support;
 use crate::support::shakedeck::Setup;
 use crate::support::{Client, Options, Reply, Server, Shakedeck, compare, dataset, wait_until};
 

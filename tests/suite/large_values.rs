@@ -1,8 +1,8 @@
 //! Values larger than the process may become: each passes through the real program in pieces, and arrives the same.
 
-use crate::support;
 use std::time::Duration;
 
+use crate::support;
 use crate::support::shakedeck::Setup;
 use crate::support::{Client, Options, Server};
 

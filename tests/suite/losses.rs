@@ -1,11 +1,12 @@
 //! A side that is gone, or that has forgotten what it confirmed: what is on disk is used to the end, and the operator is
 //! told where it ends.
 
-use crate::require_server;
-use crate::support;
 use std::time::Duration;
 
+use crate::require_server;
+use crate::support;
 use crate::support::load::{Load, Writer};
+use crate::support::relay::{At, Relay};
 use crate::support::shakedeck::Setup;
 use crate::support::{Options, Server, Shakedeck, compare, dataset, wait_until};
 
@@ -104,4 +105,41 @@ fn what_a_dead_source_has_sent_is_applied_and_the_place_is_said() {
     );
     source.restart();
     compare::assert_equal(&source, &destination);
+}
+
+/// A command is refused, and the answer that says so never arrives: nobody can know what it said, so that is said.
+#[test]
+fn answers_that_are_lost_are_not_lost_in_silence() {
+    let binary = require_server!();
+    let (source, destination) =
+        (Server::start(binary, Options::new()), Server::start(binary, Options::new()));
+    let relay = Relay::start(destination.address());
+    destination.client().ok(&["SET", "list", "is a string here"]);
+    let setup = Setup::bare(&source.address().to_string(), &relay.address().to_string());
+    let lost = |run: &Shakedeck| {
+        run.wait_status(MINUTES, "the lost answers to be told", |status| {
+            let told = status["events"].to_string();
+            let counted = status["rejected"].as_array().unwrap();
+            counted.iter().any(|kind| kind["kind"] == "ANSWERS LOST") && told.contains("verify")
+        })
+    };
+    let run = setup.start();
+    run.wait_status(MINUTES, "the stream", |status| status["sources"][0]["phase"] == "stream");
+    assert!(!run.status_json()["rejected"].to_string().contains("ANSWERS"));
+    // With the link.
+    relay.trap("WRONGTYPE", At::Cut);
+    source.client().ok(&["LPUSH", "list", "refused"]);
+    let status = lost(&run);
+    assert_eq!(status["counters"]["quarantined"], 0, "{status}");
+    // With the process.
+    relay.trap("WRONGTYPE", At::Hold);
+    source.client().ok(&["LPUSH", "list", "refused again"]);
+    wait_until(MINUTES, "the answer", || relay.sprung());
+    let folder = run.folder();
+    run.kill();
+    let run = setup.start_in(folder);
+    lost(&run);
+    // Heard, and so in the quarantine.
+    source.client().ok(&["LPUSH", "list", "refused and heard"]);
+    run.wait_status(MINUTES, "the quarantine", |status| status["counters"]["quarantined"] == 1);
 }

@@ -1,9 +1,9 @@
 //! What the operator decides in `shake.toml` and can be seen on the servers: existing keys, an emptied destination,
 //! databases, limits.
 
-use crate::support;
 use std::time::Duration;
 
+use crate::support;
 use crate::support::shakedeck::Setup;
 use crate::support::{Client, Options, Reply, Server, compare, dataset};
 

@@ -1,10 +1,10 @@
 //! `shakedeck rdb FILE`: JSON lines against the recordings, RESP into a real server, statistics.
 
-use crate::fixtures;
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
+use crate::fixtures;
 use crate::require_server;
 use crate::support::{Options, Server};
 use serde_json::{Value as Json, json};

@@ -1,16 +1,16 @@
 //! `[rdb_reader]`: an RDB file as the source of the real program. Every recorded file arrives value by value, by RESTORE and by
 //! commands; a killed run goes on; the console ends with it; what is no RDB file is said clearly; bad values are set aside.
 
-use crate::fixtures;
-use crate::support;
-use crate::values;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::fixtures;
+use crate::support;
 use crate::support::fake_source::{FakeSource, Snapshot};
 use crate::support::relay::Relay;
 use crate::support::shakedeck::Setup;
 use crate::support::{Flavor, Options, Server, ServerBinary, compare, dataset, rdb_file};
+use crate::values;
 use serde_json::Value as Json;
 use shakedeck::rdb::DecodedValue;
 use shakedeck::rdb::dump::{Route, route};

@@ -1,9 +1,9 @@
 //! A destination that refuses payloads which by its version it should take: it pretends to be another version, or tells none.
 //! Every value must arrive all the same, by commands, also when the answer is lost or the process is killed in between.
 
-use crate::support;
 use std::time::Duration;
 
+use crate::support;
 use crate::support::relay::{At, Relay};
 use crate::support::shakedeck::Setup;
 use crate::support::{Options, Server, ServerBinary, compare, dataset};

@@ -1,10 +1,10 @@
 //! Whatever is cut or killed while the stream runs, the same command goes on where it was: nothing is lost, and no command
 //! is applied twice. The load is full of commands that would show it (INCR, RPUSH, APPEND, HINCRBY, XADD …).
 
-use crate::require_server;
-use crate::support;
 use std::time::Duration;
 
+use crate::require_server;
+use crate::support;
 use crate::support::load::{Load, Writer};
 use crate::support::shakedeck::Setup;
 use crate::support::{Options, Server, Shakedeck, compare, dataset, wait_until};

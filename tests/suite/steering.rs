@@ -1,9 +1,9 @@
 //! A run is steered from outside: paused and resumed under load, stopped by signals and by `ctl`, ended by its time
 //! limit, and waited for.
 
-use crate::support;
 use std::time::{Duration, Instant};
 
+use crate::support;
 use crate::support::load::{Load, Writer};
 use crate::support::shakedeck::Setup;
 use crate::support::{Client, Options, Server, Shakedeck, compare, dataset, wait_until};

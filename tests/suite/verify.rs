@@ -1,7 +1,6 @@
 //! Verification as an operator meets it: every planted difference is found and nothing else, at rest and under live writes;
 //! repair mends them; an interrupted one goes on; different versions on both sides.
 
-use crate::support;
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Stdio;
@@ -9,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
+use crate::support;
 use crate::support::load::{Load, Writer};
 use crate::support::shakedeck::{Setup, binary};
 use crate::support::verification::{

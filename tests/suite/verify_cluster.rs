@@ -1,10 +1,10 @@
 //! Verification where a side is a cluster: every planted difference is found and nothing else, whatever the shapes of the two sides;
 //! repair goes to the owner of each slot; slots may move and masters may die meanwhile.
 
-use crate::require_server;
-use crate::support;
 use std::time::Duration;
 
+use crate::require_server;
+use crate::support;
 use crate::support::everything::{Place, assert_same};
 use crate::support::mixed_load::{Mixed, MixedLoad};
 use crate::support::shakedeck::Setup;

@@ -33,7 +33,8 @@ pub use self::judge::{named_by, renewal_is_over};
 use self::link::STALL_LIMIT;
 pub use self::rebuild::rebuilding_key;
 use super::acceptance::Acceptance;
-use super::batch::Batch;
+use super::answers::{self, Answers};
+use super::batch::{Batch, Position};
 use super::confirm::{Confirmed, confirm};
 use super::events::{EventLog, unix_ms};
 use super::import_mode::ImportMode;
@@ -123,6 +124,8 @@ pub struct Writer {
     pub on_bad_value: OnBadValue,
     /// The destination's import mode.
     pub import_mode: ImportMode,
+    /// Up to where answers were read.
+    pub answers: Answers,
     /// The operator's wishes.
     pub wishes: watch::Receiver<Wishes>,
     /// What to send.
@@ -414,6 +417,7 @@ impl Writer {
         if !batch.commands.is_empty() {
             *last_confirmed = Some(flight.checkpoint);
         }
+        self.answers.heard(&batch.progress)?;
         let confirmed = Confirmed {
             progress: batch.progress.clone(),
             entries: batch.entries,
@@ -480,6 +484,12 @@ impl Writer {
                 let last = flight.exec_sent && !flight.batch.commands.is_empty();
                 if last {
                     self.judge_unanswered(&flight.batch).await?;
+                    if let (Position::Stream { offset, .. }, false) =
+                        (flight.batch.progress.at, flight.batch.ends_rdb)
+                    {
+                        let heard = offset.saturating_sub(flight.batch.source_bytes);
+                        answers::lost(heard, offset, &self.node(), &self.events);
+                    }
                 }
                 self.complete(flights, last_confirmed)?;
                 if last {
