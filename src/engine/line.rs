@@ -30,7 +30,7 @@ use super::room::Quota;
 use super::shard::{Site, Turns};
 use super::shared::{SourceShared, Wishes, WriterShared, Writers};
 use super::source::{Source, SourceError};
-use super::writer::{Writer, WriterError, rebuilding_key};
+use super::writer::{Quiet, Writer, WriterError, rebuilding_key};
 use crate::config::{Plan, Reader};
 use crate::format;
 use crate::resp::Reply;
@@ -282,6 +282,7 @@ impl Line {
             quarantine: self.quarantine.clone(),
             on_bad_value: self.plan.policy.on_bad_value,
             import_mode,
+            quiet: Quiet::new(self.plan.writer.off_reply),
             wishes: self.wishes.clone(),
             batches: queue,
         };
