@@ -115,6 +115,10 @@ fn a_refused_batch_is_sent_again_and_a_refused_command_is_not_seen() {
     compare::assert_equal(&source, &destination);
     // What is not known there is refused when it is queued, so the batch as a whole: it is set aside, as always.
     from.ok(&["PFADD", "unknown", "there"]);
+    drained(&run, &source);
+    // The next one is still answered, those behind it are not.
+    from.ok(&["SET", "between", "x"]);
+    drained(&run, &source);
     // What is refused when it runs is lost.
     to.ok(&["SET", "strange", "a string"]);
     from.ok(&["RPUSH", "strange", "refused"]);
