@@ -290,7 +290,8 @@ impl Line {
     }
 
     fn databases(&self, count: u32) -> Databases {
-        Databases::new(self.plan.filter.clone(), self.plan.advanced.db_map.clone(), count)
+        let (filter, map) = (self.plan.filter.clone(), self.plan.advanced.db_map.clone());
+        Databases::new(filter, map, count, self.plan.writer.cluster)
     }
 
     /// Starts the task that receives.
