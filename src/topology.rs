@@ -190,8 +190,8 @@ impl Topology {
             let [Reply::Integer(first), Reply::Integer(last), servers @ ..] = parts.as_slice() else {
                 return Err(error("a range without numbers", range));
             };
-            let slots = slots_between(*first, *last)
-                .ok_or_else(|| error("a range outside of 0 to 16383", range))?;
+            let slots =
+                slots_between(*first, *last).ok_or_else(|| error("a range outside of 0 to 16383", range))?;
             let mut master: Option<String> = None;
             for server in servers {
                 let Reply::Array(parts) = server else { return Err(error("not a node", server)) };
@@ -423,7 +423,8 @@ mod tests {
         let masters: Vec<_> = topology.masters().map(|node| (node.id.as_str(), node.slots.clone())).collect();
         assert_eq!(masters, [("b", vec![0..=99, 101..=16_383]), ("d", vec![100..=100])]);
         assert!(topology.slot_map().iter().all(Option::is_some));
-        let names: Vec<_> = topology.nodes.iter().filter_map(|node| node.address.hostname.as_deref()).collect();
+        let names: Vec<_> =
+            topology.nodes.iter().filter_map(|node| node.address.hostname.as_deref()).collect();
         assert_eq!(names, ["b.example"]);
         let over_tls = Topology::from_shards(&reply, true).unwrap();
         assert_eq!(over_tls.nodes.iter().map(|node| node.address.port).collect::<Vec<_>>(), [1, 3, 12, 4, 5]);

@@ -142,7 +142,7 @@ fn what_could_never_be_reached_is_refused_at_once() {
     for words in [&["--exit-when", "caught-up"][..], &["--exit-when", "switched"], &["--cutover-when-ready"]]
     {
         let exit = setup.clone().args(words).start().wait_exit(MINUTES);
-        exit.expect(2, &["off_reply = true", "never reached", "--exit-when rdb-applied"]);
+        exit.expect(2, &["off_reply = true", "is ever reached", "--exit-when rdb-applied"]);
     }
     assert_eq!(destination.client().integer(&["DBSIZE"]), 0, "something was begun");
     // Replies while the RDB is applied are read: an existing key is seen.
@@ -160,9 +160,11 @@ fn the_right_is_asked_for_first() {
     let rules = "mover on >secret ~* &* +@all -client|reply";
     let (source, destination) = (source(binary), Server::start(binary, Options::new().user(rules)));
     source.client().ok(&["SET", "key", "value"]);
-    let setup = quiet(&source, &destination)
-        .text("redis_writer", "username", "mover")
-        .text("redis_writer", "password", "secret");
+    let setup = quiet(&source, &destination).text("redis_writer", "username", "mover").text(
+        "redis_writer",
+        "password",
+        "secret",
+    );
     setup.start().wait_exit(MINUTES).expect(4, &["CLIENT REPLY", "NOPERM", "off_reply = false"]);
     assert_eq!(destination.client().integer(&["DBSIZE"]), 0);
 }

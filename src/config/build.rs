@@ -28,8 +28,11 @@ pub(super) fn build(settings: &mut Settings, outside: &Outside<'_>) -> Option<Pl
         Some("redis_writer") => {
             let cluster = settings.flag("redis_writer", "cluster");
             let off_reply = off_reply(settings, cluster, &mut notices);
-            endpoint(settings, "redis_writer", outside, &mut notices)
-                .map(|endpoint| Writer { endpoint, cluster, off_reply })
+            endpoint(settings, "redis_writer", outside, &mut notices).map(|endpoint| Writer {
+                endpoint,
+                cluster,
+                off_reply,
+            })
         }
         _ => None,
     };
@@ -100,7 +103,8 @@ fn off_reply(settings: &mut Settings, cluster: bool, notices: &mut Vec<String>) 
         );
     } else if off_reply {
         notices.push(
-            "off_reply = true is unsafe: commands of the stream that the destination refuses are lost, and nobody sees it. So              READY is never reached, and there is no cutover. Compare both sides at the end (`shakedeck verify`)."
+            "off_reply = true is unsafe: commands of the stream that the destination refuses are lost, and nobody sees it. So \
+             READY is never reached, and there is no cutover. Compare both sides at the end (`shakedeck verify`)."
                 .to_owned(),
         );
     }

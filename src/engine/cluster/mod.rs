@@ -21,8 +21,9 @@
 //! What a dead link or a killed process had sent may arrive late: before anything is asked, all connections of this source are
 //! closed by the nodes themselves (by their name, CLIENT KILL).
 //!
-//! A slot that moves in order needs none of this: what was refused goes to the new owner, in order.
+//! A slot that moves in order needs none of this: what was refused goes to the new owner, in order. One that stays half-moved: `ask.rs`.
 
+mod ask;
 mod barrier;
 mod begin;
 mod distribute;

@@ -63,8 +63,7 @@ impl Databases {
 
     /// Why these databases of the source, which have no place, forbid the migration; and the ways on.
     pub fn refusal(&self, homeless: &[u32]) -> (String, String) {
-        let join =
-            |text: fn(&u32) -> String| homeless.iter().map(text).collect::<Vec<String>>().join(", ");
+        let join = |text: fn(&u32) -> String| homeless.iter().map(text).collect::<Vec<String>>().join(", ");
         let why: Vec<String> = homeless.iter().map(|db| self.no_place(*db)).collect();
         let (more, raise) = match self.cluster {
             true => (

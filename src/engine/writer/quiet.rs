@@ -35,8 +35,7 @@ impl Quiet {
 
     /// Whether this batch goes without answers.
     pub(super) fn is_for(&self, batch: &Batch) -> bool {
-        let of_stream =
-            |kind| matches!(kind, CommandKind::Stream | CommandKind::Renew | CommandKind::Select);
+        let of_stream = |kind| matches!(kind, CommandKind::Stream | CommandKind::Renew | CommandKind::Select);
         self.off_reply
             && !self.listening.load(Relaxed)
             && !batch.commands.is_empty()
@@ -63,7 +62,8 @@ impl Quiet {
                 address: connection.address.clone(),
                 what: "CLIENT REPLY".into(),
                 reply,
-                cure: "Write 'off_reply = false' in [redis_writer], or give its user the right +client.".into(),
+                cure: "Write 'off_reply = false' in [redis_writer], or give its user the right +client."
+                    .into(),
             }),
             _ => Ok(()),
         }
