@@ -139,7 +139,10 @@ impl ClusterWriter {
     /// Brings a key from the owner of its slot to the node that the slot goes to. False = not now.
     async fn bring(&mut self, from: usize, to: usize, key: &[u8]) -> Result<bool, WriterError> {
         let dumped = self.dump(from, key).await?;
-        let Some(restore) = dumped.restore(key) else { return Ok(dumped.is_asked_for()) };
+        let Some(restore) = dumped.restore(key) else {
+            // Moved by the reshard itself; or it has ended.
+            return Ok(dumped.error().is_some_and(|error| error.starts_with("ASK ")));
+        };
         let mut bytes = Vec::new();
         append_command(&mut bytes, &[b"ASKING"]);
         bytes.extend_from_slice(&restore);

@@ -59,9 +59,9 @@ impl Dumped {
         Some(restore)
     }
 
-    /// The node does not have it any more, because its slot is on the move.
-    pub(super) fn is_asked_for(&self) -> bool {
-        matches!(&self.payload, Reply::Error(error) if error.starts_with("ASK "))
+    /// Why it is not told.
+    pub(super) fn error(&self) -> Option<&str> {
+        if let Reply::Error(error) = &self.payload { Some(error) } else { None }
     }
 }
 
@@ -185,8 +185,8 @@ impl ClusterWriter {
             if let Some(restore) = dumped.restore(&copy) {
                 commands.extend_from_slice(&restore);
             }
-            match &dumped.payload {
-                Reply::Error(error) => match obstacle(error, CommandKind::Stream) {
+            if let Some(error) = dumped.error() {
+                match obstacle(error, CommandKind::Stream) {
                     Some(Obstacle::Moved(address)) => {
                         self.slot_moved(node, slot, &address)?;
                         return Ok(None);
@@ -196,8 +196,7 @@ impl ClusterWriter {
                         return Ok(None);
                     }
                     None => return Err(self.stopped("DUMP", key, error)),
-                },
-                _ => {}
+                }
             }
             if let Some(word) = words.get_mut(at) {
                 *word = copy.clone();
