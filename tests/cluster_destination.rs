@@ -338,10 +338,9 @@ fn change(client: &mut support::Client, tag: &str, round: usize) {
 #[test]
 fn slots_that_stay_half_moved_are_written_to() {
     let binary = require_server!();
-    let mut binaries: Vec<&ServerBinary> =
-        servers::all().first().into_iter().chain([binary]).chain(servers::modern().last()).collect();
-    binaries.dedup_by_key(|binary| (binary.flavor, binary.version));
-    for binary in binaries {
+    // Valkey 9 does not look at keys before EXEC.
+    let binaries = [servers::all().first().or(Some(binary)), servers::modern().last()];
+    for binary in binaries.into_iter().flatten() {
         let (source, destination) = (source(binary), cluster(binary, 3, 0));
         let mut client = source.client();
         // Marks lie in the last slot of each node.

@@ -9,11 +9,13 @@
 //! first, so that whatever forbids a write (-OOM, -READONLY) ends the script before anything is done.
 //!
 //! Bringing over: written there, then removed here. After a crash in between the owner has the key, which counts, and the copy is
-//! written over the next time.
+//! written over the next time. A reshard that runs must not meet such a copy (its MIGRATE would be refused), so a slot is given time
+//! to arrive first.
 //!
 //! What is not brought over waits for the end of the move: commands on several keys, and values that are built in pieces.
 
 use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use tokio::time::timeout;
 
@@ -26,6 +28,8 @@ use crate::command::{self, CrossSlot};
 use crate::config::Address;
 use crate::resp::{Reply, append_command};
 
+/// How long a slot may be on its way before keys are brought over: a reshard moves most within a second.
+const ARRIVES_WITHIN: Duration = Duration::from_secs(5);
 /// Words of one command in a script: Lua takes some 8,000.
 const MAX_WORDS: usize = 4_000;
 /// Sets the checkpoint, then runs commands, each with the number of its words before it. Returns what they answered.
@@ -78,6 +82,9 @@ impl ClusterWriter {
         node: usize,
         group: &Group,
     ) -> Result<Option<Vec<Reply>>, WriterError> {
+        if self.half_moved.entry(group.slot).or_insert_with(Instant::now).elapsed() < ARRIVES_WITHIN {
+            return Ok(None);
+        }
         // The mark of a node must be lost together with its writes: it is never taken away from it.
         if self.nodes.get(node).is_some_and(|node| node.mark_slot == Some(group.slot)) {
             self.choose_mark_slot(node, Some(group.slot));

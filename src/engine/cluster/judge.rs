@@ -107,6 +107,7 @@ impl ClusterWriter {
             return Err(self.begin_again(Some(from), reason));
         };
         self.queues.set_owner(slot, to);
+        self.half_moved.remove(&slot);
         [from, to].into_iter().for_each(|node| self.show_slots(node));
         if self.nodes.get(to).is_some_and(|node| node.mark_slot.is_none()) {
             self.choose_mark_slot(to, None);

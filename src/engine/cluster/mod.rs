@@ -156,6 +156,8 @@ pub struct ClusterWriter {
     intake: Option<Intake>,
     /// Where the answer to the count on its way goes: replay waits for one at a time.
     counted: Option<std::sync::mpsc::Sender<Counted>>,
+    /// Slots whose owner could not run a transaction any more, and since when.
+    half_moved: HashMap<u16, Instant>,
     /// When a command that is done on its own is tried again.
     retry_at: Option<Instant>,
     flights: JoinSet<Landed>,
@@ -195,6 +197,7 @@ impl ClusterWriter {
             listed,
             intake: None,
             counted: None,
+            half_moved: HashMap::new(),
             retry_at: None,
             flights: JoinSet::new(),
             introduced: AtomicBool::new(true),
