@@ -1,4 +1,4 @@
-"""What the three measurements share: servers on free ports, a RESP client, the tool under test, and the table.
+"""What the measurements share: servers on free ports, a RESP client, the tool under test, and the table.
 
 Every pair of runs uses the same two kinds of server on the same machine: once REPLICAOF, once shakedeck, in turns, so
 that a slow minute of the machine hits both. Only Python's standard library is used.
@@ -74,9 +74,13 @@ def peak_bytes(pid):
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        # The bus of a cluster node listens 10,000 higher.
+        if port <= 55_535:
+            return port
 
 
 class Process:
@@ -143,14 +147,14 @@ def connects(port):
 
 
 class Shakedeck(Process):
-    """The tool under test, from one server to another, without console."""
+    """The tool under test, from one server to another, without console. `writer`: more lines of [redis_writer]."""
 
-    def __init__(self, binary, source, destination):
+    def __init__(self, binary, source, destination, writer=""):
         folder = tempfile.mkdtemp(prefix="shakedeck-bench-")
         with open(os.path.join(folder, "shake.toml"), "w") as file:
             file.write(
                 f'[sync_reader]\naddress = "127.0.0.1:{source.port}"\n'
-                f'[redis_writer]\naddress = "127.0.0.1:{destination.port}"\n'
+                f'[redis_writer]\naddress = "127.0.0.1:{destination.port}"\n{writer}'
                 '[advanced]\ndir = "data"\n'
             )
         super().__init__([binary, "--headless", "shake.toml"], folder)

@@ -104,6 +104,13 @@ fn run_check(path: &Path) -> Result<i32, Outcome> {
 
 fn run_migrate(migrate: cli::Migrate) -> Result<i32, Outcome> {
     let plan = load(&migrate.config)?;
+    if plan.writer.off_reply && migrate.headless.waits_for_proof() {
+        return Err(failure(
+            exit::CONFIG,
+            "off_reply = true: the destination does not answer, so that neither caught-up nor a cutover is ever reached. Write \
+             'off_reply = false' in [redis_writer], or wait for something else (--exit-when rdb-applied, --timeout).",
+        ));
+    }
     let runtime = runtime(plan.advanced.ncpu)?;
     let front = Front {
         headless: migrate.headless,

@@ -177,6 +177,13 @@ pub struct Headless {
     pub timeout: Option<Duration>,
 }
 
+impl Headless {
+    /// Whether it waits for what only a destination that answers can prove.
+    pub fn waits_for_proof(&self) -> bool {
+        self.cutover_when_ready || matches!(self.exit_when, Some(ExitWhen::CaughtUp | ExitWhen::Switched))
+    }
+}
+
 /// How the console looks and what it may do.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Console")]

@@ -2,8 +2,8 @@
 //!
 //! `CLUSTER NODES` alone tells everything (`cluster.c`, `clusterGenNodeDescription`): which node is a master or whose replica, flags
 //! of failure, slot ranges, slots that are migrating or being imported, host names; every version since 3.0 has it, and over a TLS
-//! connection it names the TLS ports. `CLUSTER SLOTS` is for users who may not ask for it: it knows no moves. `CLUSTER SHARDS`
-//! (7.0 and later) adds nothing that a migration needs.
+//! connection it names the TLS ports. `CLUSTER SHARDS` (7.0 and later) and `CLUSTER SLOTS` are for users who may not ask for it: they
+//! know no moves, and the latter no failures either.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -120,6 +120,66 @@ impl Topology {
         Ok(topology)
     }
 
+    /// Reads the answer to `CLUSTER SHARDS`: names and values in turn, as RESP2 writes maps. `tls`: it was asked over TLS.
+    pub fn from_shards(reply: &Reply, tls: bool) -> Result<Topology, TopologyError> {
+        let error = |problem, found: &Reply| unreadable("CLUSTER SHARDS", problem, &format!("{found:?}"));
+        let Reply::Array(shards) = reply else { return Err(error("not a list", reply)) };
+        let mut nodes: Vec<Node> = Vec::new();
+        for shard in shards {
+            let slots = match value_of(shard, "slots") {
+                Some(Reply::Array(bounds)) if bounds.len() % 2 == 0 => {
+                    let ranges = bounds.chunks(2).map(|pair| match pair {
+                        [Reply::Integer(first), Reply::Integer(last)] => slots_between(*first, *last),
+                        _ => None,
+                    });
+                    let ranges: Option<Vec<_>> = ranges.collect();
+                    ranges.ok_or_else(|| error("a range outside of 0 to 16383", shard))?
+                }
+                _ => return Err(error("a shard without slots", shard)),
+            };
+            let Some(Reply::Array(members)) = value_of(shard, "nodes") else {
+                return Err(error("a shard without nodes", shard));
+            };
+            let first = nodes.len();
+            for member in members {
+                if nodes.len() == MAX_NODES {
+                    return Err(error("more than 4,096 nodes", member));
+                }
+                let text = |name| value_of(member, name).and_then(Reply::text);
+                let port = |name| match value_of(member, name) {
+                    Some(Reply::Integer(port)) => u16::try_from(*port).ok(),
+                    _ => None,
+                };
+                let ports = (port("port"), port("tls-port"));
+                let port = if tls { ports.1.or(ports.0) } else { ports.0.or(ports.1) };
+                let id = text("id").ok_or_else(|| error("a node without id", member))?;
+                nodes.push(Node {
+                    id: id.to_owned(),
+                    address: NodeAddress {
+                        ip: text("ip").unwrap_or_default().to_owned(),
+                        port: port.ok_or_else(|| error("a node without port", member))?,
+                        hostname: text("hostname").filter(|name| !name.is_empty()).map(str::to_owned),
+                    },
+                    // Filled in below.
+                    master: (text("role") != Some("master")).then(String::new),
+                    failing: !matches!(text("health"), Some("online" | "loading")),
+                    slots: Vec::new(),
+                });
+            }
+            // A master that was replaced calls itself one until it has heard of it.
+            let members = nodes.get_mut(first..).unwrap_or_default();
+            let mut masters = members.iter_mut().filter(|node| node.master.is_none()).collect::<Vec<_>>();
+            masters.sort_by_key(|node| node.failing);
+            let Some(master) = masters.into_iter().next() else { continue };
+            master.slots = slots;
+            let id = master.id.clone();
+            for replica in members.iter_mut().filter(|node| node.master.is_some()) {
+                replica.master = Some(id.clone());
+            }
+        }
+        Ok(Topology { nodes, moves: Vec::new() })
+    }
+
     /// Reads the answer to `CLUSTER SLOTS`.
     pub fn from_slots(reply: &Reply) -> Result<Topology, TopologyError> {
         let error = |problem, found: &Reply| unreadable("CLUSTER SLOTS", problem, &format!("{found:?}"));
@@ -130,10 +190,8 @@ impl Topology {
             let [Reply::Integer(first), Reply::Integer(last), servers @ ..] = parts.as_slice() else {
                 return Err(error("a range without numbers", range));
             };
-            let slots = (u16::try_from(*first).ok().zip(u16::try_from(*last).ok()))
-                .filter(|(first, last)| first <= last && *last < SLOTS)
-                .map(|(first, last)| first..=last)
-                .ok_or_else(|| error("a range outside of 0 to 16383", range))?;
+            let slots =
+                slots_between(*first, *last).ok_or_else(|| error("a range outside of 0 to 16383", range))?;
             let mut master: Option<String> = None;
             for server in servers {
                 let Reply::Array(parts) = server else { return Err(error("not a node", server)) };
@@ -221,11 +279,21 @@ fn slot_move(word: &str, asked: &str) -> Option<Move> {
     Some(Move { slot, from: from.to_owned(), to: to.to_owned() })
 }
 
-/// Networking metadata of a node in CLUSTER SLOTS: names and values in turn.
+fn slots_between(first: i64, last: i64) -> Option<RangeInclusive<u16>> {
+    let (first, last) = (u16::try_from(first).ok()?, u16::try_from(last).ok()?);
+    (first <= last && last < SLOTS).then_some(first..=last)
+}
+
+/// Networking metadata of a node in CLUSTER SLOTS.
 fn announced_hostname(metadata: &Reply) -> Option<String> {
-    let Reply::Array(parts) = metadata else { return None };
-    let pair = parts.chunks(2).find(|pair| pair.first().and_then(Reply::text) == Some("hostname"))?;
-    pair.get(1).and_then(Reply::text).filter(|name| !name.is_empty()).map(str::to_owned)
+    let name = value_of(metadata, "hostname").and_then(Reply::text);
+    name.filter(|name| !name.is_empty()).map(str::to_owned)
+}
+
+/// The value of a name in a list of names and values in turn.
+fn value_of<'a>(pairs: &'a Reply, name: &str) -> Option<&'a Reply> {
+    let Reply::Array(parts) = pairs else { return None };
+    parts.chunks(2).find(|pair| pair.first().and_then(Reply::text) == Some(name))?.get(1)
 }
 
 fn unreadable(command: &'static str, problem: &'static str, found: &str) -> TopologyError {
@@ -303,6 +371,76 @@ mod tests {
         assert!(topology.slot_map().iter().all(Option::is_some));
         assert!(topology.nodes.iter().any(|node| node.address.hostname.as_deref() == Some("n0.example")));
         assert!(topology.nodes.iter().any(|node| node.id == ":9"));
+    }
+
+    #[test]
+    fn shards_are_read_with_replicas_names_and_failures() {
+        let text = |text: &str| Reply::Bulk(text.as_bytes().to_vec());
+        let int = Reply::Integer;
+        let list = Reply::Array;
+        let node = |id: &str, port, tls_port, role: &str, health: &str, hostname: Option<&str>| {
+            let mut pairs = vec![text("id"), text(id), text("port"), int(port)];
+            if tls_port > 0 {
+                pairs.extend([text("tls-port"), int(tls_port)]);
+            }
+            pairs.extend([text("ip"), text("10.0.0.1"), text("endpoint"), Reply::Null]);
+            pairs.extend(hostname.into_iter().flat_map(|name| [text("hostname"), text(name)]));
+            pairs.extend([text("role"), text(role), text("replication-offset"), int(7)]);
+            pairs.extend([text("health"), text(health), text("a later field"), Reply::Null]);
+            list(pairs)
+        };
+        let shard = |slots: Vec<i64>, nodes| {
+            let slots = list(slots.into_iter().map(Reply::Integer).collect());
+            list(vec![text("slots"), slots, text("nodes"), list(nodes), text("id"), text("shard")])
+        };
+        let reply = list(vec![
+            shard(
+                vec![0, 99, 101, 16_383],
+                vec![
+                    // It was replaced by b, and does not know yet.
+                    node("a", 1, 0, "master", "fail", None),
+                    node("c", 3, 0, "replica", "loading", None),
+                    node("b", 2, 12, "master", "online", Some("b.example")),
+                ],
+            ),
+            shard(vec![100, 100], vec![node("d", 4, 0, "master", "fail", Some(""))]),
+            shard(Vec::new(), vec![node("e", 5, 0, "master", "online", None)]),
+        ]);
+        let topology = Topology::from_shards(&reply, false).unwrap();
+        let told: Vec<_> = topology
+            .nodes
+            .iter()
+            .map(|node| (node.id.as_str(), node.address.port, node.master.as_deref(), node.failing))
+            .collect();
+        let expected = [
+            ("a", 1, None, true),
+            ("c", 3, Some("b"), false),
+            ("b", 2, None, false),
+            ("d", 4, None, true),
+            ("e", 5, None, false),
+        ];
+        assert_eq!(told, expected);
+        let masters: Vec<_> = topology.masters().map(|node| (node.id.as_str(), node.slots.clone())).collect();
+        assert_eq!(masters, [("b", vec![0..=99, 101..=16_383]), ("d", vec![100..=100])]);
+        assert!(topology.slot_map().iter().all(Option::is_some));
+        let names: Vec<_> =
+            topology.nodes.iter().filter_map(|node| node.address.hostname.as_deref()).collect();
+        assert_eq!(names, ["b.example"]);
+        let over_tls = Topology::from_shards(&reply, true).unwrap();
+        assert_eq!(over_tls.nodes.iter().map(|node| node.address.port).collect::<Vec<_>>(), [1, 3, 12, 4, 5]);
+
+        let broken = [
+            (list(vec![text("x")]), "without slots"),
+            (list(vec![shard(vec![5, 99_999], Vec::new())]), "16383"),
+            (list(vec![shard(vec![5], Vec::new())]), "without slots"),
+            (list(vec![list(vec![text("slots"), list(Vec::new())])]), "without nodes"),
+            (list(vec![shard(Vec::new(), vec![list(vec![text("id"), text("a")])])]), "without port"),
+            (list(vec![shard(Vec::new(), vec![Reply::Null])]), "without id"),
+        ];
+        for (reply, problem) in broken {
+            let error = Topology::from_shards(&reply, false).unwrap_err().to_string();
+            assert!(error.contains("CLUSTER SHARDS") && error.contains(problem), "{error}");
+        }
     }
 
     #[test]

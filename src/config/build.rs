@@ -27,8 +27,12 @@ pub(super) fn build(settings: &mut Settings, outside: &Outside<'_>) -> Option<Pl
     let writer = match writer_section {
         Some("redis_writer") => {
             let cluster = settings.flag("redis_writer", "cluster");
-            endpoint(settings, "redis_writer", outside, &mut notices)
-                .map(|endpoint| Writer { endpoint, cluster })
+            let off_reply = off_reply(settings, cluster, &mut notices);
+            endpoint(settings, "redis_writer", outside, &mut notices).map(|endpoint| Writer {
+                endpoint,
+                cluster,
+                off_reply,
+            })
         }
         _ => None,
     };
@@ -86,6 +90,25 @@ fn keyless(settings: &Settings, key: &'static str) -> OnKeyless {
         "drop" => OnKeyless::Drop,
         _ => OnKeyless::Apply,
     }
+}
+
+/// `off_reply`, which a cluster cannot have: its slots tell by their answers that they have moved.
+fn off_reply(settings: &mut Settings, cluster: bool, notices: &mut Vec<String>) -> bool {
+    let off_reply = settings.flag("redis_writer", "off_reply");
+    if off_reply && cluster {
+        settings.problem(
+            settings.at("redis_writer", "off_reply"),
+            "`off_reply` is not for a cluster: only its answers tell where a slot is",
+            "write `off_reply = false`",
+        );
+    } else if off_reply {
+        notices.push(
+            "off_reply = true is unsafe: commands of the stream that the destination refuses are lost, and nobody sees it. So \
+             READY is never reached, and there is no cutover. Compare both sides at the end (`shakedeck verify`)."
+                .to_owned(),
+        );
+    }
+    off_reply
 }
 
 /// The one section of this role that is present.

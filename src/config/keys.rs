@@ -164,12 +164,7 @@ const SCAN_READER: &[Key] = &[
 ];
 
 const REDIS_WRITER: &[Key] = &[
-    later(
-        "off_reply",
-        Kind::Flag,
-        "false",
-        "write `off_reply = false`: only a reply proves that a command was applied",
-    ),
+    yes("off_reply", Kind::Flag, "false"),
     yes("sentinel", Kind::Flag, "false"),
     yes("master", Kind::Text, "\"\""),
 ];

@@ -68,6 +68,8 @@ pub struct Writer {
     pub endpoint: Endpoint,
     /// It is a cluster: each key goes to the master of its slot.
     pub cluster: bool,
+    /// It does not answer the commands of the stream: what it refuses is not seen.
+    pub off_reply: bool,
 }
 
 /// How to reach one server, or one side that consists of several.

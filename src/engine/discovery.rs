@@ -87,13 +87,21 @@ async fn ask(seed: &Endpoint) -> Result<Topology, NetError> {
             reply,
             "It is a standalone server: write 'cluster = false', or the address of a node of the cluster.",
         )),
-        Reply::Error(reply) => match connection.request(&[b"CLUSTER", b"SLOTS"]).await? {
-            Reply::Error(_) => Err(refused(
-                reply,
-                "Its user may not ask how the cluster is made up: ACL SETUSER <user> +cluster|nodes +cluster|slots",
-            )),
-            slots => Topology::from_slots(&slots).map_err(unreadable),
-        },
+        Reply::Error(reply) => {
+            // A user may have the right for only one of them; before 7.0 there is no SHARDS.
+            let shards = connection.request(&[b"CLUSTER", b"SHARDS"]).await?;
+            if !matches!(shards, Reply::Error(_)) {
+                return Topology::from_shards(&shards, seed.tls.is_some()).map_err(unreadable);
+            }
+            match connection.request(&[b"CLUSTER", b"SLOTS"]).await? {
+                Reply::Error(_) => Err(refused(
+                    reply,
+                    "Its user may not ask how the cluster is made up: ACL SETUSER <user> +cluster|nodes (or +cluster|shards, or \
+                     +cluster|slots)",
+                )),
+                slots => Topology::from_slots(&slots).map_err(unreadable),
+            }
+        }
         other => Err(refused(format!("{other:?}"), "Is this a Redis or Valkey cluster?")),
     }
 }

@@ -31,7 +31,7 @@ use super::room::Quota;
 use super::shard::{Site, Turns};
 use super::shared::{SourceShared, Wishes, WriterShared, Writers};
 use super::source::{Source, SourceError};
-use super::writer::{Writer, WriterError, rebuilding_key};
+use super::writer::{Quiet, Writer, WriterError, rebuilding_key};
 use crate::config::{Plan, Reader};
 use crate::format;
 use crate::resp::Reply;
@@ -284,6 +284,7 @@ impl Line {
             on_bad_value: self.plan.policy.on_bad_value,
             import_mode,
             answers: Answers::open(self.source.spool.dir()).map_err(|error| data_dir_failed(error.into()))?,
+            quiet: Quiet::new(self.plan.writer.off_reply),
             wishes: self.wishes.clone(),
             batches: queue,
         };
@@ -291,7 +292,8 @@ impl Line {
     }
 
     fn databases(&self, count: u32) -> Databases {
-        Databases::new(self.plan.filter.clone(), self.plan.advanced.db_map.clone(), count)
+        let (filter, map) = (self.plan.filter.clone(), self.plan.advanced.db_map.clone());
+        Databases::new(filter, map, count, self.plan.writer.cluster)
     }
 
     /// Starts the task that receives.

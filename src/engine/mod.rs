@@ -128,6 +128,9 @@ fn start_line(plan: Plan, log_file: Option<PathBuf>, home: Option<Home>) -> Resu
             warnings.push(format!("TLS NOT VERIFIED: {side}"));
         }
     }
+    if plan.writer.off_reply {
+        warnings.push("OFF_REPLY: what the destination refuses is not seen".to_owned());
+    }
     let identity = Identity {
         run_id: data_dir.run_id().to_owned(),
         source: source_address,

@@ -51,6 +51,7 @@ pub fn source_outcome(result: Result<Result<(), SourceError>, JoinError>) -> Opt
     match result {
         Ok(Ok(())) => None,
         Ok(Err(SourceError::Spool(error))) => Some(spool_failed(&error)),
+        Ok(Err(error @ SourceError::NoPlace { .. })) => Some(outcome(exit::CONFIG, error.to_string())),
         Ok(Err(error)) => Some(outcome(exit::SOURCE, error.to_string())),
         Err(panic) => {
             Some(outcome(exit::SOURCE, format!("the source task failed: {panic}; please report this")))

@@ -184,7 +184,7 @@ impl Publisher {
             && destinations.iter().all(|node| matches!(node.state, WriterState::Ok));
         self.caught_up_since = if low { self.caught_up_since.or(Some(now)) } else { None };
         let held = self.caught_up_since.map(|since| now - since);
-        let caught_up = held.is_some_and(|held| held >= gate.hold_for);
+        let caught_up = !self.plan.writer.off_reply && held.is_some_and(|held| held >= gate.hold_for);
         if caught_up && self.caught_up_first.is_none() {
             self.caught_up_first = Some((now - self.started).as_secs_f64());
         }
@@ -474,6 +474,10 @@ impl Publisher {
         });
         let share = spool.bytes * 100 / spool.max_bytes.max(1);
         let mut gates = Vec::new();
+        if self.plan.writer.off_reply {
+            let detail = "off_reply = true: the destination's answers are off, what it refuses is not seen";
+            gates.push(gate("replies", "the destination answers".into(), false, detail.into()));
+        }
         if wishes.paused {
             gates.push(gate("pause", "not paused".into(), false, "paused by the operator".into()));
         }

@@ -4,7 +4,10 @@
 use std::time::Duration;
 
 use crate::require_server;
+use crate::support;
+use crate::support::client::keys_like;
 use crate::support::cluster::{Cluster, Layout};
+use crate::support::cluster_client::slot_of;
 use crate::support::everything::assert_same;
 use crate::support::mixed_load::{Mixed, MixedLoad};
 use crate::support::shakedeck::Setup;
@@ -300,4 +303,101 @@ fn another_full_sync_leaves_no_ghosts_on_any_master() {
     others.ok(&["DEL", "others:1"]);
     assert_same(&source, &destination);
     assert!(others.keys_like("shakedeck:*").is_empty());
+}
+
+/// Commands on keys of one slot: old and new keys, once and again, plain and in transactions, on one key and on several.
+fn change(client: &mut support::Client, tag: &str, round: usize) {
+    let key = |kind: &str, n: usize| format!("{{{tag}}}:{kind}:{n}");
+    let mut count = 0;
+    let mut push = |words: &[&str]| {
+        client.push(words);
+        count += 1;
+    };
+    for n in 0..40 {
+        push(&["INCR", &key("counter", n)]);
+        push(&["RPUSH", &key("list", n), &round.to_string()]);
+        push(&["INCR", &key(&format!("new:{round}"), n)]);
+        push(&["SET", &key("text", n), &format!("{round}:")]);
+    }
+    push(&["MULTI"]);
+    push(&["INCR", &key("counter", 1)]);
+    push(&["APPEND", &key("text", 2), "in a transaction"]);
+    push(&["RPUSH", &key("only in a transaction", round), "x"]);
+    push(&["EXEC"]);
+    push(&["MSET", &key("text", 3), "a", &key("text", 4), "b", &key("fresh", round), "c"]);
+    push(&["DEL", &key("counter", 5), &key("counter", 6), &key("never there", 0), &key("list", 7)]);
+    push(&["PEXPIRE", &key("counter", 8), "100000000"]);
+    push(&["INCR", &format!("elsewhere:{round}")]);
+    client.flush(count);
+}
+
+/// A reshard stops half-way and stays so: what the owner of a slot has handed over is written where it went, exactly once,
+/// through a crash; also in the slot that carries the mark of its node. At the end nothing is in two places.
+#[test]
+fn slots_that_stay_half_moved_are_written_to() {
+    let binary = require_server!();
+    // Valkey 9 does not look at keys before EXEC.
+    let binaries = [servers::all().first().or(Some(binary)), servers::modern().last()];
+    for binary in binaries.into_iter().flatten() {
+        let (source, destination) = (source(binary), cluster(binary, 3, 0));
+        let mut client = source.client();
+        // Marks lie in the last slot of each node.
+        let tags: Vec<String> = [5_460, 100]
+            .map(|slot| {
+                (0..).map(|n: u32| n.to_string()).find(|tag| slot_of(tag.as_bytes()) == slot).unwrap()
+            })
+            .to_vec();
+        tags.iter().for_each(|tag| change(&mut client, tag, 0));
+        let setup = to_cluster(&source, &destination);
+        let run = setup.start();
+        run.wait_state("caught_up", MINUTES);
+        tags.iter().for_each(|tag| change(&mut client, tag, 1));
+        run.wait_state("caught_up", MINUTES);
+        for tag in &tags {
+            let slot = slot_of(tag.as_bytes());
+            destination.begin_move(0, 1, slot);
+            assert_eq!(destination.move_keys(0, 1, slot, 70), 70);
+        }
+        tags.iter().for_each(|tag| change(&mut client, tag, 2));
+        let drained = |run: &Shakedeck, client: &mut support::Client| {
+            let sent: u64 = client.info("replication", "master_repl_offset").unwrap().parse().unwrap();
+            run.wait_status(MINUTES, "everything applied", |status| {
+                status["sources"][0]["offset_applied"].as_u64() >= Some(sent)
+            })
+        };
+        let status = drained(&run, &mut client);
+        assert!(
+            status["destinations"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|node| node["redirects"].as_u64() > Some(0)),
+            "nothing was asked for elsewhere: {status}"
+        );
+        tags.iter().for_each(|tag| change(&mut client, tag, 3));
+        let folder = run.folder();
+        run.kill();
+        tags.iter().for_each(|tag| change(&mut client, tag, 4));
+        let run = setup.start_in(folder);
+        drained(&run, &mut client);
+        tags.iter().for_each(|tag| change(&mut client, tag, 5));
+        drained(&run, &mut client);
+        let folder = run.folder();
+        run.kill();
+        let last = setup.exit_when("caught-up").args(&["--timeout", "2m"]).start_in(folder);
+        last.wait_exit(MINUTES).expect(0, &["0 quarantined"]);
+        for node in destination.masters() {
+            let left = keys_like(&mut destination.client_of(node), "shakedeck:*");
+            assert!(left.is_empty(), "{left:?} stayed behind on node {node}");
+        }
+        for tag in &tags {
+            let slot = slot_of(tag.as_bytes());
+            // MIGRATE refuses what is there already.
+            while destination.move_keys(0, 1, slot, 100) > 0 {}
+            destination.finish_move(0, 1, slot);
+        }
+        destination.wait_ok();
+        assert!(assert_same(&source, &destination).keys > 500);
+        assert_eq!(source.client().info("stats", "sync_full").as_deref(), Some("1"), "only one full sync");
+    }
 }

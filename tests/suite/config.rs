@@ -187,6 +187,7 @@ fn every_supported_key_reaches_the_plan() {
         [redis_writer]
         address = "unix:/run/redis.sock"
         password_file = "/etc/redis.pass"
+        off_reply = true
 
         [filter]
         allow_db = [3, 1, 1]
@@ -277,6 +278,7 @@ fn every_supported_key_reaches_the_plan() {
                 tls: None,
             },
             cluster: false,
+            off_reply: true,
         },
         filter: Filter { allow_db: [1, 3].into(), block_db: [4].into() },
         advanced: Advanced {
@@ -404,6 +406,7 @@ fn differences_from_redisshake_are_said() {
         address = "b:1"
         tls = true
         tls_insecure = true
+        off_reply = true
         [advanced]
         pprof_port = 6060
         log_rotation = false
@@ -414,6 +417,7 @@ fn differences_from_redisshake_are_said() {
     insta::assert_snapshot!(plan.notices.join("\n"), @r"
     Transactions (MULTI/EXEC) of the source stay whole; RedisShake takes them apart.
     [sync_reader] tls = true verifies the server's certificate, which RedisShake does not by default; tls_config.ca_cert names the authority to trust, tls_insecure = true switches it off.
+    off_reply = true is unsafe: commands of the stream that the destination refuses are lost, and nobody sees it. So READY is never reached, and there is no cutover. Compare both sides at the end (`shakedeck verify`).
     [redis_writer] tls_insecure = true accepts any certificate: whoever is in between can read and change everything.
     pprof_port is ignored: it belongs to the Go runtime of RedisShake.
     Ignored, because the log file is not rotated: log_rotation, log_max_size.

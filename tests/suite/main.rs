@@ -28,6 +28,7 @@ mod harness;
 mod large_values;
 mod layering;
 mod losses;
+mod off_reply;
 mod policies;
 mod quarantine;
 mod rdb_acceptance;

@@ -267,12 +267,13 @@ fn databases_without_a_place_are_refused_before_the_start() {
     let setup = Setup::new(&source, &destination);
     let exit = setup.start().wait_exit(MINUTES);
     exit.expect(
-        3,
+        2,
         &[
             "database 5 of the source would go to database 5",
             "which has no place on the destination: it has database 0 only",
             "db_map = { 5 = 0 }",
             "block_db",
+            "raise 'databases'",
         ],
     );
     assert_eq!(
@@ -321,10 +322,18 @@ fn databases_go_to_a_cluster() {
     let setup = Setup::bare(&source.address().to_string(), &seeds).set("redis_writer", "cluster", "true");
     let exit = setup.start().wait_exit(MINUTES);
     exit.expect(
-        3,
-        &["database 1 of the source would go to database 1", "database 0 only", "db_map = { 1 = 0 }"],
+        2,
+        &[
+            "database 1 of the source would go to database 1",
+            "database 3 of the source would go to database 3",
+            "database 0 only",
+            "db_map = { 1 = 0, 3 = 0 }",
+            "block_db = [1, 3]",
+            "cluster-databases",
+        ],
     );
     assert_eq!(full_syncs(&source), 0, "something was begun");
+    assert_eq!(cluster.client().keys_like("*").len(), 0, "something was written");
 
     let run = setup.set("advanced", "db_map", "{ 1 = 0 }").set("filter", "block_db", "[3]").start();
     run.wait_state("caught_up", MINUTES);
@@ -335,6 +344,49 @@ fn databases_go_to_a_cluster() {
     wait_until(MINUTES, "all of it", || to.bytes(&["GET", "one:7"]).as_deref() == Some(b"new"));
     assert_eq!(to.keys_like("one:*").len(), 200);
     assert_eq!(to.keys_like("three:*").len(), 0);
+}
+
+/// Users who may not ask CLUSTER NODES, on both sides: SHARDS and SLOTS say the same.
+#[test]
+fn a_cluster_is_found_by_users_who_may_ask_for_shards_or_slots_only() {
+    let binary = require_server!();
+    let source_rules = "+psync +replconf +ping +info +time +config|get";
+    let destination_rules = "~* &* +@all -cluster";
+    let options = Options::new()
+        .user(&format!("from on >secret {source_rules}"))
+        .user(&format!("to on >secret {destination_rules}"));
+    let cluster = |masters| Cluster::start(binary, Layout::new(masters, 1).options(options.clone()));
+    let (source, destination) = (cluster(2), cluster(1));
+    let mut from = source.client();
+    (0..300).for_each(|n| drop(from.ok(&["SET", &format!("key:{n}"), "x"])));
+    let setup = Setup::bare(&source.address().to_string(), &destination.address().to_string())
+        .set("sync_reader", "cluster", "true")
+        .text("sync_reader", "username", "from")
+        .text("sync_reader", "password", "secret")
+        .set("redis_writer", "cluster", "true")
+        .text("redis_writer", "username", "to")
+        .text("redis_writer", "password", "secret")
+        .exit_when("caught-up");
+    setup.start().wait_exit(MINUTES).expect(3, &["+cluster|nodes (or +cluster|shards, or +cluster|slots)"]);
+    let mut to = destination.client();
+    for right in ["+cluster|shards", "+cluster|slots"] {
+        for place in [&source, &destination] {
+            for node in place.living() {
+                let mut client = place.client_of(node);
+                for (user, rules) in [("from", source_rules), ("to", destination_rules)] {
+                    let mut command = vec!["ACL", "SETUSER", user, "reset", "on", ">secret"];
+                    command.extend(rules.split(' '));
+                    command.push(right);
+                    client.ok(&command);
+                }
+            }
+        }
+        let run = setup.start();
+        let exit = run.wait_exit(MINUTES);
+        exit.expect(0, &["the source is a cluster of 2 masters"]);
+        assert_eq!(to.keys_like("key:*").len(), 300, "with {right}");
+        destination.client_of(0).ok(&["FLUSHALL"]);
+    }
 }
 
 /// A cluster behind a NAT: it tells addresses, and `address_map` says where they are. The first seed does not answer.

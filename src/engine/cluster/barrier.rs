@@ -33,6 +33,38 @@ enum Ran {
     Never(String),
 }
 
+/// What a node told of a key.
+pub(super) struct Dumped {
+    /// The answer to DUMP.
+    payload: Reply,
+    /// To PEXPIRETIME, which is unknown before 7.0.
+    expire_at: Reply,
+    /// To PTTL.
+    ttl: Reply,
+}
+
+impl Dumped {
+    /// The command that makes the same value under this name; `None` = there is no value.
+    pub(super) fn restore(&self, name: &[u8]) -> Option<Vec<u8>> {
+        let Reply::Bulk(payload) = &self.payload else { return None };
+        let (time, absolute) = match (&self.expire_at, &self.ttl) {
+            (Reply::Integer(time @ 1..), _) => (*time, true),
+            (Reply::Error(_), Reply::Integer(ttl @ 1..)) => (*ttl, false),
+            _ => (0, false),
+        };
+        let time = time.to_string().into_bytes();
+        let words: [&[u8]; 6] = [b"RESTORE", name, &time, payload, b"REPLACE", b"ABSTTL"];
+        let mut restore = Vec::new();
+        append_command(&mut restore, words.get(..5 + usize::from(absolute)).unwrap_or_default());
+        Some(restore)
+    }
+
+    /// Why it is not told.
+    pub(super) fn error(&self) -> Option<&str> {
+        if let Reply::Error(error) = &self.payload { Some(error) } else { None }
+    }
+}
+
 impl ClusterWriter {
     /// Does a command on its own. `false` = not now.
     pub(super) async fn do_alone(
@@ -149,32 +181,12 @@ impl ClusterWriter {
             let Some(key) = arguments.get(at) else { continue };
             let copy = slots::copy_key(&self.settings.signature.id, target, number);
             let node = self.queues.owner(slot);
-            let mut bytes = Vec::new();
-            append_command(&mut bytes, &[b"DUMP", key]);
-            append_command(&mut bytes, &[b"PEXPIRETIME", key]);
-            append_command(&mut bytes, &[b"PTTL", key]);
-            let connection = self.beside(node).await?;
-            let replies = match exchange(connection, &bytes, 3).await {
-                Ok(replies) => replies,
-                Err(error) => return Err(self.begin_again(Some(node), error.to_string())),
-            };
-            let [dump, expire_at, ttl] = replies.as_slice() else { return Ok(None) };
-            match dump {
-                Reply::Bulk(payload) => {
-                    let (time, absolute) = match (expire_at, ttl) {
-                        (Reply::Integer(time @ 1..), _) => (*time, true),
-                        // Before 7.0.
-                        (Reply::Error(_), Reply::Integer(ttl @ 1..)) => (*ttl, false),
-                        _ => (0, false),
-                    };
-                    let time = time.to_string().into_bytes();
-                    let restore: [&[u8]; 6] = [b"RESTORE", &copy, &time, payload, b"REPLACE", b"ABSTTL"];
-                    append_command(
-                        &mut commands,
-                        restore.get(..5 + usize::from(absolute)).unwrap_or_default(),
-                    );
-                }
-                Reply::Error(error) => match obstacle(error, CommandKind::Stream) {
+            let dumped = self.dump(node, key).await?;
+            if let Some(restore) = dumped.restore(&copy) {
+                commands.extend_from_slice(&restore);
+            }
+            if let Some(error) = dumped.error() {
+                match obstacle(error, CommandKind::Stream) {
                     Some(Obstacle::Moved(address)) => {
                         self.slot_moved(node, slot, &address)?;
                         return Ok(None);
@@ -184,8 +196,7 @@ impl ClusterWriter {
                         return Ok(None);
                     }
                     None => return Err(self.stopped("DUMP", key, error)),
-                },
-                _ => {}
+                }
             }
             if let Some(word) = words.get_mut(at) {
                 *word = copy.clone();
@@ -197,6 +208,20 @@ impl ClusterWriter {
             std::iter::once(&b"UNLINK"[..]).chain(copies.iter().map(Vec::as_slice)).collect();
         append_command(&mut commands, &remove);
         Ok(Some(commands))
+    }
+
+    /// Reads a key beside the flights of its node.
+    pub(super) async fn dump(&mut self, node: usize, key: &[u8]) -> Result<Dumped, WriterError> {
+        let mut bytes = Vec::new();
+        append_command(&mut bytes, &[b"DUMP", key]);
+        append_command(&mut bytes, &[b"PEXPIRETIME", key]);
+        append_command(&mut bytes, &[b"PTTL", key]);
+        let connection = self.beside(node).await?;
+        match exchange(connection, &bytes, 3).await.map(<[Reply; 3]>::try_from) {
+            Ok(Ok([payload, expire_at, ttl])) => Ok(Dumped { payload, expire_at, ttl }),
+            Ok(Err(_)) => Err(self.begin_again(Some(node), "answers are missing".into())),
+            Err(error) => Err(self.begin_again(Some(node), error.to_string())),
+        }
     }
 
     /// Runs commands of one slot in a transaction with the slot's checkpoint.

@@ -111,16 +111,17 @@ pub async fn look(
     }
     let (mut applied, mut bound) = (HashMap::new(), None);
     if began {
-        for (node, connection) in connections.iter_mut().enumerate() {
+        for node in 0..connections.len() {
             let own: Vec<u16> =
                 (0..SLOTS).filter(|slot| owners.get(usize::from(*slot)) == Some(&node)).collect();
+            let field = signature.source.as_bytes();
             for (slot, progress) in
-                checkpoints(connection, signature, signature.source.as_bytes(), &own).await?
+                checkpoints(&mut connections, node, configured, signature, field, &own).await?
             {
                 applied.insert(slot, progress.place());
             }
         }
-        bound = lowest_mark(&mut connections, signature, &owners, &listed).await?;
+        bound = lowest_mark(&mut connections, configured, signature, &owners, &listed).await?;
     }
     let prober = owners.get(usize::from(slot_of(PROBE_KEY))).copied().unwrap_or_default();
     let Some(prober) = connections.get_mut(prober) else { return Err(incomplete(configured, "no master")) };
@@ -239,13 +240,16 @@ async fn tell(connection: &mut Connection) -> Result<Option<String>, NetError> {
     }
 }
 
-/// The checkpoints of these slots, where there are any.
+/// The checkpoints of these slots of one node, where there are any. That of a half-moved slot may be where the slot goes.
 async fn checkpoints(
-    connection: &mut Connection,
+    connections: &mut [Connection],
+    node: usize,
+    configured: &Endpoint,
     signature: &Signature,
     field: &[u8],
     asked: &[u16],
 ) -> Result<Vec<(u16, Progress)>, NetError> {
+    let Some(connection) = connections.get_mut(node) else { return Ok(Vec::new()) };
     let what = "HGET of the checkpoints";
     let refused = |connection: &Connection, reply: String, cure: &str| NetError::Refused {
         address: connection.address.clone(),
@@ -253,7 +257,12 @@ async fn checkpoints(
         reply,
         cure: cure.into(),
     };
-    let mut found = Vec::new();
+    let read = |connection: &Connection, text: Vec<u8>| -> Result<Progress, NetError> {
+        let text = String::from_utf8_lossy(&text).into_owned();
+        text.parse()
+            .map_err(|error| refused(connection, error, "Remove that key, or use the version that wrote it."))
+    };
+    let (mut found, mut elsewhere) = (Vec::new(), Vec::new());
     for part in asked.chunks(ASKED_AT_ONCE) {
         let mut bytes = Vec::new();
         for slot in part {
@@ -268,13 +277,8 @@ async fn checkpoints(
                     limit: PART_LIMIT,
                 })??;
             match reply {
-                Reply::Bulk(text) => {
-                    let text = String::from_utf8_lossy(&text).into_owned();
-                    let progress = text.parse().map_err(|error| {
-                        refused(connection, error, "Remove that key, or use the version that wrote it.")
-                    })?;
-                    found.push((*slot, progress));
-                }
+                Reply::Bulk(text) => found.push((*slot, read(connection, text)?)),
+                Reply::Error(reply) if reply.starts_with("ASK ") => elsewhere.push((*slot, reply)),
                 Reply::Error(reply) => {
                     return Err(refused(
                         connection,
@@ -286,12 +290,36 @@ async fn checkpoints(
             }
         }
     }
+    for (slot, asked) in elsewhere {
+        let key = slots::checkpoint_key(&signature.id, slot);
+        let target = asked_address(&asked, configured);
+        let connection = connections.iter_mut().find(|other| Some(&other.address) == target.as_ref());
+        let Some(connection) = connection else {
+            return Err(incomplete(
+                configured,
+                &format!("slot {slot} is going to a node that has no slots: {asked}"),
+            ));
+        };
+        connection.request(&[b"ASKING"]).await?;
+        match connection.request(&[b"HGET", &key, field]).await? {
+            Reply::Bulk(text) => found.push((slot, read(connection, text)?)),
+            Reply::Error(reply) => return Err(refused(connection, reply, "Look at CLUSTER NODES there.")),
+            _ => {}
+        }
+    }
     Ok(found)
+}
+
+/// Where an answer ASK points to.
+fn asked_address(answer: &str, configured: &Endpoint) -> Option<Address> {
+    let told: Address = answer.split(' ').nth(2)?.parse().ok()?;
+    Some(configured.address_map.map(&told))
 }
 
 /// Up to where everything is applied, on all nodes; `None` if a mark is missing.
 async fn lowest_mark(
     connections: &mut [Connection],
+    configured: &Endpoint,
     signature: &Signature,
     owners: &[usize],
     listed: &Listed,
@@ -299,17 +327,30 @@ async fn lowest_mark(
     let mut lowest: Option<Progress> = None;
     for slot in &listed.marks {
         let owner = owners.get(usize::from(*slot)).copied().unwrap_or_default();
-        let Some(connection) = connections.get_mut(owner) else { return Ok(None) };
         let field = signature.mark_field();
-        let Some((_, mark)) = checkpoints(connection, signature, field.as_bytes(), &[*slot]).await?.pop()
-        else {
-            return Ok(None);
-        };
+        let mark = checkpoints(connections, owner, configured, signature, field.as_bytes(), &[*slot]).await?;
+        let Some((_, mark)) = mark.into_iter().next() else { return Ok(None) };
         if lowest.as_ref().is_none_or(|lowest| mark.place() < lowest.place()) {
             lowest = Some(mark);
         }
     }
     Ok(lowest)
+}
+
+/// Removes a key of a half-moved slot, wherever it is.
+async fn remove_half_moved(
+    connection: &mut Connection,
+    configured: &Endpoint,
+    key: &[u8],
+) -> Result<(), NetError> {
+    if let Reply::Error(reply) = connection.request(&[b"DEL", key]).await?
+        && let Some(address) = asked_address(&reply, configured)
+    {
+        let mut there = Connection::open(&configured.at(address)).await?;
+        there.request(&[b"ASKING"]).await?;
+        there.request(&[b"DEL", key]).await?;
+    }
+    Ok(())
 }
 
 /// Removes everything that this line keeps in the cluster.
@@ -334,14 +375,24 @@ pub async fn forget(
                 append_command(&mut bytes, &[b"DEL", &checkpoint, &building, &rebuilding]);
             }
             connection.send(&bytes, "DEL of the checkpoints").await?;
-            for _ in part {
+            let mut half_moved = Vec::new();
+            for slot in part {
                 if let Reply::Error(reply) = connection.read_reply("DEL of the checkpoints").await? {
+                    if reply.starts_with("ASK ") || reply.starts_with("TRYAGAIN") {
+                        half_moved.push(*slot);
+                        continue;
+                    }
                     return Err(NetError::Refused {
                         address: connection.address.clone(),
                         what: "DEL of the checkpoints".into(),
                         reply,
                         cure: "Keys that begin with 'shakedeck:' can be removed by hand.".into(),
                     });
+                }
+            }
+            for slot in half_moved {
+                for name in [slots::checkpoint_key, slots::building_key, slots::rebuilding_key] {
+                    remove_half_moved(&mut connection, configured, &name(id, slot)).await?;
                 }
             }
         }

@@ -41,8 +41,7 @@ impl Signature {
 
     /// Appends the command that sets a slot's checkpoint: a place in the stream.
     pub fn append_checkpoint(&self, out: &mut Vec<u8>, slot: u16, replid: &Replid, upto: Place) {
-        let at = Position::Stream { offset: upto.at, db: 0 };
-        let text = Progress { replid: replid.clone(), generation: upto.generation, at }.to_string();
+        let text = checkpoint_text(replid, upto);
         let key = checkpoint_key(&self.id, slot);
         append_command(out, &[b"HSET", &key, self.source.as_bytes(), text.as_bytes()]);
     }
@@ -52,6 +51,12 @@ impl Signature {
         let key = checkpoint_key(&self.id, slot);
         append_command(out, &[b"HSET", &key, self.mark_field().as_bytes(), progress.to_string().as_bytes()]);
     }
+}
+
+/// What a slot's checkpoint says: a place in the stream.
+pub fn checkpoint_text(replid: &Replid, upto: Place) -> String {
+    let at = Position::Stream { offset: upto.at, db: 0 };
+    Progress { replid: replid.clone(), generation: upto.generation, at }.to_string()
 }
 
 /// Appends a group; returns how many replies will come.

@@ -7,6 +7,7 @@ use super::super::batch::CommandKind;
 use super::super::events::unix_ms;
 use super::super::rules::{Rule, refuses_payload, rule};
 use super::super::writer::{WriterError, named_by, renewal_is_over};
+use super::ask::taken_apart;
 use super::flight::{Outcome, Refusal, outcome, size};
 use super::queue::Group;
 use super::{ClusterWriter, HOLD, slots};
@@ -33,6 +34,7 @@ impl ClusterWriter {
                 }
             }
         };
+        let replies = self.follow(node, &group, replies).await?;
         let size = size(&group, &replies);
         let outcome = outcome(&group, replies);
         if let Some(shared) = self.nodes.get(node).map(|node| &node.shared) {
@@ -68,6 +70,9 @@ impl ClusterWriter {
             Outcome::Later(reason, ran) => {
                 again(&mut group, ran);
                 let slot = group.slot;
+                if reason.starts_with("ASK ") || reason.starts_with("TRYAGAIN") {
+                    group = taken_apart(&group);
+                }
                 self.queues.put_back(group, taken, Some(Instant::now() + HOLD));
                 self.not_now(node, format!("slot {slot}: {reason}"))?;
             }
@@ -97,12 +102,12 @@ impl ClusterWriter {
 
     /// The slot is served by another node now.
     pub(super) fn slot_moved(&mut self, from: usize, slot: u16, address: &str) -> Result<(), WriterError> {
-        let known = self.nodes.iter().position(|node| node.endpoint.address.to_string() == address);
-        let Some(to) = known else {
+        let Some(to) = self.number_of(address) else {
             let reason = format!("slot {slot} is served by {address} now, which was not known");
             return Err(self.begin_again(Some(from), reason));
         };
         self.queues.set_owner(slot, to);
+        self.half_moved.remove(&slot);
         [from, to].into_iter().for_each(|node| self.show_slots(node));
         if self.nodes.get(to).is_some_and(|node| node.mark_slot.is_none()) {
             self.choose_mark_slot(to, None);

@@ -21,8 +21,9 @@
 //! What a dead link or a killed process had sent may arrive late: before anything is asked, all connections of this source are
 //! closed by the nodes themselves (by their name, CLIENT KILL).
 //!
-//! A slot that moves in order needs none of this: what was refused goes to the new owner, in order.
+//! A slot that moves in order needs none of this: what was refused goes to the new owner, in order. One that stays half-moved: `ask.rs`.
 
+mod ask;
 mod barrier;
 mod begin;
 mod distribute;
@@ -155,6 +156,8 @@ pub struct ClusterWriter {
     intake: Option<Intake>,
     /// Where the answer to the count on its way goes: replay waits for one at a time.
     counted: Option<std::sync::mpsc::Sender<Counted>>,
+    /// Slots whose owner could not run a transaction any more, and since when.
+    half_moved: HashMap<u16, Instant>,
     /// When a command that is done on its own is tried again.
     retry_at: Option<Instant>,
     flights: JoinSet<Landed>,
@@ -194,6 +197,7 @@ impl ClusterWriter {
             listed,
             intake: None,
             counted: None,
+            half_moved: HashMap::new(),
             retry_at: None,
             flights: JoinSet::new(),
             introduced: AtomicBool::new(true),

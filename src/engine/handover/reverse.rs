@@ -49,7 +49,7 @@ pub fn plan(plan: &Plan, dir: &Path) -> Option<Plan> {
         psync_names: BTreeMap::new(),
         ..reader.clone()
     });
-    back.writer = Writer { endpoint: reader.endpoint.clone(), cluster: false };
+    back.writer = Writer { endpoint: reader.endpoint.clone(), cluster: false, off_reply: false };
     back.advanced.dir = directory(dir);
     back.advanced.empty_db_before_sync = false;
     back.advanced.on_existing_key = OnExistingKey::Rewrite;

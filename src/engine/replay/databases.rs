@@ -13,6 +13,8 @@ pub struct Databases {
     map: DbMap,
     /// How many the destination has.
     count: u32,
+    /// It is a cluster.
+    cluster: bool,
 }
 
 /// What becomes of a command that names databases.
@@ -29,9 +31,9 @@ pub(super) enum Fate {
 }
 
 impl Databases {
-    /// `count` is how many databases the destination has.
-    pub fn new(filter: Filter, map: DbMap, count: u32) -> Databases {
-        Databases { filter, map, count }
+    /// `count` is how many databases the destination has, `cluster` whether it is a cluster.
+    pub fn new(filter: Filter, map: DbMap, count: u32, cluster: bool) -> Databases {
+        Databases { filter, map, count, cluster }
     }
 
     /// Whether a database of the source is copied.
@@ -57,6 +59,26 @@ impl Databases {
             self.map.map(db),
             self.count_in_words()
         )
+    }
+
+    /// Why these databases of the source, which have no place, forbid the migration; and the ways on.
+    pub fn refusal(&self, homeless: &[u32]) -> (String, String) {
+        let join = |text: fn(&u32) -> String| homeless.iter().map(text).collect::<Vec<String>>().join(", ");
+        let why: Vec<String> = homeless.iter().map(|db| self.no_place(*db)).collect();
+        let (more, raise) = match self.cluster {
+            true => (
+                ". Of a cluster only database 0 is written to, also where it has several ('cluster-databases' of Valkey 9)",
+                "",
+            ),
+            false => ("", ", or raise 'databases' on the destination"),
+        };
+        let cure = format!(
+            "Give them other numbers with [advanced] db_map = {{ {} }} (keys of databases that come together must differ), or \
+             leave them out with [filter] block_db = [{}]{raise}.",
+            join(|db| format!("{db} = 0")),
+            join(u32::to_string),
+        );
+        (format!("{}{more}", why.join("; ")), cure)
     }
 
     /// "16 databases, 0 to 15".
@@ -192,7 +214,7 @@ mod tests {
 
     fn databases(block: &[u32], map: &[(u32, u32)]) -> Databases {
         let filter = Filter { block_db: block.iter().copied().collect(), ..Filter::default() };
-        Databases::new(filter, map.iter().copied().collect(), 4)
+        Databases::new(filter, map.iter().copied().collect(), 4, false)
     }
 
     fn fate(databases: &Databases, db: u32, command: &str) -> String {
@@ -226,6 +248,20 @@ mod tests {
         assert_eq!(fate(&moved, 2, "SWAPDB 1 2"), "0: SWAPDB 0 3");
         assert_eq!(fate(&moved, 2, "FLUSHDB"), "as it is");
         assert_eq!(fate(&moved, 0, "FLUSHALL ASYNC"), "0: FLUSHDB ASYNC; 2: FLUSHDB ASYNC; 3: FLUSHDB ASYNC");
+    }
+
+    #[test]
+    fn databases_without_a_place_are_named_with_the_ways_on() {
+        let cluster = Databases::new(Filter::default(), DbMap::default(), 1, true);
+        let homeless: Vec<u32> = [0, 3, 5].into_iter().filter(|db| !cluster.has_place_for(*db)).collect();
+        let (why, cure) = cluster.refusal(&homeless);
+        for word in ["database 3 of the source", "database 5 of the source", "cluster-databases"] {
+            assert!(why.contains(word), "{why}");
+        }
+        assert!(cure.contains("db_map = { 3 = 0, 5 = 0 }") && cure.contains("block_db = [3, 5]"), "{cure}");
+        assert!(!cure.contains("raise"), "a cluster has one: {cure}");
+        let (why, cure) = databases(&[], &[]).refusal(&[9]);
+        assert!(!why.contains("cluster") && cure.contains("raise 'databases'"), "{why} {cure}");
     }
 
     #[test]

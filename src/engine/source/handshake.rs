@@ -14,11 +14,11 @@ use crate::resp::{Reply, append_command};
 
 impl Source {
     /// PING, a few questions that may be refused, REPLCONF.
-    pub(super) async fn handshake(&self, connection: &mut Connection) -> Result<(), NetError> {
+    pub(super) async fn handshake(&self, connection: &mut Connection) -> Result<(), SourceError> {
         if let Reply::Error(reply) = connection.request(&[b"PING"]).await? {
             let fatal = reply.starts_with("NOAUTH") || reply.starts_with("LOADING");
             if fatal {
-                return Err(self.refused(reply));
+                return Err(self.refused(reply).into());
             }
         }
         if let Reply::Bulk(info) = connection.request(&[b"INFO"]).await? {
@@ -55,7 +55,7 @@ impl Source {
             if let Reply::Error(reply) = connection.request(&[b"REPLCONF", name, value]).await?
                 && reply.starts_with("NOPERM")
             {
-                return Err(self.refused(reply));
+                return Err(self.refused(reply).into());
             }
         }
         Ok(())
@@ -76,19 +76,15 @@ impl Source {
     }
 
     /// Every database of the source that is copied must have its place on the destination.
-    fn databases_must_exist(&self, address: &Address, info: &str) -> Result<(), NetError> {
+    fn databases_must_exist(&self, address: &Address, info: &str) -> Result<(), SourceError> {
         let used =
             info.lines().filter_map(|line| line.strip_prefix("db")?.split_once(":keys=")?.0.parse().ok());
-        let Some(db) = used.into_iter().find(|db| !self.databases.has_place_for(*db)) else { return Ok(()) };
-        Err(NetError::Refused {
-            address: address.clone(),
-            what: "the migration".into(),
-            reply: self.databases.no_place(db),
-            cure: format!(
-                "Give it another number with [advanced] db_map = {{ {db} = 0 }}, leave it out with [filter] block_db = [{db}], or \
-                 raise 'databases' on the destination."
-            ),
-        })
+        let homeless: Vec<u32> = used.filter(|db| !self.databases.has_place_for(*db)).collect();
+        if homeless.is_empty() {
+            return Ok(());
+        }
+        let (why, cure) = self.databases.refusal(&homeless);
+        Err(SourceError::NoPlace { address: address.to_string(), why, cure })
     }
 
     /// Measures how far the source's clock is ahead of ours: times of expiry are counted by the source's.

@@ -63,6 +63,16 @@ pub enum SourceError {
         /// What the source said.
         cause: String,
     },
+    /// Databases that are copied have no place on the destination. Nothing was begun.
+    #[error("{address}: {why}. {cure}")]
+    NoPlace {
+        /// The source.
+        address: String,
+        /// Which, and what the destination has.
+        why: String,
+        /// What to change.
+        cure: String,
+    },
     /// The RDB ended early too often.
     #[error(
         "{address}: the full sync broke off {attempts} times in a row, last: {last}. Look at the source's log; is 'client-output-buffer-limit replica' or the network in the way?"
@@ -220,7 +230,7 @@ impl Source {
                 self.shared.enter(Phase::Handshake, None);
             }
             self.handshake(&mut connection).await?;
-            Ok::<_, NetError>(connection)
+            Ok::<_, SourceError>(connection)
         };
         // Held until the RDB is whole here.
         let turn = tokio::select! {

@@ -13,7 +13,7 @@ use super::link::{Beside, STALL_LIMIT};
 use super::{Flight, PROLOGUE, Writer, WriterError};
 use crate::config::{OnBadValue, OnExistingKey};
 use crate::format::escape;
-use crate::resp::Reply;
+use crate::resp::{Reply, append_command};
 use crate::status::EventLevel;
 
 /// What became of a batch.
@@ -24,6 +24,8 @@ pub(super) enum Verdict {
     Aborted(Vec<(usize, String)>, String),
     /// Nothing of it was applied: the checkpoint had been changed by another connection.
     Overtaken,
+    /// It went without answers and was not applied; the checkpoint as it is.
+    Unheard(Option<String>),
 }
 
 /// An answer that means "not done".
@@ -34,9 +36,16 @@ pub(super) enum Refusal {
 }
 
 impl Writer {
-    /// Reads the reply to EXEC.
+    /// Reads the reply to EXEC, or the checkpoint behind it.
     pub(super) fn verdict(&self, flight: &mut Flight, reply: Reply) -> Verdict {
         match reply {
+            Reply::Bulk(found) if flight.quiet && found == flight.checkpoint.as_bytes() => {
+                Verdict::Applied(Vec::new())
+            }
+            Reply::Bulk(found) if flight.quiet => {
+                Verdict::Unheard(Some(String::from_utf8_lossy(&found).into_owned()))
+            }
+            Reply::Null if flight.quiet => Verdict::Unheard(None),
             Reply::Array(results) => {
                 let mut refusals = Vec::new();
                 for (at, result) in results.iter().enumerate() {
@@ -180,15 +189,9 @@ impl Writer {
         refused: Vec<(usize, String)>,
         abort: String,
     ) -> Result<Result<(), NetError>, WriterError> {
-        // Take back the batch behind it, whose EXEC was withheld.
-        if let Err(error) = self.discard_second(connection, flights).await {
+        if let Err(error) = self.take_back(connection, flights, pending).await {
             return Ok(Err(error));
         }
-        for flight in flights.drain(..).rev() {
-            pending.push_front(flight.batch);
-        }
-        self.shared.in_flight.store(0, Relaxed);
-        self.shared.details().oldest = None;
         let errors = if refused.is_empty() { vec![(0, abort)] } else { refused };
         self.shared.errors.fetch_add(errors.len() as u64, Relaxed);
         let Some(batch) = pending.front_mut() else { return Ok(Ok(())) };
@@ -239,6 +242,22 @@ impl Writer {
         Ok(Ok(()))
     }
 
+    /// The first batch was not applied: both are sent again, also the one behind it, whose EXEC was withheld.
+    pub(super) async fn take_back(
+        &self,
+        connection: &mut Connection,
+        flights: &mut VecDeque<Flight>,
+        pending: &mut VecDeque<Batch>,
+    ) -> Result<(), NetError> {
+        self.discard_second(connection, flights).await?;
+        for flight in flights.drain(..).rev() {
+            pending.push_front(flight.batch);
+        }
+        self.shared.in_flight.store(0, Relaxed);
+        self.shared.details().oldest = None;
+        Ok(())
+    }
+
     /// Reads the remaining replies of the second batch and discards it.
     async fn discard_second(
         &self,
@@ -255,7 +274,14 @@ impl Writer {
             }
             second.queue_replies_missing -= 1;
         }
-        connection.request(&[b"DISCARD"]).await?;
+        if second.quiet {
+            let mut discard = Vec::new();
+            append_command(&mut discard, &[b"DISCARD"]);
+            connection.send(&discard, "DISCARD").await?;
+            connection.request(&[b"CLIENT", b"REPLY", b"ON"]).await?;
+        } else {
+            connection.request(&[b"DISCARD"]).await?;
+        }
         // DISCARD has ended the WATCH too.
         self.watch(connection).await
     }

@@ -166,6 +166,7 @@ impl Writer {
         self.say_where(connection);
         // Refused by some providers: only a name.
         connection.request(&[b"CLIENT", b"SETNAME", b"shakedeck"]).await?;
+        self.quiet.may(connection).await?;
         // A server that was restarted has forgotten its import mode.
         let first = !self.introduced.swap(true, Relaxed);
         self.import_mode.declare(connection, &self.events, first).await

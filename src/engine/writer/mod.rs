@@ -15,6 +15,7 @@
 
 mod judge;
 mod link;
+mod quiet;
 mod rebuild;
 
 use std::collections::VecDeque;
@@ -31,6 +32,8 @@ use tokio::time::{sleep, sleep_until};
 use self::judge::Verdict;
 pub use self::judge::{named_by, renewal_is_over};
 use self::link::STALL_LIMIT;
+pub use self::quiet::Quiet;
+use self::quiet::{append_off, append_on};
 pub use self::rebuild::rebuilding_key;
 use super::acceptance::Acceptance;
 use super::answers::{self, Answers};
@@ -126,6 +129,8 @@ pub struct Writer {
     pub import_mode: ImportMode,
     /// Up to where answers were read.
     pub answers: Answers,
+    /// `[redis_writer] off_reply`.
+    pub quiet: Quiet,
     /// The operator's wishes.
     pub wishes: watch::Receiver<Wishes>,
     /// What to send.
@@ -139,10 +144,12 @@ struct Flight {
     checkpoint: String,
     sent: Instant,
     exec_sent: bool,
-    /// Replies to MULTI and the queued commands still to come.
+    /// Its commands are not answered (`quiet.rs`).
+    quiet: bool,
+    /// Replies to MULTI and the queued commands still to come; of a quiet one the reply to CLIENT REPLY ON.
     queue_replies_missing: usize,
     queue_replies_seen: usize,
-    /// The reply to EXEC, until the one to WATCH is there too.
+    /// The reply to EXEC (of a quiet one: the checkpoint), until the one to WATCH is there too.
     executed: Option<Reply>,
     /// Commands refused while queueing: index on the wire (0 = MULTI) and the error.
     refused: Vec<(usize, String)>,
@@ -277,6 +284,7 @@ impl Writer {
         let mut flight = Flight {
             sent: Instant::now(),
             exec_sent,
+            quiet: self.quiet.is_for(&batch),
             queue_replies_missing: 0,
             queue_replies_seen: 0,
             executed: None,
@@ -288,21 +296,26 @@ impl Writer {
         let mut epilogue = Vec::new();
         if !flight.batch.commands.is_empty() {
             let batch = &flight.batch;
+            if flight.quiet {
+                append_off(&mut prologue);
+            }
             append_command(&mut prologue, &[b"MULTI"]);
             append_command(&mut prologue, &[b"SELECT", batch.start_db.to_string().as_bytes()]);
-            flight.queue_replies_missing = PROLOGUE + batch.commands.len() + 1;
+            let mut queued = PROLOGUE + batch.commands.len() + 1;
             if batch.end_db != 0 {
                 append_command(&mut epilogue, &[b"SELECT", b"0"]);
-                flight.queue_replies_missing += 1;
+                queued += 1;
             }
             let field = batch.source.address.as_bytes();
             append_command(
                 &mut epilogue,
                 &[b"HSET", self.checkpoint_key.as_bytes(), field, flight.checkpoint.as_bytes()],
             );
+            if !flight.quiet {
+                flight.queue_replies_missing = queued;
+            }
             if exec_sent {
-                append_command(&mut epilogue, &[b"EXEC"]);
-                append_command(&mut epilogue, &[b"WATCH", self.checkpoint_key.as_bytes()]);
+                self.append_exec(&mut epilogue, &mut flight);
             }
         }
         self.shared.in_flight.fetch_add(flight.batch.commands.len() as u64, Relaxed);
@@ -371,11 +384,20 @@ impl Writer {
                     if let Some(first) = flights.front() {
                         self.judge_applied(&first.batch, refusals).await?;
                     }
+                    if !flights.front().is_some_and(|flight| flight.quiet) {
+                        self.quiet.heard();
+                    }
                     self.complete(flights, last_confirmed)?;
                     if let Err(error) = self.release_next(connection, flights).await {
                         return Ok(Err(error));
                     }
                 }
+                Verdict::Unheard(found) if found == *last_confirmed => {
+                    self.quiet.listen();
+                    self.shared.retries.fetch_add(1, Relaxed);
+                    return Ok(self.take_back(connection, flights, pending).await);
+                }
+                Verdict::Unheard(found) => return Err(self.checkpoint_moved(found, last_confirmed.clone())),
                 Verdict::Aborted(refused, abort) => {
                     if let Err(error) = self
                         .judge_aborted(connection, flights, pending, last_confirmed, refused, abort)
@@ -439,9 +461,18 @@ impl Writer {
         }
         flight.exec_sent = true;
         let mut exec = Vec::new();
-        append_command(&mut exec, &[b"EXEC"]);
-        append_command(&mut exec, &[b"WATCH", self.checkpoint_key.as_bytes()]);
+        self.append_exec(&mut exec, flight);
         self.write(connection, &exec).await
+    }
+
+    /// Appends what lets a batch run.
+    fn append_exec(&self, out: &mut Vec<u8>, flight: &mut Flight) {
+        append_command(out, &[b"EXEC"]);
+        if flight.quiet {
+            append_on(out, &self.checkpoint_key, &self.source);
+            flight.queue_replies_missing = 1;
+        }
+        append_command(out, &[b"WATCH", self.checkpoint_key.as_bytes()]);
     }
 
     /// The connection broke: opens a new one and asks the destination what it has.
