@@ -193,5 +193,6 @@ fn writers_of_other_masters_do_not_wait_for_one_that_stands_still_or_dies() {
     cutover.end().expect(7, &["the fence was lost"]);
     // Without persistence it comes back empty: what matters is that it is followed again.
     source.restart(0);
+    source.wait_ok();
     streams(&run, &source, "after-death");
 }
