@@ -116,7 +116,7 @@ impl Waiting {
     }
 
     #[track_caller]
-    fn is_let_go_within(self, time: Duration) {
+    fn let_go_within(self, time: Duration) {
         wait_until(time, "the writer is let go", || self.0.is_finished());
         self.0.join().unwrap();
     }
@@ -171,7 +171,7 @@ fn writers_of_other_masters_do_not_wait_for_one_that_stands_still_or_dies() {
     state("fencing");
     let blocked = [1, 2].map(|master| Waiting::at(&source, master, &keys[master]));
     run.ctl(&["abort"]).expect(0, &[]);
-    blocked.into_iter().for_each(|writer| writer.is_let_go_within(Duration::from_secs(3)));
+    blocked.into_iter().for_each(|writer| writer.let_go_within(Duration::from_secs(3)));
     source.node(0).resume();
     let exit = cutover.end();
     exit.expect(7, &["went back: aborted by the operator", "streaming goes on"]);
@@ -189,7 +189,7 @@ fn writers_of_other_masters_do_not_wait_for_one_that_stands_still_or_dies() {
     let blocked = [1, 2].map(|master| Waiting::at(&source, master, &keys[master]));
     source.kill(0);
     state("aborting");
-    blocked.into_iter().for_each(|writer| writer.is_let_go_within(Duration::from_secs(3)));
+    blocked.into_iter().for_each(|writer| writer.let_go_within(Duration::from_secs(3)));
     cutover.end().expect(7, &["the fence was lost"]);
     // Without persistence it comes back empty: what matters is that it is followed again.
     source.restart(0);
