@@ -44,15 +44,6 @@ pub(super) fn build(settings: &mut Settings, outside: &Outside<'_>) -> Option<Pl
         block_db: settings.databases("filter", "block_db"),
     };
     let db_map = databases_apart(settings, &filter, &mut notices);
-    let clusters = matches!(&reader, Some(Reader::Sync(reader)) if reader.cluster)
-        || writer.as_ref().is_some_and(|writer| writer.cluster);
-    if clusters && settings.flag("cutover", "reverse") {
-        settings.problem(
-            settings.at("cutover", "reverse"),
-            "not supported yet: a reverse link from or to a cluster",
-            "write `reverse = false`",
-        );
-    }
     module(settings);
     ignored(settings, &mut notices);
     Some(Plan {

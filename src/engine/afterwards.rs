@@ -124,9 +124,19 @@ impl Supervisor {
 
     fn obey_after(&mut self, command: Command, reverse: Option<&Engine>) {
         self.desk.note(&command);
+        let reverse = reverse.filter(|engine| engine.handle.status().outcome.is_none());
         match (command, reverse) {
             (Command::Unfence, _) => self.desk.lift(),
             (Command::AcknowledgeErrors, _) => self.events.acknowledge_errors(),
+            // Whoever waits for its end must learn that there will be none.
+            (Command::StartCutover { .. }, None) => {
+                let before = self.board.view();
+                self.desk.refuse("the switch is done, and no reverse link runs that could lead back".into());
+                self.board.update(|shown| {
+                    shown.state = before.state;
+                    shown.refusing = before.refusing;
+                });
+            }
             (command, Some(engine)) => {
                 if engine.handle.send(command).is_err() {
                     self.events.warn("", "the reverse link does not take commands any more");
@@ -228,12 +238,13 @@ impl Supervisor {
         }
         status.state_reason =
             Some(format!("what is written on {} flows back to {}", reverse.from, reverse.to));
-        let rollback_begun = back.cutover.attempts > 0;
+        let rollback_begun = back.cutover.attempts > 0 && back.outcome.is_none();
         if rollback_begun {
             status.cutover.attempts += own.cutover.attempts;
         } else {
             let checks = std::mem::take(&mut status.cutover);
             status.cutover = own.cutover;
+            status.cutover.attempts += checks.attempts;
             status.cutover.preflight = checks.preflight;
             status.cutover.preflight_unix_ms = checks.preflight_unix_ms;
             status.cutover.fence = checks.fence;

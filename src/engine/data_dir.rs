@@ -143,7 +143,10 @@ impl DataDir {
             // A run that never got so far as to copy anything (a wrong address, say) leaves nothing worth keeping.
             Some(run) if is_this(&run) || has_spools(path) => run,
             _ => {
-                Shards::forget(path).map_err(io("empty", path))?;
+                // Masters whose spools are here already are those of a link back, which is begun now.
+                if !has_spools(path) {
+                    Shards::forget(path).map_err(io("empty", path))?;
+                }
                 let run = RunFile {
                     run_id: new_run_id(),
                     source: source.to_owned(),

@@ -71,6 +71,11 @@ pub struct Line {
     pub wishes: watch::Receiver<Wishes>,
 }
 
+/// Hash key of the checkpoint of the line with this id on a destination that is no cluster.
+pub fn checkpoint_key(id: &str) -> String {
+    format!("shakedeck:checkpoint:{id}")
+}
+
 /// Why a line has ended.
 pub enum LineEnd {
     /// The run is stopping.
@@ -126,7 +131,7 @@ impl Line {
 
     /// Hash key of its checkpoint on the destination.
     pub fn checkpoint_key(&self) -> String {
-        format!("shakedeck:checkpoint:{}", self.id)
+        checkpoint_key(&self.id)
     }
 
     fn signature(&self) -> cluster::Signature {

@@ -131,6 +131,17 @@ impl Supervisor {
                     )
                 }
             }
+            (_, Lie::Changed(_)) if self.home.is_some() => {
+                let from = shards.seed();
+                return Err(Ending::Failed(outcome(
+                    exit::SOURCE,
+                    format!(
+                        "slots of {from} have moved, and the streams of two masters cannot be put in order: what is written \
+                         there does not come back any more, and {to} is not whole from now on",
+                        to = self.plan.writer.endpoint.address
+                    ),
+                )));
+            }
             (_, Lie::Changed(cluster)) => {
                 if self.plan.policy.on_full_resync == OnFullResync::Stop {
                     return Err(Ending::Failed(outcome(

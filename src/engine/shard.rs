@@ -185,6 +185,11 @@ impl Shards {
         nodes.chain([self.seed.clone()]).collect()
     }
 
+    /// The address in the configuration.
+    pub fn seed(&self) -> &Address {
+        &self.seed.address
+    }
+
     /// How the slots lie, as several nodes see it.
     pub fn compare(&self, views: Vec<Cluster>) -> Lie {
         if let Some(moving) = views.iter().find_map(|view| view.topology.moves.first()) {

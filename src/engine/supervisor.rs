@@ -352,6 +352,7 @@ impl Supervisor {
             run_id: self.data_dir.run_id().to_owned(),
             dir: self.data_dir.path().to_owned(),
             sources: self.source_sides(),
+            lines: self.lines.iter().map(|line| line.id.clone()).collect(),
             writers: self.writers.clone(),
             wishes: self.wishes.clone(),
             events: self.events.clone(),

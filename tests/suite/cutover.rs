@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use crate::support;
 use crate::support::client::keys_like;
-use crate::support::shakedeck::{Setup, binary};
+use crate::support::shakedeck::{Background, Setup, binary};
 use crate::support::{Exit, Options, Reply, Server, Shakedeck, dataset, wait_until};
 use serde_json::Value;
 
@@ -40,7 +40,7 @@ fn ready(run: &Shakedeck) -> Value {
 }
 
 /// `ctl cutover` in the background: it waits for the end.
-struct Cutover(Child);
+struct Cutover(Background);
 
 impl Cutover {
     fn start(run: &Shakedeck, destination: &Server) -> Cutover {
@@ -48,23 +48,13 @@ impl Cutover {
     }
 
     fn with(run: &Shakedeck, destination: &Server, words: &[&str]) -> Cutover {
-        let child = Command::new(binary())
-            .args(["ctl", "--dir"])
-            .arg(run.data())
-            .args(["cutover", "--yes-i-mean", &destination.address().to_string()])
-            .args(words)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        Cutover(child)
+        let address = destination.address().to_string();
+        let words = [&["cutover", "--yes-i-mean", &address], words].concat();
+        Cutover(run.ctl_in_background(&words))
     }
 
     fn end(self) -> Exit {
-        let output = self.0.wait_with_output().unwrap();
-        let text =
-            [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-        Exit { code: output.status.code(), output: text }
+        self.0.end()
     }
 }
 
@@ -312,9 +302,19 @@ fn an_abort_in_each_state_goes_back_to_streaming() {
     let base = || setup(&source, &destination);
     // Stands still from before the fence on, so that something cannot be confirmed.
     let stall = hook(folder.path(), "stall", &format!("kill -STOP {}", destination.pid()));
+    // Answers nothing, so that the fence does not come up.
+    let mute = hook(folder.path(), "mute", &format!("kill -STOP {}", source.pid()));
     let writers = Writers::start(1, "w", &source, &destination);
-    let states: [(&str, Setup); 4] = [
+    let states: [(&str, Setup); 5] = [
         ("armed", base().text("cutover", "before_fence", &wait).text("cutover", "hook_timeout", "10m")),
+        (
+            "fencing",
+            base().text("cutover", "before_fence", &mute.display().to_string()).text(
+                "cutover",
+                "fence_timeout",
+                "1m",
+            ),
+        ),
         (
             "draining",
             base()
@@ -335,9 +335,15 @@ fn an_abort_in_each_state_goes_back_to_streaming() {
         let cutover = Cutover::start(&run, &destination);
         run.wait_status(MINUTES, state, |status| status["cutover"]["state"] == state);
         run.ctl(&["abort"]).expect(0, &[]);
+        run.wait_status(MINUTES, "it goes back", |status| {
+            status["cutover"]["state"] == "aborting" || status["cutover"]["state"] == "live"
+        });
+        // The pause of a minute that it was sent is lifted again.
+        source.resume();
         let exit = cutover.end();
         destination.resume();
         exit.expect(7, &["went back: aborted by the operator", "streaming goes on"]);
+        assert!(!exit.output.contains("could not be reached"), "{}", exit.output);
         assert_streams(&run, &source, &destination, &format!("after-{state}"));
         let status = run.status_json();
         let steps = status["cutover"]["steps"].as_array().unwrap();

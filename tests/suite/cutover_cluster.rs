@@ -2,103 +2,18 @@
 //!
 //! `SHAKEDECK_CUTOVERS=20` makes so many cutovers instead of two; the time that writers were blocked is printed.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::require_server;
 use crate::support;
 use crate::support::cluster::{Cluster, Layout};
-use crate::support::cluster_client::ClusterClient;
+use crate::support::cluster_client::slot_of;
 use crate::support::everything::assert_same;
+use crate::support::movers::Movers;
 use crate::support::shakedeck::Setup;
-use crate::support::{Reply, ServerBinary, Shakedeck, wait_until};
+use crate::support::{Options, Server, ServerBinary, Shakedeck, wait_until};
 
 const MINUTES: Duration = Duration::from_secs(180);
-
-/// What one writer was told.
-#[derive(Default)]
-struct Written {
-    /// Serial numbers of the acknowledged SETs end here: each had the one before acknowledged.
-    last: u64,
-    /// The last acknowledged value of its counter.
-    counter: i64,
-    /// Error answers that made it move.
-    refusals: Vec<String>,
-    /// Acknowledged after the move.
-    after: u64,
-}
-
-/// Writers with keys in all slots.
-struct Writers {
-    stop: Arc<AtomicBool>,
-    written: Arc<AtomicU64>,
-    threads: Vec<JoinHandle<Written>>,
-}
-
-impl Writers {
-    fn start(count: usize, source: &Cluster, destination: &Cluster) -> Writers {
-        let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let threads = (0..count).map(|number| {
-            let (stop, written) = (stop.clone(), written.clone());
-            let (client, other) = (source.client(), destination.client());
-            std::thread::spawn(move || write(number, client, other, &stop, &written))
-        });
-        let threads = threads.collect();
-        Writers { stop, written, threads }
-    }
-
-    fn wait_more(&self, count: u64) {
-        let goal = self.written.load(Ordering::Relaxed) + count;
-        wait_until(MINUTES, "writes of the load", || self.written.load(Ordering::Relaxed) >= goal);
-    }
-
-    fn stop(self) -> Vec<Written> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.threads.into_iter().map(|thread| thread.join().unwrap()).collect()
-    }
-}
-
-fn write(
-    number: usize,
-    mut client: ClusterClient,
-    other: ClusterClient,
-    stop: &AtomicBool,
-    written: &AtomicU64,
-) -> Written {
-    let mut log = Written::default();
-    let mut other = Some(other);
-    // A refused command was not done, and is tried on the other side.
-    let mut acknowledged = |log: &mut Written, words: &[&str]| loop {
-        match client.call(words) {
-            Reply::Error(error) => {
-                log.refusals.push(error.to_string());
-                client = other.take().unwrap_or_else(|| panic!("refused on both sides: {error}"));
-            }
-            reply => {
-                log.after += u64::from(other.is_none());
-                return reply;
-            }
-        }
-    };
-    while !stop.load(Ordering::Relaxed) {
-        let serial = log.last + 1;
-        acknowledged(&mut log, &["SET", &format!("w{number}:{serial}"), &format!("value {serial}")]);
-        log.last = serial;
-        let counter = format!("counter:{number}");
-        match acknowledged(&mut log, &["INCR", &counter]) {
-            Reply::Integer(now) => {
-                assert_eq!(now, log.counter + 1, "{counter} jumped: a write was lost or doubled");
-                log.counter = now;
-            }
-            other => panic!("{other:?}"),
-        }
-        written.fetch_add(1, Ordering::Relaxed);
-        std::thread::sleep(Duration::from_micros(500));
-    }
-    log
-}
 
 fn clusters(binary: &ServerBinary, masters: usize) -> (Cluster, Cluster) {
     let uneven: [&[std::ops::RangeInclusive<u16>]; 3] = [&[0..=9_000], &[9_001..=10_000], &[10_001..=16_383]];
@@ -126,7 +41,7 @@ fn every_acknowledged_write_is_on_the_new_cluster_after_the_switch() {
     let rounds = std::env::var("SHAKEDECK_CUTOVERS").ok().and_then(|count| count.parse().ok()).unwrap_or(2);
     for round in 0..rounds {
         let (source, destination) = clusters(binary, 3);
-        let writers = Writers::start(4, &source, &destination);
+        let writers = Movers::start(4, "w", &source, &destination);
         writers.wait_more(500);
         let run = setup(&source, &destination).start();
         ready(&run);
@@ -138,17 +53,9 @@ fn every_acknowledged_write_is_on_the_new_cluster_after_the_switch() {
         support::note(&format!("cluster cutover {round}: writers were blocked for {blocked:.3} s"));
         writers.wait_more(1_000);
         let written = writers.stop();
+        written.assert_moved("NOREPLICAS");
+        written.assert_all_on(&destination);
         let mut client = destination.client();
-        for (number, log) in written.iter().enumerate() {
-            assert!(log.after > 0, "writer {number} never came to the destination: {:?}", log.refusals);
-            assert!(log.refusals.iter().all(|error| error.contains("NOREPLICAS")), "{:?}", log.refusals);
-            for serial in 1..=log.last {
-                let found = client.bytes(&["GET", &format!("w{number}:{serial}")]);
-                assert_eq!(found, Some(format!("value {serial}").into_bytes()), "w{number}:{serial}");
-            }
-            let counter = client.bytes(&["GET", &format!("counter:{number}")]).unwrap();
-            assert_eq!(counter, log.counter.to_string().into_bytes(), "counter:{number}");
-        }
         // Nothing is only on the source.
         for key in source.client().keys_like("*") {
             let there = client.bytes(&[b"GET".as_slice(), &key]);
@@ -156,6 +63,12 @@ fn every_acknowledged_write_is_on_the_new_cluster_after_the_switch() {
         }
         let left = client.keys_like("shakedeck:*");
         assert!(left.is_empty(), "{left:?} stayed behind");
+        // At the fence there were checkpoints, in many slots; the report counts none of them.
+        let report = std::fs::read(run.data().join("cutover-1.json")).unwrap();
+        let report: serde_json::Value = serde_json::from_slice(&report).unwrap();
+        let keys = &report["keys"][0];
+        assert!(keys["source"].as_u64().unwrap() > 1_500, "{keys}");
+        assert_eq!(keys["source"], keys["destination"], "{keys}");
     }
 }
 
@@ -164,7 +77,7 @@ fn every_acknowledged_write_is_on_the_new_cluster_after_the_switch() {
 fn a_veto_behind_the_drain_lets_every_master_take_writes_again() {
     let binary = require_server!();
     let (source, destination) = clusters(binary, 3);
-    let writers = Writers::start(2, &source, &destination);
+    let writers = Movers::start(2, "w", &source, &destination);
     writers.wait_more(300);
     let folder = tempfile::tempdir().unwrap();
     let hook = folder.path().join("veto");
@@ -175,12 +88,109 @@ fn a_veto_behind_the_drain_lets_every_master_take_writes_again() {
     ready(&run);
     run.ctl(&["cutover", "--yes-i-mean", &destination.address().to_string()]).expect(7, &["before_switch"]);
     writers.wait_more(1_000);
-    let written = writers.stop();
-    assert!(written.iter().all(|log| log.refusals.is_empty()), "a writer was refused");
+    writers.stop().assert_stayed();
     let run_folder = run.folder();
     run.terminate();
     run.wait_exit(MINUTES).expect(75, &["stopped"]);
     let last = setup.exit_when("caught-up").args(&["--timeout", "2m"]).start_in(run_folder);
     last.wait_exit(MINUTES).expect(0, &["caught up"]);
     assert_same(&source, &destination);
+}
+
+/// A writer of one command, which waits while its master is fenced.
+struct Waiting(std::thread::JoinHandle<()>);
+
+impl Waiting {
+    /// Starts one at this master and waits until it is blocked.
+    fn at(source: &Cluster, master: usize, key: &str) -> Waiting {
+        let (mut client, key) = (source.client_of(master), key.to_owned());
+        let waiting = std::thread::spawn(move || {
+            client.ok(&["SET", &key, "1"]);
+        });
+        wait_until(MINUTES, "a writer is blocked", || {
+            source.client_of(master).text(&["CLIENT", "LIST"]).contains("flags=b")
+        });
+        Waiting(waiting)
+    }
+
+    #[track_caller]
+    fn let_go_within(self, time: Duration) {
+        wait_until(time, "the writer is let go", || self.0.is_finished());
+        self.0.join().unwrap();
+    }
+}
+
+/// The operator gives up while a master does not answer; later that master dies while all are fenced. Either time the writers of the
+/// others are let go at once, and streaming goes on.
+#[test]
+fn writers_of_other_masters_do_not_wait_for_one_that_stands_still_or_dies() {
+    let binary = require_server!();
+    let layout = Layout::new(3, 0).full_coverage(false).node_timeout(Duration::from_secs(60));
+    let mut source = Cluster::start(binary, layout);
+    let destination = Server::start(binary, Options::new());
+    let keys: Vec<String> = (0..3)
+        .map(|master| {
+            let mut names = (0..).map(|number| format!("key:{number}"));
+            names.find(|name| source.owner(slot_of(name.as_bytes())) == master).unwrap()
+        })
+        .collect();
+    let streams = |run: &Shakedeck, source: &Cluster, value: &str| {
+        let mut there = destination.client();
+        for (master, key) in keys.iter().enumerate() {
+            source.client_of(master).ok(&["SET", key, value]);
+            wait_until(MINUTES, "a write after the way back arrives", || {
+                there.bytes(&["GET", key]).as_deref() == Some(value.as_bytes())
+            });
+        }
+        run.wait_status(MINUTES, "live again", |status| status["cutover"]["state"] == "live");
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let hook = folder.path().join("mute");
+    // Only the first time. The first master, so that it is the one before which all others would wait.
+    let text = format!("#!/bin/sh\n[ -e $0.done ] || kill -STOP {}\ntouch $0.done\n", source.node(0).pid());
+    std::fs::write(&hook, text).unwrap();
+    std::fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let run = Setup::bare(&source.address().to_string(), &destination.address().to_string())
+        .set("sync_reader", "cluster", "true")
+        .text("cutover", "hold_for", "200ms")
+        .text("cutover", "max_lag", "5s")
+        .text("cutover", "before_fence", hook.to_str().unwrap())
+        // A master that does not answer is waited for a quarter of it.
+        .text("cutover", "fence_timeout", "12s")
+        .text("cutover", "hand_over", "ask")
+        .start();
+    ready(&run);
+    let start = || run.ctl_in_background(&["cutover", "--yes-i-mean", &destination.address().to_string()]);
+    let state = |word: &str| {
+        run.wait_status(MINUTES, word, |status| status["cutover"]["state"] == word);
+    };
+
+    let cutover = start();
+    state("fencing");
+    let blocked = [1, 2].map(|master| Waiting::at(&source, master, &keys[master]));
+    run.ctl(&["abort"]).expect(0, &[]);
+    blocked.into_iter().for_each(|writer| writer.let_go_within(Duration::from_secs(3)));
+    source.node(0).resume();
+    let exit = cutover.end();
+    exit.expect(7, &["went back: aborted by the operator", "streaming goes on"]);
+    let report = std::fs::read_to_string(run.data().join("cutover-1.txt")).unwrap();
+    assert!(report.contains("went back: aborted by the operator"), "{report}");
+    let status = run.status_json();
+    let steps = status["cutover"]["steps"].as_array().unwrap();
+    let failed = steps.iter().find(|step| step["progress"] == "failed").unwrap();
+    assert_eq!(failed["state"], "fencing");
+    streams(&run, &source, "after-mute");
+
+    ready(&run);
+    let cutover = start();
+    state("waiting");
+    let blocked = [1, 2].map(|master| Waiting::at(&source, master, &keys[master]));
+    source.kill(0);
+    state("aborting");
+    blocked.into_iter().for_each(|writer| writer.let_go_within(Duration::from_secs(3)));
+    cutover.end().expect(7, &["the fence was lost"]);
+    // Without persistence it comes back empty: what matters is that it is followed again.
+    source.restart(0);
+    source.wait_ok();
+    streams(&run, &source, "after-death");
 }

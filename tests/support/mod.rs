@@ -11,6 +11,7 @@
 //!  sentinel  running sentinels of one master and its replicas
 //!  cluster  running nodes, resharded, failing over   cluster_client  a client that follows MOVED and ASK
 //!  mixed_load  a load that a cluster takes as well as a standalone server
+//!  movers   writers that note what was acknowledged and move to the other side when they are refused
 //!  everything  are two places equal, each a standalone server or a cluster?
 //! ```
 //!
@@ -30,6 +31,7 @@ pub mod everything;
 pub mod fake_source;
 pub mod load;
 pub mod mixed_load;
+pub mod movers;
 pub mod proxy;
 pub mod random;
 pub mod rdb_file;

@@ -143,6 +143,19 @@ pub struct Exit {
     pub output: String,
 }
 
+/// A program that runs beside the test.
+pub struct Background(Child);
+
+impl Background {
+    /// Waits for its end.
+    pub fn end(self) -> Exit {
+        let output = self.0.wait_with_output().unwrap();
+        let text =
+            [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+        Exit { code: output.status.code(), output: text }
+    }
+}
+
 impl Exit {
     /// Asserts on the exit code and that every one of the words was printed; and that nothing panicked.
     #[track_caller]
@@ -198,17 +211,22 @@ impl Shakedeck {
 
     /// Runs `shakedeck ctl --dir <data> …` and waits for it.
     pub fn ctl(&self, words: &[&str]) -> Exit {
-        let output = Command::new(binary())
+        self.ctl_in_background(words).end()
+    }
+
+    /// The same for a command that waits for something, as `ctl cutover` does.
+    pub fn ctl_in_background(&self, words: &[&str]) -> Background {
+        let child = Command::new(binary())
             .args(["ctl", "--dir"])
             .arg(self.data())
             .args(words)
             .current_dir(self.folder.path())
             .stdin(Stdio::null())
-            .output()
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
             .unwrap();
-        let text =
-            [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
-        Exit { code: output.status.code(), output: text }
+        Background(child)
     }
 
     /// `ctl status --json`; panics if it cannot be had within ten seconds.

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::super::acceptance::Acceptance;
@@ -351,6 +352,43 @@ async fn remove_half_moved(
         there.request(&[b"DEL", key]).await?;
     }
     Ok(())
+}
+
+/// How many checkpoint keys of these lines there are, on all masters.
+pub async fn count_checkpoints(configured: &Endpoint, lines: &[String]) -> Result<u64, NetError> {
+    const WHAT: &str = "EXISTS of the checkpoints";
+    let mut counts = JoinSet::new();
+    for (node, endpoint) in discover(std::slice::from_ref(configured)).await?.masters() {
+        let own: Vec<u16> = node.slots.iter().cloned().flatten().collect();
+        let lines = lines.to_vec();
+        counts.spawn(async move {
+            let mut connection = Connection::open(&endpoint).await?;
+            let mut count = 0;
+            for part in own.chunks(ASKED_AT_ONCE) {
+                let mut bytes = Vec::new();
+                for slot in part {
+                    let keys: Vec<Vec<u8>> =
+                        lines.iter().map(|line| slots::checkpoint_key(line, *slot)).collect();
+                    let mut command: Vec<&[u8]> = vec![b"EXISTS"];
+                    command.extend(keys.iter().map(Vec::as_slice));
+                    append_command(&mut bytes, &command);
+                }
+                connection.send(&bytes, WHAT).await?;
+                for _ in part {
+                    if let Reply::Integer(there) = connection.read_reply(WHAT).await? {
+                        count += u64::try_from(there).unwrap_or(0);
+                    }
+                }
+            }
+            Ok::<u64, NetError>(count)
+        });
+    }
+    let mut sum = 0;
+    while let Some(count) = counts.join_next().await {
+        // A task that ended otherwise was cancelled with this one.
+        sum += count.unwrap_or(Ok(0))?;
+    }
+    Ok(sum)
 }
 
 /// Removes everything that this line keeps in the cluster.

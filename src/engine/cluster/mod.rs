@@ -44,7 +44,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until};
 
-pub use self::begin::{Begin, forget, look};
+pub use self::begin::{Begin, count_checkpoints, forget, look};
 use self::begin::{Listed, open};
 use self::distribute::Intake;
 pub use self::flight::Signature;

@@ -78,6 +78,8 @@ pub struct Handover {
     pub dir: PathBuf,
     /// Every source master.
     pub sources: Vec<SourceSide>,
+    /// What names the checkpoints of all lines on the destination, those that have ended too.
+    pub lines: Vec<String>,
     /// The writers that must stand still at the end.
     pub writers: Arc<Writers>,
     /// Where it is told so.

@@ -11,7 +11,9 @@ use tokio::sync::watch;
 use super::board::{Board, Moment};
 use crate::config::{Endpoint, Plan, Reader};
 use crate::cutover::FenceKind;
-use crate::engine::net::{Connection, info_field};
+use crate::engine::cluster;
+use crate::engine::line::checkpoint_key;
+use crate::engine::net::{Connection, NetError, info_field};
 use crate::engine::spool::{SpoolError, replace_file};
 use crate::engine::verify::{Place, Progress, Settle, Verify, verify};
 use crate::format;
@@ -51,7 +53,7 @@ pub struct Counts {
     pub source: u64,
     /// Those of them that have a time to live.
     pub source_expires: u64,
-    /// Keys of the destination, without the checkpoint.
+    /// Keys of the destination, without the checkpoints.
     pub destination: u64,
 }
 
@@ -154,10 +156,12 @@ impl Report {
     }
 }
 
-/// Compares the sides while nothing moves; the words say what was found. A difference is the error. `masters`: those of the source.
+/// Compares the sides while nothing moves; the words say what was found. A difference is the error. `masters`: those of the
+/// source. `lines`: what names the checkpoints.
 pub async fn compare(
     plan: &Plan,
     masters: Vec<Endpoint>,
+    lines: &[String],
     kind: FenceKind,
     differences: PathBuf,
     counts: &mut Vec<Counts>,
@@ -171,7 +175,7 @@ pub async fn compare(
         source.seeds.extend(masters);
     }
     let destination = Place::new(&plan.writer.endpoint, plan.writer.cluster);
-    count(plan, [&source, &destination], counts).await?;
+    count(plan, [&source, &destination], lines, counts).await?;
     let Some(mode) = plan.cutover.verify else { return Ok("nothing, as configured (verify = off)".into()) };
     let at_most = Some(plan.cutover.sample).filter(|sample| *sample > 0);
     let options = Options { mode, at_most, rounds: 2, ..Options::default() };
@@ -203,7 +207,13 @@ pub async fn compare(
 }
 
 /// Counts the keys of both sides, for the report; nothing is judged by it. Databases are those of the source.
-async fn count(plan: &Plan, sides: [&Place; 2], counts: &mut Vec<Counts>) -> Result<(), String> {
+async fn count(
+    plan: &Plan,
+    sides: [&Place; 2],
+    lines: &[String],
+    counts: &mut Vec<Counts>,
+) -> Result<(), String> {
+    let own = checkpoints(plan, lines).await.map_err(|error| error.to_string())?;
     let mut found = Vec::new();
     for place in sides {
         let mut sum: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
@@ -232,12 +242,27 @@ async fn count(plan: &Plan, sides: [&Place; 2], counts: &mut Vec<Counts>) -> Res
             let (keys, expires) = source.get(&db).copied().unwrap_or_default();
             let db_there = map.map(db);
             let there = destination.get(&db_there).map_or(0, |(keys, _)| *keys);
-            // The checkpoint is ours. (A cluster holds many of them, one for each slot that needs it.)
-            let destination = if db_there == 0 { there.saturating_sub(1) } else { there };
+            let destination = if db_there == 0 { there.saturating_sub(own) } else { there };
             Counts { db, source: keys, source_expires: expires, destination }
         })
         .collect();
     Ok(())
+}
+
+/// How many checkpoint keys there are in database 0 of the destination.
+async fn checkpoints(plan: &Plan, lines: &[String]) -> Result<u64, NetError> {
+    if plan.writer.cluster {
+        return cluster::count_checkpoints(&plan.writer.endpoint, lines).await;
+    }
+    let mut connection = Connection::open(&plan.writer.endpoint).await?;
+    let mut own = 0;
+    for line in lines {
+        let key = checkpoint_key(line);
+        if let Reply::Integer(there) = connection.request(&[b"EXISTS", key.as_bytes()]).await? {
+            own += u64::try_from(there).unwrap_or(0);
+        }
+    }
+    Ok(own)
 }
 
 /// Keys, and keys with a time to live, by database.

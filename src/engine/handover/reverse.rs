@@ -10,6 +10,9 @@
 //! - *A stream that is continued does not say which database it is in.* So a marker key is set in database 0 behind the
 //!   offset, and everything before it in the stream is passed over: it was written by us, or is the expiry of a key.
 //!
+//! With a cluster as the new source all of this is done on each of its masters: each has a history, an offset and a marker
+//! of its own, and becomes a line. They are noted in `shards.json`, so that the lines are those which were begun here.
+//!
 //! There is no loop, because the line towards the destination has ended before this one applies anything.
 
 use std::collections::BTreeMap;
@@ -19,11 +22,15 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::super::Engine;
+use super::super::cluster::slots;
+use super::super::discovery::{Cluster, discover};
 use super::super::events::unix_ms;
 use super::super::net::{Connection, NetError, info_field};
+use super::super::shard::Shards;
+use super::super::shared::Writers;
 use super::super::spool::Spool;
 use super::Home;
-use crate::config::{Endpoint, OnExistingKey, OnFullResync, Plan, Reader, SyncReader, Writer};
+use crate::config::{Address, Endpoint, OnExistingKey, OnFullResync, Plan, Reader, SyncReader, Writer};
 use crate::control::Command;
 use crate::psync::Replid;
 use crate::resp::{Reply, append_command};
@@ -43,13 +50,14 @@ pub fn plan(plan: &Plan, dir: &Path) -> Option<Plan> {
     let mut back = plan.clone();
     back.reader = Reader::Sync(SyncReader {
         endpoint: plan.writer.endpoint.clone(),
+        cluster: plan.writer.cluster,
         sync_rdb: true,
         sync_aof: true,
         prefer_replica: false,
         psync_names: BTreeMap::new(),
         ..reader.clone()
     });
-    back.writer = Writer { endpoint: reader.endpoint.clone(), cluster: false, off_reply: false };
+    back.writer = Writer { endpoint: reader.endpoint.clone(), cluster: reader.cluster, off_reply: false };
     back.advanced.dir = directory(dir);
     back.advanced.empty_db_before_sync = false;
     back.advanced.on_existing_key = OnExistingKey::Rewrite;
@@ -60,8 +68,47 @@ pub fn plan(plan: &Plan, dir: &Path) -> Option<Plan> {
     Some(back)
 }
 
-/// Sees to it that the destination keeps a backlog.
-pub async fn prepare(destination: &Endpoint) -> Result<(), String> {
+/// A master of the destination, whose stream will flow back.
+struct Master {
+    endpoint: Endpoint,
+    /// One of its slots; `None` = no cluster.
+    slot: Option<u16>,
+}
+
+/// The destination now. `known` tells other nodes of the cluster, should the configured one not answer.
+async fn masters(writer: &Writer, known: &Writers) -> Result<(Vec<Master>, Option<Cluster>), String> {
+    let configured = &writer.endpoint;
+    if !writer.cluster {
+        return Ok((vec![Master { endpoint: configured.clone(), slot: None }], None));
+    }
+    let others = known.all().into_iter().filter_map(|node| node.address.parse::<Address>().ok());
+    let seeds: Vec<Endpoint> =
+        std::iter::once(configured.clone()).chain(others.map(|address| configured.at(address))).collect();
+    let cluster = discover(&seeds).await.map_err(|error| error.to_string())?;
+    let mut masters = Vec::new();
+    for (node, endpoint) in cluster.masters() {
+        // Two streams that hold the same key cannot be put in order. A node tells of its own moves only.
+        let view = discover(std::slice::from_ref(&endpoint)).await.map_err(|error| error.to_string())?;
+        if let Some(moving) = view.topology.moves.first() {
+            return Err(format!("slot {} of the destination is on its way to another master", moving.slot));
+        }
+        masters.push(Master { endpoint, slot: node.slots.first().map(|range| *range.start()) });
+    }
+    Ok((masters, Some(cluster)))
+}
+
+/// Sees to it that every master of the destination keeps a backlog.
+pub async fn prepare(writer: &Writer, known: &Writers) -> Result<(), String> {
+    let (masters, _) = masters(writer, known)
+        .await
+        .map_err(|reason| format!("the reverse link cannot be prepared: {reason}"))?;
+    for master in masters {
+        keep_backlog(&master.endpoint).await?;
+    }
+    Ok(())
+}
+
+async fn keep_backlog(destination: &Endpoint) -> Result<(), String> {
     let words = |error: NetError| format!("the reverse link cannot be prepared: {error}");
     let mut control = Connection::open(destination).await.map_err(words)?;
     if has_backlog(&mut control).await.map_err(words)? {
@@ -121,51 +168,70 @@ async fn replication(control: &mut Connection) -> Result<String, NetError> {
     }
 }
 
-/// Starts the line back. Nothing writes to the destination any more but what is done here. Returns when it streams.
-pub async fn start(forth: &Plan, dir: &Path, run_id: &str) -> Result<Engine, String> {
-    let plan = plan(forth, dir).ok_or("a reverse link needs [sync_reader]")?;
-    let home = Home { plan: forth.clone(), dir: dir.to_owned() };
-    let words = |error: NetError| format!("the reverse link cannot be started: {error}");
-    let destination = &forth.writer.endpoint;
-    let mut control = Connection::open(destination).await.map_err(words)?;
+/// Makes the spool of a master: its stream counts from now on. Returns its name and the offset behind the marker.
+async fn seed(master: &Master, dir: &Path, marker: &str) -> Result<(String, u64), String> {
+    let words = |error: NetError| error.to_string();
+    let name = master.endpoint.address.to_string();
+    let mut control = Connection::open(&master.endpoint).await.map_err(words)?;
     let info = replication(&mut control).await.map_err(words)?;
     let replid = info_field(&info, "master_replid").and_then(Replid::parse);
     let offset = info_field(&info, "master_repl_offset").and_then(|offset| offset.parse::<u64>().ok());
     let (Some(replid), Some(offset)) = (replid, offset) else {
-        return Err(format!("{}: INFO says no replication offset", destination.address));
+        return Err(format!("{name}: INFO says no replication offset"));
     };
-    let marker = format!("shakedeck:handover:{run_id}:{}", unix_ms());
+    let marker = match master.slot {
+        Some(slot) => format!("{marker}:{{{}}}", slots::tag_of(slot)),
+        None => marker.to_owned(),
+    };
     for command in [&[&b"SET"[..], marker.as_bytes(), b"1"][..], &[b"DEL", marker.as_bytes()]] {
         if let Reply::Error(reply) = control.request(command).await.map_err(words)? {
-            return Err(format!("{}: the marker key was refused: '{reply}'", destination.address));
+            return Err(format!("{name}: the marker key was refused: '{reply}'"));
         }
     }
     let info = replication(&mut control).await.map_err(words)?;
     let goal =
         info_field(&info, "master_repl_offset").and_then(|goal| goal.parse::<u64>().ok()).unwrap_or(offset);
+    let spool = dir.join(super::super::data_dir::spool_name(&name));
+    Spool::seed(&spool, &replid, offset, &marker).map_err(|error| error.to_string())?;
+    Ok((name, goal))
+}
+
+/// Starts the line back. Nothing writes to the destination any more but what is done here. Returns when all of it streams.
+pub async fn start(forth: &Plan, dir: &Path, run_id: &str, known: &Writers) -> Result<Engine, String> {
+    let failed = |reason: String| format!("the reverse link cannot be started: {reason}");
+    let plan = plan(forth, dir).ok_or("a reverse link needs [sync_reader]")?;
+    let home = Home { plan: forth.clone(), dir: dir.to_owned() };
+    let (masters, cluster) = masters(&forth.writer, known).await.map_err(failed)?;
     // What a former attempt left.
     let _ = std::fs::remove_dir_all(&plan.advanced.dir);
-    let spool = plan.advanced.dir.join(super::super::data_dir::spool_name(&destination.address.to_string()));
-    Spool::seed(&spool, &replid, offset, &marker).map_err(|error| error.to_string())?;
+    let marker = format!("shakedeck:handover:{run_id}:{}", unix_ms());
+    let mut goals = Vec::new();
+    for master in &masters {
+        goals.push(seed(master, &plan.advanced.dir, &marker).await.map_err(failed)?);
+    }
+    if let Some(cluster) = cluster {
+        Shards::note(&plan.advanced.dir, &forth.writer.endpoint, &cluster)
+            .map_err(|error| failed(error.to_string()))?;
+    }
     let mut engine = super::super::start_line(plan, None, Some(home)).map_err(|outcome| outcome.message)?;
     let deadline = Instant::now() + START_LIMIT;
     loop {
         let status = engine.handle.status();
-        let stands = status
-            .sources
-            .first()
-            .is_some_and(|source| source.phase == Phase::Stream && source.offset_received >= goal);
+        let stands = goals.iter().all(|(name, goal)| {
+            let mut sources = status.sources.iter().filter(|source| source.address == *name);
+            sources.any(|source| source.phase == Phase::Stream && source.offset_received >= *goal)
+        });
         if stands {
             return Ok(engine);
         }
-        let failed = match (&status.outcome, Instant::now() > deadline) {
+        let reason = match (&status.outcome, Instant::now() > deadline) {
             (Some(outcome), _) => Some(outcome.message.clone()),
             (None, true) => Some(format!("{} s were not enough", START_LIMIT.as_secs())),
             (None, false) => None,
         };
-        if let Some(reason) = failed {
+        if let Some(reason) = reason {
             give_up(engine, dir).await;
-            return Err(format!("the reverse link cannot be started: {reason}"));
+            return Err(failed(reason));
         }
         tokio::select! {
             _ = engine.handle.next_status() => {}

@@ -45,7 +45,7 @@ impl Handover {
             self.progress.keepers.push(keeper);
         }
         if self.plan.cutover.reverse {
-            reverse::prepare(&self.plan.writer.endpoint).await?;
+            reverse::prepare(&self.plan.writer, &self.writers).await?;
         }
         self.hook(Hook::BeforeFence, None).await?;
         // A hook may have taken its time.
@@ -131,8 +131,8 @@ impl Handover {
         let differences = self.dir.join(format!("cutover-{attempt}-differences.jsonl"));
         let kind = self.progress.kind;
         let masters = self.sources.iter().map(|source| source.endpoint.clone()).collect();
-        let verified =
-            report::compare(&self.plan, masters, kind, differences, &mut self.progress.counts).await?;
+        let counts = &mut self.progress.counts;
+        let verified = report::compare(&self.plan, masters, &self.lines, kind, differences, counts).await?;
         self.progress.verified.clone_from(&verified);
         self.hook(Hook::BeforeSwitch, None).await?;
         Ok(verified)

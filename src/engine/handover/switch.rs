@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::control::SourceControl;
@@ -76,7 +77,8 @@ impl Handover {
             sleep(LOOK).await;
         }
         if settings.reverse {
-            self.progress.reverse = Some(reverse::start(&self.plan, &self.dir, &self.run_id).await?);
+            let back = reverse::start(&self.plan, &self.dir, &self.run_id, &self.writers).await?;
+            self.progress.reverse = Some(back);
         }
         self.must_hold()?;
         record.switched = true;
@@ -148,22 +150,30 @@ impl Handover {
         let kind = self.progress.kind;
         let paused = self.progress.fenced_at.is_some() && kind == FenceKind::PauseWrites;
         let restores = self.progress.record.take().map(|record| record.restore).unwrap_or_default();
-        let mut problems = Vec::new();
+        // All at once: the writers of the others must not wait for a master that does not answer.
+        let mut mending = JoinSet::new();
         for source in &self.sources {
-            let address = source.endpoint.address.to_string();
-            let restore = restores.iter().find(|restore| restore.address == address);
+            let endpoint = source.endpoint.clone();
+            let address = endpoint.address.to_string();
+            let restore = restores.iter().find(|restore| restore.address == address).cloned();
             if !paused && restore.is_none() {
                 continue;
             }
-            let mending = put_back(&source.endpoint, restore, paused, self.limit());
-            match timeout(UNFENCE_LIMIT, mending).await {
-                Ok(Ok(())) => {}
-                Ok(Err(problem)) => problems.push(problem),
-                Err(_) => problems.push(format!(
-                    "{address} could not be reached: its pause ends by itself within {}",
-                    format::spoken_duration(self.plan.cutover.fence_timeout.as_secs_f64())
-                )),
-            }
+            let limit = self.limit();
+            let fence = format::spoken_duration(self.plan.cutover.fence_timeout.as_secs_f64());
+            mending.spawn(async move {
+                timeout(UNFENCE_LIMIT, put_back(&endpoint, restore.as_ref(), paused, limit))
+                    .await
+                    .unwrap_or_else(|_| {
+                        Err(format!(
+                            "{address} could not be reached: its pause ends by itself within {fence}"
+                        ))
+                    })
+            });
+        }
+        let mut problems = Vec::new();
+        while let Some(mended) = mending.join_next().await {
+            problems.extend(mended.unwrap_or_else(|error| Err(error.to_string())).err());
         }
         self.note_blocked();
         if let Some(engine) = self.progress.reverse.take() {
