@@ -82,6 +82,11 @@ fn one(from: &ServerBinary, to: &ServerBinary) {
     let verification = Verification::new(&source, &destination);
     verification.run(&["--mode", "full"]).expect(0, &["no differences"]);
     do_all(&mut client, CHANGES);
+    if to.version < (7, 0, 0) {
+        // Such a server tells the time that is left, which makes a time of expiry uncertain by some ms, and two looks are compared by whole
+        // seconds: a time half-way between two may be told as one that never stood still.
+        client.ok(&["PEXPIREAT", "plant:ttl", "4102444803000"]);
+    }
     verification.run(&["--mode", "full"]).expect(6, &["18 keys differ"]);
     assert_planted(&verification.found(), planted());
     verification.run(&["--mode", "full", "--repair", "--delete-extra"]).expect(0, &["18 repaired"]);
