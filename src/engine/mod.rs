@@ -37,6 +37,7 @@ mod shared;
 mod source;
 mod spool;
 mod supervisor;
+mod turns;
 pub mod verify;
 mod writer;
 
@@ -58,7 +59,8 @@ use self::rdb_file::RdbFile;
 pub use self::resend::{Resent, replay_quarantine};
 use self::reshape::Reshape;
 use self::room::Quota;
-use self::shard::{Site, Turns};
+use self::shard::Site;
+use self::turns::Turns;
 use self::shared::{SourceShared, Wishes, Writers};
 use self::spool::Spool;
 pub use self::spool::SpoolError;

@@ -25,7 +25,8 @@ use super::net::{Connection, NetError};
 use super::replay::Databases;
 use super::room::{Quota, Room};
 use super::sentinel;
-use super::shard::{Site, Turns};
+use super::shard::Site;
+use super::turns::Turns;
 use super::shared::SourceShared;
 use super::spool::{SpoolError, SpoolWriter};
 use crate::config::{Address, Endpoint, Policy, Secret};
@@ -231,6 +232,8 @@ impl Source {
             connection = opening => connection?,
             () = stopped(&mut stop) => return Ok(SessionEnd::Stopped),
         };
+        // Before it is asked: a wish that comes later wants a later one.
+        let wanted = self.shared.full_sync_wanted.load(Relaxed);
         let reply = tokio::select! {
             reply = self.psync(&mut connection) => reply?,
             () = stopped(&mut stop) => return Ok(SessionEnd::Stopped),
@@ -263,7 +266,7 @@ impl Source {
             PsyncReply::FullResync { replid, offset } => {
                 // This source speaks PSYNC: a link that is lost or silent from here on is worth another try.
                 *accepted = true;
-                let end = self.full_sync(&mut connection, writer, &replid, offset).await?;
+                let end = self.full_sync(&mut connection, writer, &replid, offset, wanted).await?;
                 if let Some(end) = end {
                     return Ok(end);
                 }
@@ -304,13 +307,14 @@ impl Source {
         Ok(connection)
     }
 
-    /// Receives the RDB. Returns `Some` when the session must end.
+    /// Receives the RDB, which is the one that was wished for, or not. Returns `Some` when the session must end.
     async fn full_sync(
         &self,
         connection: &mut Connection,
         writer: &mut SpoolWriter,
         replid: &Replid,
         offset: u64,
+        wanted: bool,
     ) -> Result<Option<SessionEnd>, SourceError> {
         let mut stop = self.stop.clone();
         {
@@ -374,7 +378,9 @@ impl Source {
         if let Some(end) = self.when_room(connection, writer, Alive::Newline, begin).await? {
             return Ok(Some(end));
         }
-        self.shared.full_sync_wanted.store(false, Relaxed);
+        if wanted {
+            self.shared.full_sync_wanted.store(false, Relaxed);
+        }
         {
             let mut details = self.shared.details();
             details.rdb_total = total;
