@@ -45,8 +45,11 @@ fn slow(source: &Cluster, delay: &str) {
 }
 
 fn setup(source: &Cluster, destination: &Server) -> Setup {
-    Setup::bare(&source.address().to_string(), &destination.address().to_string())
-        .set("sync_reader", "cluster", "true")
+    Setup::bare(&source.address().to_string(), &destination.address().to_string()).set(
+        "sync_reader",
+        "cluster",
+        "true",
+    )
 }
 
 /// All lines stream, and the slots are at rest.
@@ -156,7 +159,10 @@ fn an_import_that_fails_leaves_no_trace() {
         settled(&run);
         assert!(received(1) > 0);
         for key in &keys {
-            assert_eq!(destination.client().bytes(&[b"GET".as_slice(), key]).as_deref(), Some(b"newer".as_slice()));
+            assert_eq!(
+                destination.client().bytes(&[b"GET".as_slice(), key]).as_deref(),
+                Some(b"newer".as_slice())
+            );
         }
         load.wait_more(500);
         load.stop();

@@ -119,7 +119,8 @@ fn clusters_with_tls_certificates_and_least_rights() {
     });
     for (side, cluster) in [("sources", &source), ("destinations", &destination)] {
         let shown = status[side].as_array().unwrap().iter();
-        let shown: BTreeSet<String> = shown.map(|node| node["address"].as_str().unwrap().to_owned()).collect();
+        let shown: BTreeSet<String> =
+            shown.map(|node| node["address"].as_str().unwrap().to_owned()).collect();
         assert_eq!(shown, tls(cluster), "{side}: the TLS ports");
     }
     load.wait_more(1_500);

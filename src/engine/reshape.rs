@@ -40,10 +40,10 @@ use super::line::LineEnd;
 use super::net::NetError;
 use super::outcome::{data_dir_failed, exit, outcome};
 use super::shard::{Lie, Shards, Site};
-use super::turns::Turns;
 use super::shared::SourceShared;
 use super::spool::{Spool, SpoolError};
 use super::supervisor::{Ending, Supervisor};
+use super::turns::Turns;
 use crate::config::{Endpoint, OnFullResync};
 use crate::cutover::Input;
 
@@ -167,7 +167,9 @@ impl Supervisor {
                     (Reshape::Copying(copied), Some(COPYING.to_owned()))
                 }
             }
-            Lie::AsKnown if self.is_releasing(shards).map_err(failed)? => (before, Some(RELEASING.to_owned())),
+            Lie::AsKnown if self.is_releasing(shards).map_err(failed)? => {
+                (before, Some(RELEASING.to_owned()))
+            }
             Lie::AsKnown => {
                 let mut copied = if let Reshape::Copying(copied) = before { copied } else { Vec::new() };
                 if shards.is_quiet() {

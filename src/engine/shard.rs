@@ -471,7 +471,8 @@ impl Shard {
     /// Its stream says that keys of these slots are gone without a word for each.
     pub fn trimmed(&self, slots: &BTreeSet<u16>) {
         let mut known = self.shards.lock();
-        let Some(own) = known.get_mut(self.index).filter(|known| !set(&known.slots).is_disjoint(slots)) else {
+        let Some(own) = known.get_mut(self.index).filter(|known| !set(&known.slots).is_disjoint(slots))
+        else {
             return;
         };
         own.trimmed = true;

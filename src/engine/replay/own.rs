@@ -59,8 +59,7 @@ impl Replay {
     ) -> bool {
         let Some(shard) = &self.shard else { return false };
         let Some(command) = argument(0).and_then(command::find) else { return false };
-        let left_out =
-            command.keys(count, &argument).filter_map(&argument).any(|key| !self.is_own(key));
+        let left_out = command.keys(count, &argument).filter_map(&argument).any(|key| !self.is_own(key));
         if left_out {
             shard.left_out();
         }

@@ -249,7 +249,8 @@ impl Replay {
             }
             let is_ghost = |db: u32, key: &[u8]| {
                 // What has moved to another master is that one's matter, once we have removed it.
-                self.is_own_or_lost(key) && some.binary_search(&self.keeper.ledger.borrow_mut().hash(db, key)).is_ok()
+                self.is_own_or_lost(key)
+                    && some.binary_search(&self.keeper.ledger.borrow_mut().hash(db, key)).is_ok()
             };
             let doing = "removing keys that the source no longer has";
             match self.remove(generation, batch, doing, &is_ghost) {

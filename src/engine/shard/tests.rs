@@ -60,8 +60,10 @@ fn a_shard_is_followed_by_its_nodes() {
 fn slots_go_from_one_line_to_another_with_nobodys_in_between() {
     let dir = tempfile::tempdir().unwrap();
     let at = |text: &str| cluster(text);
-    let before = at("a 10.0.0.1:1@2 master - 0 0 1 connected 0-99\nc 10.0.0.3:1@2 master - 0 0 1 connected 100-16383");
-    let after = at("a 10.0.0.1:1@2 master - 0 0 1 connected 0-49\nc 10.0.0.3:1@2 master - 0 0 2 connected 50-16383");
+    let before =
+        at("a 10.0.0.1:1@2 master - 0 0 1 connected 0-99\nc 10.0.0.3:1@2 master - 0 0 1 connected 100-16383");
+    let after =
+        at("a 10.0.0.1:1@2 master - 0 0 1 connected 0-49\nc 10.0.0.3:1@2 master - 0 0 2 connected 50-16383");
     let seed = before.endpoint(&before.topology.nodes[0]);
     let shards = Shards::note(dir.path(), &seed, &before).unwrap();
     let lines: Vec<Shard> = shards.lines().into_iter().map(|(_, shard)| shard).collect();
@@ -99,8 +101,11 @@ fn slots_go_from_one_line_to_another_with_nobodys_in_between() {
 #[test]
 fn a_line_ends_when_it_has_nothing_to_remove_any_more() {
     let dir = tempfile::tempdir().unwrap();
-    let before = cluster("a 10.0.0.1:1@2 master - 0 0 1 connected 0-99\nc 10.0.0.3:1@2 master - 0 0 1 connected 100-16383");
-    let after = cluster("a 10.0.0.1:1@2 slave c 0 0 1 connected\nc 10.0.0.3:1@2 master - 0 0 2 connected 0-16383");
+    let before = cluster(
+        "a 10.0.0.1:1@2 master - 0 0 1 connected 0-99\nc 10.0.0.3:1@2 master - 0 0 1 connected 100-16383",
+    );
+    let after =
+        cluster("a 10.0.0.1:1@2 slave c 0 0 1 connected\nc 10.0.0.3:1@2 master - 0 0 2 connected 0-16383");
     let seed = before.endpoint(&before.topology.nodes[0]);
     let shards = Shards::note(dir.path(), &seed, &before).unwrap();
     shards.release(&after).unwrap();
