@@ -28,9 +28,10 @@ use super::quarantine::Quarantine;
 use super::rdb_file;
 use super::replay::{Databases, Keeper, Replay, ReplayEnd, ReplayError, building_key};
 use super::room::Quota;
-use super::shard::{Site, Turns};
+use super::shard::Site;
 use super::shared::{SourceShared, Wishes, WriterShared, Writers};
 use super::source::{Source, SourceError};
+use super::turns::Turns;
 use super::writer::{Quiet, Writer, WriterError, rebuilding_key};
 use crate::config::{Plan, Reader};
 use crate::format;
@@ -229,6 +230,7 @@ impl Line {
             cluster: destination.cluster.is_some(),
             target: acceptance.target(),
             shard: self.site.as_ref().and_then(Site::shard),
+            own: Default::default(),
             acceptance: acceptance.clone(),
             max_bulk_len: self.plan.advanced.max_bulk_len,
             // Two batches may be unanswered at a time.

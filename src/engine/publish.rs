@@ -10,6 +10,7 @@ use super::events::{EventLog, unix_ms};
 use super::handover::Board;
 use super::quarantine::Quarantine;
 use super::room::disk_free;
+use super::shard::Shards;
 use super::shared::{SourceDetails, SourceShared, Wishes, WriterDetails, WriterShared, Writers};
 use crate::config::{Endpoint, Plan, Reader};
 use crate::cutover;
@@ -62,6 +63,8 @@ pub struct Publisher {
     caught_up_first: Option<f64>,
     /// Why the streams of the sources cannot be trusted to be all for the moment.
     pub unsettled: Option<String>,
+    /// The shards of a source cluster, once they are found.
+    pub shards: Option<Arc<Shards>>,
     /// How often the operator paused.
     pub paused_times: u32,
     /// The verification that runs, or the last one.
@@ -128,6 +131,7 @@ impl Publisher {
             caught_up_since: None,
             caught_up_first: None,
             unsettled: None,
+            shards: None,
             paused_times: 0,
             verification: None,
         }
@@ -482,8 +486,12 @@ impl Publisher {
             gates.push(gate("pause", "not paused".into(), false, "paused by the operator".into()));
         }
         if matches!(&self.plan.reader, Reader::Sync(reader) if reader.cluster) {
-            let detail = self.unsettled.clone().unwrap_or_else(|| "no slots of the source move".into());
-            gates.push(gate("slots", "no slots of the source move".into(), self.unsettled.is_none(), detail));
+            let quiet = self.shards.as_ref().is_some_and(|shards| shards.is_quiet());
+            let unseen = "a master may have other slots than when the source was looked at last";
+            let moving = self.unsettled.clone().or_else(|| (!quiet).then(|| unseen.to_owned()));
+            let (wanted, still) = ("no slots of the source move".to_owned(), moving.is_none());
+            let detail = moving.unwrap_or_else(|| wanted.clone());
+            gates.push(gate("slots", wanted, still, detail));
         }
         gates.push(gate("rdb", "all RDBs applied".into(), unfinished.is_none(), rdb));
         gates.push(gate(

@@ -1,19 +1,32 @@
 //! Slots of a source cluster that move from one master to another while they are copied.
 //!
-//! A key that moves leaves two traces: a RESTORE in the stream of its new master, then a DEL in the stream of its old one. The two
-//! streams are applied independently of each other, so at the destination they may cross, and so may older writes of the
-//! old master and newer ones of the new. Nothing in the streams tells in which order they belong. Therefore the order is not
-//! guessed: READY is off while slots move, and when they have come to rest
+//! A slot that moves is told of by two streams, which are applied independently of each other and say nothing about their order:
+//! its old master removes the keys (MIGRATE: DEL; Valkey 9: UNLINK; Redis 8.4: nothing but TRIMSLOTS), its new one brings them, perhaps in
+//! vain (an import that fails), and takes newer writes. Therefore the order is not guessed. A line copies what concerns its own slots
+//! and nothing else (`replay::own`), so that at any time one stream decides about a slot; and a slot goes from one line to another
+//! like this:
 //!
-//! 1. everything is applied that the masters concerned had sent until then (what is behind it has no key in common with
-//!    another stream any more),
-//! 2. each of them is copied again by a full sync, which sets every key to what it is; a master that is new becomes a line, a
-//!    master that has no slots any more is one no longer.
+//! ```text
+//!  cluster at rest, other owners -> losers: slots off, on disk too -> each removes their keys from the destination (`replay::own`)
+//!    -> all have: gainers: slots on, from their next full sync on -> those have begun -> noted on disk: at rest
+//! ```
 //!
-//! Keys that are no more are gone already: the last word of each stream about them was their removal. And the removal of what
-//! a master no longer has at the end of its full sync leaves out the slots that are no longer its own. The slots are
-//! noted on disk only when all new full syncs have begun, so a crash in between begins this again.
+//! 1. Everything that was handed over is confirmed before a loser removes; what its stream says of the slots later on is left out. So
+//!    nothing of it can come behind the copy of the gainer, whose snapshot is taken after the cluster has agreed on the new owner.
+//!    Keys that were deleted there in between are gone: nothing of the slot is left on the destination when its copy begins.
+//! 2. A crash at any point goes on where `shards.json` stands: a loser that has not removed everything does it again, a gainer
+//!    whose copy has not begun is copied again.
+//! 3. A master that is new becomes a line, a master that has no slots any more is one no longer.
+//!
+//! READY is off while slots move, as far as the cluster says so: MIGRATE shows in CLUSTER NODES, atomic migrations do not, their slots
+//! have another owner from one moment to the next. Between that moment and the next look a line may leave out a write whose slot is
+//! its own without its knowing. So READY is off, and a drained cutover does not go on, from anything left out until a look that has begun behind
+//! it and has asked every master finds nothing new ([`Shards::is_quiet`]): failed imports end there.
+//!
+//! Rejected: forwarding imports and copying both masters again. An import that fails changes no owner, so nothing would be copied
+//! again, and what it brought (stale values) and removed (keys that their owner still has) would stay.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -24,15 +37,15 @@ use tokio::time::sleep;
 
 use super::discovery::{Cluster, discover};
 use super::line::LineEnd;
-use super::net::{Connection, NetError, info_field};
+use super::net::NetError;
 use super::outcome::{data_dir_failed, exit, outcome};
-use super::shard::{Lie, Shards, Site, Turns};
+use super::shard::{Lie, Shards, Site};
 use super::shared::SourceShared;
-use super::spool::Spool;
+use super::spool::{Spool, SpoolError};
 use super::supervisor::{Ending, Supervisor};
+use super::turns::Turns;
 use crate::config::{Endpoint, OnFullResync};
 use crate::cutover::Input;
-use crate::resp::Reply;
 
 /// Time between two looks at the cluster.
 const LOOK: Duration = Duration::from_secs(1);
@@ -77,10 +90,12 @@ impl Drop for Watch {
 }
 
 async fn look(shards: &Shards) -> Result<Lie, NetError> {
+    let left_out = shards.left_out();
     let cluster = discover(&shards.seeds()).await?;
     // A node tells of its own moves only, and may know the latest owner before others do.
     let masters: Vec<Endpoint> = cluster.masters().into_iter().map(|(_, endpoint)| endpoint).collect();
     let mut views = vec![cluster];
+    let all = 1 + masters.len();
     for master in masters {
         match discover(std::slice::from_ref(&master)).await {
             Ok(view) => views.push(view),
@@ -89,7 +104,12 @@ async fn look(shards: &Shards) -> Result<Lie, NetError> {
             Err(error) => return Err(error),
         }
     }
-    Ok(shards.compare(views))
+    let complete = views.len() == all;
+    let lie = shards.compare(views);
+    if complete && matches!(lie, Lie::AsKnown) {
+        shards.explain(left_out);
+    }
+    Ok(lie)
 }
 
 /// What is being done about slots that have moved.
@@ -98,40 +118,32 @@ pub enum Reshape {
     /// Nothing.
     #[default]
     Settled,
-    /// Everything up to these offsets is applied first.
-    Draining(Vec<(Arc<SourceShared>, u64)>),
+    /// Those that have lost slots remove their keys.
+    Releasing,
     /// These are copied again, after the full sync of this number.
     Copying(Vec<(Arc<SourceShared>, u64)>),
 }
 
+/// What is shown while it is [`Reshape::Releasing`].
+const RELEASING: &str =
+    "slots of the source have moved: first their keys are removed where they are no longer copied from";
+/// What is shown while it is [`Reshape::Copying`].
+const COPYING: &str = "slots of the source have moved: the masters that have got them are copied again";
+
 impl Supervisor {
     /// Does what follows from how the slots of the source lie. An error ends the run.
-    pub(super) async fn reshape(
+    pub(super) fn reshape(
         &mut self,
         lie: Lie,
         shards: &Arc<Shards>,
         running: &mut JoinSet<LineEnd>,
     ) -> Result<(), Ending> {
+        let failed = |error: SpoolError| Ending::Failed(data_dir_failed(error.into()));
         let former = self.publisher.unsettled.take();
-        let (reshape, why) = match (std::mem::take(&mut self.reshape), lie) {
-            (reshape, Lie::Moving(why)) => (reshape, Some(why)),
-            (Reshape::Draining(goals), Lie::Changed(cluster)) => {
-                let applied =
-                    |(source, goal): &(Arc<SourceShared>, u64)| source.offset_applied.load(Relaxed) >= *goal;
-                if goals.iter().all(applied) {
-                    let copied = self.copy_again(shards, &cluster, running)?;
-                    (
-                        Reshape::Copying(copied),
-                        Some("slots of the source have moved: their masters are copied again".into()),
-                    )
-                } else {
-                    (
-                        Reshape::Draining(goals),
-                        Some("slots of the source have moved: first everything before is applied".into()),
-                    )
-                }
-            }
-            (_, Lie::Changed(_)) if self.home.is_some() => {
+        let before = std::mem::take(&mut self.reshape);
+        let (reshape, why) = match lie {
+            Lie::Moving(why) => (before, Some(why)),
+            Lie::Changed(_) if self.home.is_some() => {
                 let from = shards.seed();
                 return Err(Ending::Failed(outcome(
                     exit::SOURCE,
@@ -142,8 +154,9 @@ impl Supervisor {
                     ),
                 )));
             }
-            (_, Lie::Changed(cluster)) => {
-                if self.plan.policy.on_full_resync == OnFullResync::Stop {
+            Lie::Changed(cluster) => {
+                let stop = self.plan.policy.on_full_resync == OnFullResync::Stop;
+                if stop && matches!(before, Reshape::Settled) {
                     return Err(Ending::Failed(outcome(
                         exit::SOURCE,
                         "slots of the source have moved, so that its masters must be copied again, which [policy] \
@@ -151,39 +164,45 @@ impl Supervisor {
                             .into(),
                     )));
                 }
-                shards.overlap().map_err(|error| Ending::Failed(data_dir_failed(error.into())))?;
-                let change = shards.change(&cluster);
-                let concerned: Vec<Arc<SourceShared>> = self
-                    .lines
-                    .iter()
-                    .map(|line| line.source.clone())
-                    .filter(|source| {
-                        change.moved.contains(&source.address) || change.retired.contains(&source.address)
-                    })
-                    .collect();
-                let mut goals = Vec::new();
-                for source in concerned {
-                    let offset = self.meanwhile(offset_of(&source)).await?;
-                    goals.push((source, offset));
+                shards.overlap().map_err(failed)?;
+                shards.release(&cluster).map_err(failed)?;
+                if self.is_releasing(shards).map_err(failed)? {
+                    // Copies that were asked for before go on.
+                    let copying = matches!(before, Reshape::Copying(_));
+                    (if copying { before } else { Reshape::Releasing }, Some(RELEASING.to_owned()))
+                } else {
+                    let mut copied = self.copy_again(shards, &cluster, running)?;
+                    if let Reshape::Copying(former) = before {
+                        copied.extend(former);
+                    }
+                    (Reshape::Copying(copied), Some(COPYING.to_owned()))
                 }
-                (
-                    Reshape::Draining(goals),
-                    Some("slots of the source have moved: first everything before is applied".into()),
-                )
             }
-            (Reshape::Copying(copied), Lie::AsKnown) => {
+            Lie::AsKnown if self.is_releasing(shards).map_err(failed)? => {
+                (before, Some(RELEASING.to_owned()))
+            }
+            Lie::AsKnown => {
+                let mut copied = if let Reshape::Copying(copied) = before { copied } else { Vec::new() };
+                if shards.is_quiet() {
+                    for name in shards.take_trimmed() {
+                        let why = "slots have gone from it and come back: it is copied again";
+                        copied.extend(self.copy_line(&name, why));
+                    }
+                }
                 let begun = |(source, before): &(Arc<SourceShared>, u64)| {
-                    source.spool.manifest().is_some_and(|manifest| manifest.generation > *before)
+                    let manifest = source.spool.manifest();
+                    !source.full_sync_wanted.load(Relaxed)
+                        && manifest.is_some_and(|manifest| manifest.generation > *before)
                 };
-                if copied.iter().all(begun) {
-                    shards.keep().map_err(|error| Ending::Failed(data_dir_failed(error.into())))?;
+                if copied.is_empty() {
+                    (Reshape::Settled, None)
+                } else if copied.iter().all(begun) {
+                    shards.keep().map_err(failed)?;
                     (Reshape::Settled, None)
                 } else {
-                    let why = "slots of the source have moved: their masters are copied again";
-                    (Reshape::Copying(copied), Some(why.to_owned()))
+                    (Reshape::Copying(copied), Some(COPYING.to_owned()))
                 }
             }
-            (_, Lie::AsKnown) => (Reshape::Settled, None),
         };
         match (&former, &why) {
             (None, Some(why)) => {
@@ -201,7 +220,27 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Lets every line that the change concerns begin again with a full sync.
+    /// Whether a line still has to remove keys of slots that it has lost. Those that have no slots and nothing to remove end.
+    fn is_releasing(&self, shards: &Shards) -> Result<bool, SpoolError> {
+        for name in shards.releasing() {
+            match self.lines.iter().find(|line| line.source.address == name) {
+                Some(line) if line.source.spool.manifest().is_some() => line.source.spool.nudge(),
+                _ => shards.has_released(&name)?,
+            }
+        }
+        for source in self.lines.iter().map(|line| &line.source) {
+            if shards.is_over(&source.address) && !source.retired.swap(true, Relaxed) {
+                self.events.warn(
+                    &format!("source {}", source.address),
+                    "it has no slots any more, and is no source any more",
+                );
+                source.retire.notify_one();
+            }
+        }
+        Ok(!shards.releasing().is_empty())
+    }
+
+    /// Gives every line the slots that it has got, and lets it begin again with a full sync.
     fn copy_again(
         &mut self,
         shards: &Arc<Shards>,
@@ -209,36 +248,28 @@ impl Supervisor {
         running: &mut JoinSet<LineEnd>,
     ) -> Result<Vec<(Arc<SourceShared>, u64)>, Ending> {
         let change = shards.change(cluster);
-        let new = shards.adopt(cluster);
+        let spool = |name: &str| {
+            let spool = Spool::open(&self.data_dir.spool_path(name));
+            spool.map_err(|error| Ending::Failed(data_dir_failed(error.into())))
+        };
+        let mut spools: BTreeMap<String, Arc<Spool>> = BTreeMap::new();
+        for name in &change.new {
+            spools.insert(name.clone(), spool(name)?);
+        }
+        for line in self.lines.iter().filter(|line| change.moved.contains(&line.source.address)) {
+            spools.insert(line.source.address.clone(), line.source.spool.clone());
+        }
+        let new = shards.adopt(cluster, |name| spools.get(name).map_or(0, |spool| generation(spool)));
         let mut copied = Vec::new();
-        let generation =
-            |source: &SourceShared| source.spool.manifest().map_or(0, |manifest| manifest.generation);
-        for line in &self.lines {
-            let source = &line.source;
-            if change.retired.contains(&source.address) {
-                self.events.warn(
-                    &format!("source {}", source.address),
-                    "it has no slots any more, and is no source any more",
-                );
-                source.retired.store(true, Relaxed);
-                source.retire.notify_one();
-            } else if change.moved.contains(&source.address) {
-                self.events.warn(
-                    &format!("source {}", source.address),
-                    "slots have moved to it or away from it: it is copied again",
-                );
-                copied.push((source.clone(), generation(source)));
-                source.full_sync_wanted.store(true, Relaxed);
-                source.restart.notify_one();
-            }
+        for name in &change.moved {
+            copied.extend(self.copy_line(name, "slots have moved to it: it is copied again"));
         }
         let turns = self.lines.first().map(|line| line.turns.clone());
         for (name, shard) in new {
+            let Some(spool) = spools.remove(&name) else { continue };
             self.events.warn(&format!("source {name}"), "a new master of the source cluster");
-            let spool = Spool::open(&self.data_dir.spool_path(&name));
-            let spool = spool.map_err(|error| Ending::Failed(data_dir_failed(error.into())))?;
             let source = Arc::new(SourceShared::new(name.clone(), spool));
-            copied.push((source.clone(), generation(&source)));
+            copied.push((source.clone(), generation(&source.spool)));
             source.full_sync_wanted.store(true, Relaxed);
             let id = format!("{}:{name}", self.data_dir.run_id());
             self.remove_line(&name);
@@ -254,19 +285,18 @@ impl Supervisor {
         }
         Ok(copied)
     }
+
+    /// Lets a line begin again with a full sync.
+    fn copy_line(&self, name: &str, why: &str) -> Option<(Arc<SourceShared>, u64)> {
+        let source = &self.lines.iter().find(|line| line.source.address == name)?.source;
+        self.events.warn(&format!("source {name}"), why);
+        let before = generation(&source.spool);
+        source.full_sync_wanted.store(true, Relaxed);
+        source.restart.notify_one();
+        Some((source.clone(), before))
+    }
 }
 
-/// Offset of a source now. Of one that cannot be asked any more, what was received.
-async fn offset_of(source: &SourceShared) -> u64 {
-    let asked = async {
-        let mut connection = Connection::open(&source.endpoint()?).await.ok()?;
-        let Reply::Bulk(info) = connection.request(&[b"INFO", b"replication"]).await.ok()? else {
-            return None;
-        };
-        let info = String::from_utf8_lossy(&info);
-        // A master that has lost its last slot becomes a replica of another one, whose offset means nothing here.
-        (info_field(&info, "role")? == "master").then_some(())?;
-        info_field(&info, "master_repl_offset")?.parse().ok()
-    };
-    asked.await.unwrap_or_else(|| source.spool.received())
+fn generation(spool: &Spool) -> u64 {
+    spool.manifest().map_or(0, |manifest| manifest.generation)
 }

@@ -4,25 +4,27 @@
 //!  shards.json   for each line its name, the nodes of its shard, and its slots
 //! ```
 //!
+//! A line copies what concerns the slots that it owns, and nothing else: each slot is told of by one stream at a time. That is decided here
+//! and not by the cluster from one moment to the next; `reshape` says how a slot goes from one line to another.
+//!
 //! A line is named after the address that its master had when it was found; the name stays when a replica takes over. What
 //! belongs to a shard is told by node ids. A master that loses its last slot becomes a replica of another shard by itself
 //! (`cluster-allow-replica-migration`), so slots and histories say nothing about that.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::discovery::{Cluster, discover};
 use super::net::NetError;
 use super::spool::{SpoolError, replace_file};
 use crate::config::{Address, Endpoint};
-use crate::topology::Node;
+use crate::topology::{Node, SLOTS};
 
 /// Where the master of a line is found.
 #[derive(Clone)]
@@ -77,6 +79,12 @@ pub struct Shards {
     known: Mutex<Vec<Known>>,
     /// Slots have moved since the run began: a line may find keys on the destination that another one has put there.
     overlap: AtomicBool,
+    /// Grows when a line has other slots than before.
+    version: AtomicU64,
+    /// Keys and commands that lines have left out because their slot is another line's.
+    left_out: AtomicU64,
+    /// So many of them came before the last look at the cluster that found it at rest and as the lines have it.
+    explained: AtomicU64,
 }
 
 /// What `shards.json` holds.
@@ -93,8 +101,17 @@ pub struct Known {
     name: String,
     /// Its nodes, the master first.
     nodes: Vec<KnownNode>,
-    /// Its slots, each range with both ends; none = it is no line any more.
+    /// Its slots, each range with both ends; none, and none lost = it is no line any more.
     slots: Vec<(u16, u16)>,
+    /// Slots that it had, whose keys it still has to remove from the destination.
+    #[serde(default)]
+    lost: Vec<(u16, u16)>,
+    /// Those of its slots that count only behind its full sync of this number: the next one brings them.
+    #[serde(default)]
+    gained: Option<(u64, Vec<(u16, u16)>)>,
+    /// Its stream says that keys of its slots are gone, which it tells when it has lost them.
+    #[serde(default)]
+    trimmed: bool,
 }
 
 /// How the slots of the source lie.
@@ -138,27 +155,28 @@ impl Shards {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(cause) => return Err(SpoolError { action: "read", path, cause }),
         };
-        Ok(Some(Arc::new(Shards {
+        Ok(Some(Arc::new(Shards::new(path, seed, noted.shards, noted.overlap))))
+    }
+
+    fn new(path: PathBuf, seed: &Endpoint, known: Vec<Known>, overlap: bool) -> Shards {
+        Shards {
             path,
             seed: seed.clone(),
-            known: Mutex::new(noted.shards),
-            overlap: AtomicBool::new(noted.overlap),
-        })))
+            known: Mutex::new(known),
+            overlap: AtomicBool::new(overlap),
+            version: AtomicU64::new(1),
+            left_out: AtomicU64::new(0),
+            // Nobody has looked yet.
+            explained: AtomicU64::new(u64::MAX),
+        }
     }
 
     /// Remembers the masters of a cluster.
     pub fn note(dir: &Path, seed: &Endpoint, cluster: &Cluster) -> Result<Arc<Shards>, SpoolError> {
-        let known = cluster.masters().into_iter().map(|(master, endpoint)| Known {
-            name: endpoint.address.to_string(),
-            nodes: nodes_of(cluster, master),
-            slots: ranges(master),
+        let known = cluster.masters().into_iter().map(|(master, endpoint)| {
+            Known::new(endpoint.address.to_string(), nodes_of(cluster, master), ranges(master))
         });
-        let shards = Shards {
-            path: dir.join("shards.json"),
-            seed: seed.clone(),
-            known: Mutex::new(known.collect()),
-            overlap: AtomicBool::new(false),
-        };
+        let shards = Shards::new(dir.join("shards.json"), seed, known.collect(), false);
         shards.save(&shards.lock())?;
         Ok(Arc::new(shards))
     }
@@ -174,7 +192,7 @@ impl Shards {
     /// Name and site of each line.
     pub fn lines(self: &Arc<Self>) -> Vec<(String, Shard)> {
         let known = self.lock();
-        let alive = known.iter().enumerate().filter(|(_, known)| !known.slots.is_empty());
+        let alive = known.iter().enumerate().filter(|(_, known)| !known.is_over());
         alive.map(|(index, known)| (known.name.clone(), Shard { shards: self.clone(), index })).collect()
     }
 
@@ -239,19 +257,65 @@ impl Shards {
         change
     }
 
-    /// The lines have what this cluster says from now on; on disk only after [`Shards::keep`]. Returns the new lines.
-    pub fn adopt(self: &Arc<Self>, cluster: &Cluster) -> Vec<(String, Shard)> {
+    /// Takes from every line the slots that it does not have in this cluster, on disk too. Their keys are removed from the
+    /// destination by the line that has lost them ([`Shard::lost`]).
+    pub fn release(&self, cluster: &Cluster) -> Result<(), SpoolError> {
+        let mut all = self.lock();
+        let mut changed = false;
+        for known in all.iter_mut() {
+            let master = cluster.topology.masters().find(|node| known.has(node));
+            let now = set(&master.map(ranges).unwrap_or_default());
+            let (kept, lost): (BTreeSet<u16>, BTreeSet<u16>) =
+                set(&known.slots).into_iter().partition(|slot| now.contains(slot));
+            if lost.is_empty() {
+                continue;
+            }
+            changed = true;
+            known.slots = ranges_of(&kept);
+            known.lost = ranges_of(&lost.union(&set(&known.lost)).copied().collect());
+            known.trimmed = false;
+        }
+        if changed {
+            self.save(&all)?;
+            self.version.fetch_add(1, SeqCst);
+        }
+        Ok(())
+    }
+
+    /// Lines that still have to remove what they have lost.
+    pub fn releasing(&self) -> Vec<String> {
+        let known = self.lock();
+        known.iter().filter(|known| !known.lost.is_empty()).map(|known| known.name.clone()).collect()
+    }
+
+    /// This line has nothing on the destination that it could remove.
+    pub fn has_released(&self, name: &str) -> Result<(), SpoolError> {
+        let mut all = self.lock();
+        all.iter_mut().filter(|known| known.name == name).for_each(|known| known.lost.clear());
+        self.save(&all)
+    }
+
+    /// The line has no slots any more, and nothing to remove.
+    pub fn is_over(&self, name: &str) -> bool {
+        self.lock().iter().any(|known| known.name == name && known.is_over())
+    }
+
+    /// The lines have what this cluster says from now on; on disk only after [`Shards::keep`]. To be called when no line has slots left
+    /// that it has lost. What a line gains counts behind its present full sync (`generation`). Returns the new lines.
+    pub fn adopt(
+        self: &Arc<Self>,
+        cluster: &Cluster,
+        generation: impl Fn(&str) -> u64,
+    ) -> Vec<(String, Shard)> {
         let change = self.change(cluster);
         let mut all = self.lock();
-        for known in all.iter_mut() {
-            if change.retired.contains(&known.name) {
-                known.slots.clear();
-            } else if change.moved.contains(&known.name)
-                && let Some(master) = cluster.topology.masters().find(|node| known.has(node))
-            {
-                known.slots = ranges(master);
-                known.nodes = nodes_of(cluster, master);
-            }
+        for known in all.iter_mut().filter(|known| change.moved.contains(&known.name)) {
+            let Some(master) = cluster.topology.masters().find(|node| known.has(node)) else { continue };
+            let before = set(&known.slots);
+            let gained: BTreeSet<u16> = set(&ranges(master)).difference(&before).copied().collect();
+            known.slots = ranges(master);
+            known.nodes = nodes_of(cluster, master);
+            known.gain(generation(&known.name), gained);
         }
         let mut lines = Vec::new();
         for (master, endpoint) in cluster.masters() {
@@ -259,8 +323,9 @@ impl Shards {
             if !change.new.contains(&name) {
                 continue;
             }
-            let fresh = Known { name: name.clone(), nodes: nodes_of(cluster, master), slots: ranges(master) };
-            // A master that had no slots for a while is a line again.
+            let mut fresh = Known::new(name.clone(), nodes_of(cluster, master), ranges(master));
+            // A master that had no slots for a while is a line again, with what it has received in its spool.
+            fresh.gain(generation(&name), set(&fresh.slots));
             let index = match all.iter().position(|known| known.name == name) {
                 Some(index) => {
                     all[index] = fresh;
@@ -273,7 +338,32 @@ impl Shards {
             };
             lines.push((name, Shard { shards: self.clone(), index }));
         }
+        self.version.fetch_add(1, SeqCst);
         lines
+    }
+
+    /// Lines whose stream says that keys of theirs are gone, although the cluster says that they have not lost them: the slots
+    /// have gone and come back between two looks.
+    pub fn take_trimmed(&self) -> Vec<String> {
+        let mut known = self.lock();
+        let name = |known: &mut Known| std::mem::take(&mut known.trimmed).then(|| known.name.clone());
+        known.iter_mut().filter_map(name).collect()
+    }
+
+    /// How many keys and commands were left out so far; to be asked before a look at the cluster.
+    pub fn left_out(&self) -> u64 {
+        self.left_out.load(SeqCst)
+    }
+
+    /// A look that began at so many, and has asked every master, found the cluster at rest and as the lines have it.
+    pub fn explain(&self, left_out: u64) {
+        self.explained.store(left_out, SeqCst);
+    }
+
+    /// Nothing was left out since that could be the beginning of a change that is not seen yet. A master takes writes to a slot
+    /// that it owns or imports only, and what it says of itself in a look that begins behind such a write tells of it.
+    pub fn is_quiet(&self) -> bool {
+        self.explained.load(SeqCst) == self.left_out()
     }
 
     /// Notes on disk that slots have moved, before anything follows from it.
@@ -286,9 +376,11 @@ impl Shards {
         }
     }
 
-    /// Notes on disk what was adopted.
+    /// Notes on disk what was adopted: every full sync has begun that was waited for.
     pub fn keep(&self) -> Result<(), SpoolError> {
-        self.save(&self.lock())
+        let mut known = self.lock();
+        known.iter_mut().for_each(|known| known.gained = None);
+        self.save(&known)
     }
 
     fn endpoint(&self, node: &KnownNode) -> Endpoint {
@@ -307,6 +399,24 @@ impl Shards {
 }
 
 impl Known {
+    fn new(name: String, nodes: Vec<KnownNode>, slots: Vec<(u16, u16)>) -> Known {
+        Known { name, nodes, slots, lost: Vec::new(), gained: None, trimmed: false }
+    }
+
+    fn is_over(&self) -> bool {
+        self.slots.is_empty() && self.lost.is_empty()
+    }
+
+    /// These of its slots count only behind a full sync; so do those of a former change that has not begun yet.
+    fn gain(&mut self, after: u64, slots: BTreeSet<u16>) {
+        if slots.is_empty() {
+            return;
+        }
+        let before = self.gained.take().filter(|(former, _)| after <= *former);
+        let before = before.map(|(_, slots)| set(&slots)).unwrap_or_default();
+        self.gained = Some((after, ranges_of(&slots.union(&before).copied().collect())));
+    }
+
     fn has(&self, node: &Node) -> bool {
         self.nodes.iter().any(|known| known.id == node.id)
     }
@@ -318,18 +428,70 @@ impl Shard {
         self.shards.overlap.load(Relaxed)
     }
 
-    /// Whether a slot belongs to this shard.
-    pub fn owns(&self, slot: u16) -> bool {
+    /// Grows when [`Shard::slots`] or [`Shard::lost`] may have changed.
+    pub fn version(&self) -> u64 {
+        self.shards.version.load(SeqCst)
+    }
+
+    /// For each slot whether the line copies what concerns it, in its full sync of this number and the stream behind that.
+    pub fn slots(&self, generation: u64) -> Vec<bool> {
+        let mut own = vec![false; usize::from(SLOTS)];
+        if let Some(known) = self.shards.lock().get(self.index) {
+            let not_yet = known.gained.as_ref().filter(|(after, _)| generation <= *after);
+            let not_yet = not_yet.map(|(_, slots)| set(slots)).unwrap_or_default();
+            for slot in set(&known.slots).difference(&not_yet) {
+                own[usize::from(*slot)] = true;
+            }
+        }
+        own
+    }
+
+    /// Slots that the line has lost, whose keys it has to remove from the destination before another line may bring them.
+    pub fn lost(&self) -> BTreeSet<u16> {
+        self.shards.lock().get(self.index).map(|known| set(&known.lost)).unwrap_or_default()
+    }
+
+    /// Whether it waits for the full sync behind this one, which brings what it has gained.
+    pub fn awaits_next(&self, generation: u64) -> bool {
         let known = self.shards.lock();
-        known
-            .get(self.index)
-            .is_some_and(|known| known.slots.iter().any(|(first, last)| (*first..=*last).contains(&slot)))
+        let gained = known.get(self.index).and_then(|known| known.gained.as_ref());
+        gained.is_some_and(|(after, _)| generation <= *after)
+    }
+
+    /// It has removed the keys of these.
+    pub fn released(&self, slots: &BTreeSet<u16>) -> Result<(), SpoolError> {
+        let mut all = self.shards.lock();
+        if let Some(known) = all.get_mut(self.index) {
+            known.lost = ranges_of(&set(&known.lost).difference(slots).copied().collect());
+        }
+        self.shards.version.fetch_add(1, SeqCst);
+        self.shards.save(&all)
+    }
+
+    /// Something was left out because its slot is not this line's.
+    pub fn left_out(&self) {
+        self.shards.left_out.fetch_add(1, SeqCst);
+    }
+
+    /// Its stream says that keys of these slots are gone without a word for each.
+    pub fn trimmed(&self, slots: &BTreeSet<u16>) {
+        let mut known = self.shards.lock();
+        let Some(own) = known.get_mut(self.index).filter(|known| !set(&known.slots).is_disjoint(slots))
+        else {
+            return;
+        };
+        own.trimmed = true;
+        self.left_out();
+        if let Err(error) = self.shards.save(&known) {
+            // It counts in this process; behind a crash only where the slots have come back unnoticed.
+            tracing::warn!("{error}");
+        }
     }
 
     /// Asks the cluster where the master of this shard is.
     async fn locate(&self) -> Result<Endpoint, NetError> {
         let known = self.shards.lock().get(self.index).cloned();
-        let known = known.unwrap_or(Known { name: String::new(), nodes: Vec::new(), slots: Vec::new() });
+        let known = known.unwrap_or(Known::new(String::new(), Vec::new(), Vec::new()));
         // Its own replicas first, and the master last: that is the one that is down when it matters.
         let mut seeds: Vec<Endpoint> =
             known.nodes.iter().skip(1).map(|node| self.shards.endpoint(node)).collect();
@@ -370,9 +532,23 @@ fn master_of<'a>(known: &Known, cluster: &'a Cluster) -> Option<&'a Node> {
 }
 
 fn ranges(master: &Node) -> Vec<(u16, u16)> {
-    let mut ranges: Vec<(u16, u16)> =
-        master.slots.iter().map(|range| (*range.start(), *range.end())).collect();
-    ranges.sort_unstable();
+    ranges_of(&master.slots.iter().cloned().flatten().filter(|slot| *slot < SLOTS).collect())
+}
+
+/// The slots of some ranges.
+fn set(ranges: &[(u16, u16)]) -> BTreeSet<u16> {
+    ranges.iter().flat_map(|(first, last)| *first..=*last).filter(|slot| *slot < SLOTS).collect()
+}
+
+/// The ranges of some slots.
+fn ranges_of(slots: &BTreeSet<u16>) -> Vec<(u16, u16)> {
+    let mut ranges: Vec<(u16, u16)> = Vec::new();
+    for slot in slots {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == *slot => *last = *slot,
+            _ => ranges.push((*slot, *slot)),
+        }
+    }
     ranges
 }
 
@@ -384,105 +560,5 @@ fn nodes_of(cluster: &Cluster, master: &Node) -> Vec<KnownNode> {
     std::iter::once(master).chain(cluster.topology.replicas(&master.id)).map(known).collect()
 }
 
-/// Sees to it that not all masters of a host save their data set at once.
-pub struct Turns {
-    /// Most full syncs at once; `None` = one for each host.
-    limit: Option<Arc<Semaphore>>,
-    hosts: Mutex<BTreeMap<String, Arc<Semaphore>>>,
-}
-
-impl Turns {
-    /// `[sync_reader] full_sync_parallel`; 0 = one for each host.
-    pub fn new(limit: usize) -> Turns {
-        Turns { limit: (limit > 0).then(|| Arc::new(Semaphore::new(limit))), hosts: Mutex::default() }
-    }
-
-    /// Waits for a turn, which lasts until the permit is dropped.
-    pub async fn take(&self, address: &Address) -> Option<OwnedSemaphorePermit> {
-        let semaphore = match (&self.limit, address) {
-            (Some(limit), _) => limit.clone(),
-            (None, Address::Tcp { host, .. }) => {
-                let mut hosts = self.hosts.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                hosts.entry(host.clone()).or_insert_with(|| Arc::new(Semaphore::new(1))).clone()
-            }
-            (None, Address::Unix(_) | Address::Named(_)) => return None,
-        };
-        // Never closed.
-        semaphore.acquire_owned().await.ok()
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, reason = "a panic is the failure of a test")]
-
-    use std::time::Duration;
-
-    use super::*;
-    use crate::topology::Topology;
-
-    fn cluster(text: &str) -> Cluster {
-        let seed = Endpoint {
-            address: Address::Tcp { host: "10.0.0.1".into(), port: 1 },
-            seeds: Vec::new(),
-            sentinel: None,
-            address_map: Default::default(),
-            username: None,
-            password: None,
-            tls: None,
-        };
-        Cluster::new(Topology::from_nodes(text).unwrap(), seed)
-    }
-
-    #[test]
-    fn a_shard_is_followed_by_its_nodes() {
-        let dir = tempfile::tempdir().unwrap();
-        let before = cluster(
-            "a 10.0.0.1:1@2 myself,master - 0 0 1 connected 0-99\n\
-             b 10.0.0.2:1@2 slave a 0 0 1 connected\n\
-             c 10.0.0.3:1@2 master - 0 0 1 connected 100-16383\n",
-        );
-        let seed = before.endpoint(&before.topology.nodes[0]);
-        let shards = Shards::note(dir.path(), &seed, &before).unwrap();
-        let names: Vec<String> = shards.lines().into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names, ["10.0.0.1:1", "10.0.0.3:1"]);
-        let known = Shards::read(dir.path(), &seed).unwrap().unwrap().lock()[0].clone();
-        assert_eq!(known.nodes.len(), 2);
-        let at = |text: &str| {
-            let now = cluster(text);
-            master_of(&known, &now).map(|node| now.endpoint(node).address.to_string())
-        };
-        // Down, and not replaced yet.
-        assert_eq!(
-            at("a 10.0.0.1:1@2 master,fail - 0 0 1 connected 0-99\nb 10.0.0.2:1@2 slave a 0 0 1 connected"),
-            None
-        );
-        // Replaced by its replica.
-        assert_eq!(
-            at("a 10.0.0.1:1@2 master,fail - 0 0 1 connected\nb 10.0.0.2:1@2 master - 0 0 2 connected 0-99")
-                .as_deref(),
-            Some("10.0.0.2:1")
-        );
-        // Its slots are somebody else's now.
-        let moved = "a 10.0.0.1:1@2 slave c 0 0 1 connected\nc 10.0.0.3:1@2 master - 0 0 1 connected 0-16383";
-        assert_eq!(at(moved), None);
-        let shards = Shards::read(dir.path(), &seed).unwrap().unwrap();
-        let change = shards.change(&cluster(moved));
-        assert_eq!((change.retired, change.moved), (vec!["10.0.0.1:1".into()], vec!["10.0.0.3:1".into()]));
-    }
-
-    #[tokio::test]
-    async fn one_full_sync_at_a_time_for_each_host() {
-        let at = |host: &str, port| Address::Tcp { host: host.into(), port };
-        let turns = Turns::new(0);
-        let first = turns.take(&at("a", 1)).await;
-        assert!(turns.take(&at("b", 1)).await.is_some());
-        let other = at("a", 2);
-        let second = turns.take(&other);
-        tokio::pin!(second);
-        let now = Duration::ZERO;
-        assert!(tokio::time::timeout(now, &mut second).await.is_err(), "the first is under way");
-        drop(first);
-        assert!(second.await.is_some());
-    }
-}
+mod tests;

@@ -22,9 +22,10 @@ use super::publish::Publisher;
 use super::quarantine::Quarantine;
 use super::reshape::{Reshape, Watch};
 use super::room::Quota;
-use super::shard::{Shards, Site, Turns};
+use super::shard::{Shards, Site};
 use super::shared::{SourceShared, Wishes, Writers};
 use super::spool::Spool;
+use super::turns::Turns;
 use super::verify::Verifying;
 use crate::config::{self, Plan, Reader, SyncReader};
 use crate::control::{Command, EngineEnd};
@@ -159,12 +160,22 @@ impl Supervisor {
             }
         };
         let turns = Arc::new(Turns::new(reader.full_sync_parallel));
+        let mut copied = Vec::new();
         for (name, shard) in shards.lines() {
             let spool = Spool::open(&self.data_dir.spool_path(&name)).map_err(failed)?;
             let source = Arc::new(SourceShared::new(name.clone(), spool));
+            let generation = source.spool.manifest().map_or(0, |manifest| manifest.generation);
+            if shard.awaits_next(generation) {
+                source.full_sync_wanted.store(true, Relaxed);
+                copied.push((source.clone(), generation));
+            }
             let id = format!("{}:{name}", self.data_dir.run_id());
             self.add_line(id, source, Some(Site::Shard(shard)), turns.clone());
         }
+        if !copied.is_empty() {
+            self.reshape = Reshape::Copying(copied);
+        }
+        self.publisher.shards = Some(shards.clone());
         if self.lines.is_empty() {
             let problem = format!("{}: no master of this cluster has slots", reader.endpoint.address);
             return Err(Ending::Failed(outcome(exit::SOURCE, problem)));
@@ -316,7 +327,7 @@ impl Supervisor {
                 },
                 lie = async { match &mut watch { Some((watch, _)) => watch.next().await, None => std::future::pending().await } } => {
                     if let Some((_, shards)) = &watch
-                        && let Err(ending) = self.reshape(lie, &shards.clone(), running).await
+                        && let Err(ending) = self.reshape(lie, &shards.clone(), running)
                     {
                         return ending;
                     }
@@ -360,6 +371,7 @@ impl Supervisor {
             status: self.end.status.subscribe(),
             writes_stopped,
             home: self.home.clone(),
+            shards: self.publisher.shards.clone(),
             progress: Default::default(),
         }
     }

@@ -11,7 +11,7 @@ use crate::support::cluster_client::slot_of;
 use crate::support::everything::assert_same;
 use crate::support::mixed_load::{Mixed, MixedLoad};
 use crate::support::shakedeck::Setup;
-use crate::support::{Options, Server, ServerBinary, Shakedeck, dataset, servers};
+use crate::support::{Options, Server, ServerBinary, Shakedeck, dataset, servers, wait_until};
 
 const MINUTES: Duration = Duration::from_secs(180);
 
@@ -177,11 +177,11 @@ fn a_master_that_dies_inside_the_rdb_is_replaced() {
     finish(&setup, run, load, &source, &destination);
 }
 
-/// The slots of the source lie otherwise than those of the destination.
+/// The slots of the source lie otherwise than those of the destination: five masters to two.
 #[test]
 fn a_cluster_is_copied_to_one_with_other_slots() {
     let binary = require_server!();
-    let source = cluster(binary, 3, 0);
+    let source = cluster(binary, 5, 0);
     let destination = cluster(binary, 2, 0);
     let load = Mixed::new(6).per_second(3_000).on_cluster(&source);
     load.wait_more(3_000);
@@ -191,7 +191,7 @@ fn a_cluster_is_copied_to_one_with_other_slots() {
     let all_stream = |run: &Shakedeck| {
         run.wait_status(MINUTES, "the stream phase of all lines", |status| {
             let sources = status["sources"].as_array().unwrap();
-            sources.len() == 3 && sources.iter().all(|source| source["phase"] == "stream")
+            sources.len() == 5 && sources.iter().all(|source| source["phase"] == "stream")
         })
     };
     let mut run = setup.start();
@@ -223,6 +223,115 @@ fn a_cluster_is_copied_to_one_with_other_slots() {
     last.wait_exit(MINUTES).expect(0, &["0 quarantined"]);
     assert!(assert_same(&source, &destination).keys > 300);
     assert!(destination.client().keys_like("shakedeck:*").is_empty());
+}
+
+/// A node joins the destination and takes slots, and one gives away all that it has and leaves.
+#[test]
+fn a_node_joins_and_one_leaves_while_it_runs() {
+    let binary = require_server!();
+    let source = source(binary);
+    let layout = Layout::new(3, 0).slots(&[&[0..=8_000], &[8_001..=16_083], &[16_084..=16_383]]);
+    let mut destination = Cluster::start(binary, layout);
+    let load = Mixed::new(8).per_second(2_000).on_server(&source);
+    load.wait_more(3_000);
+    let setup = to_cluster(&source, &destination);
+    let run = setup.start();
+    streaming(&run);
+    let nodes = |run: &Shakedeck, what: &str, wanted: &[&str], unwanted: &[&str]| {
+        run.wait_status(MINUTES, what, |status| {
+            let destinations = status["destinations"].as_array().unwrap();
+            let has = |address: &&str| destinations.iter().any(|node| node["address"] == **address);
+            wanted.iter().all(has) && !unwanted.iter().any(has)
+        });
+    };
+    let joined = destination.add_node();
+    let there = destination.node(joined).address().to_string();
+    destination.reshard(0, joined, 0..200);
+    load.wait_more(1_000);
+    nodes(&run, "a writer for the node that joined", &[&there], &[]);
+    let left = destination.node(2).address().to_string();
+    destination.reshard(2, joined, 16_084..=16_383);
+    destination.remove_node(2);
+    load.wait_more(1_000);
+    assert_eq!(destination.slot_count(joined), 500, "the slots are there");
+    let folder = run.folder();
+    run.kill();
+    let run = setup.start_in(folder);
+    streaming(&run);
+    nodes(&run, "no writer for the node that left", &[&there], &[&left]);
+    load.wait_more(500);
+    finish(&setup, run, load, &source, &destination);
+}
+
+/// A node loses the result of a command on keys of several slots, while the keys that it came from have changed since: it can no
+/// longer be computed from the destination, only from what was kept on disk.
+#[test]
+fn a_result_that_a_failover_loses_is_brought_again() {
+    let binary = require_server!();
+    let (source, mut destination) = (source(binary), cluster(binary, 3, 1));
+    let mut client = source.client();
+    let of_first = |name: &str| slot_of(name.as_bytes()) < 5_461;
+    let named = |kind: &str, first: bool| -> Vec<String> {
+        let names = (0..).map(|n| format!("{kind}:{n}"));
+        names.filter(|name| of_first(name) == first).take(50).collect()
+    };
+    let (from, to) = (named("from", false), named("to", true));
+    let (left, right, union) = (named("left", false), named("right", true), named("union", true));
+    for n in 0..50 {
+        client.ok(&["RPUSH", &from[n], "a", "b", &n.to_string()]);
+        client.ok(&["SADD", &left[n], "l", &n.to_string()]);
+        client.ok(&["SADD", &right[n], "r"]);
+    }
+    let setup = to_cluster(&source, &destination);
+    let run = setup.start();
+    streaming(&run);
+    let applied = |run: &Shakedeck, what: &str| {
+        run.wait_status(MINUTES, what, |status| status["sources"][0]["lag_bytes"] == 0);
+    };
+    applied(&run, "everything of before");
+    // Its replica gets nothing any more: the password is not wanted.
+    let (master, replica) = (0, destination.replicas(0)[0]);
+    wait_until(MINUTES, "the replica has everything", || {
+        let offset = |n: usize| destination.client_of(n).info("replication", "master_repl_offset");
+        offset(master) == offset(replica)
+    });
+    destination.client_of(replica).ok(&["CONFIG", "SET", "masterauth", "unwanted"]);
+    destination.client_of(master).ok(&["CLIENT", "KILL", "TYPE", "replica"]);
+    wait_until(MINUTES, "the replica has no link", || {
+        destination.client_of(replica).info("replication", "master_link_status").as_deref() == Some("down")
+    });
+    for n in 0..50 {
+        client.ok(&["RENAME", &from[n], &to[n]]);
+        client.ok(&["SUNIONSTORE", &union[n], &left[n], &right[n]]);
+        // The sources go on.
+        client.ok(&["SET", &from[n], "something else"]);
+        client.ok(&["DEL", &left[n]]);
+        client.ok(&["RPUSH", &to[n], "behind"]);
+    }
+    // The last of them is done on another master.
+    client.ok(&["SET", &from[0], "the end"]);
+    wait_until(MINUTES, "it has the results", || {
+        destination.client().bytes(&["GET", &from[0]]).as_deref() == Some(b"the end")
+            && destination.client_of(master).integer(&["LLEN", &to[49]]) == 4
+    });
+    applied(&run, "the results");
+    let promoted = destination.fail_over_by_death(master);
+    assert_eq!(promoted, replica);
+    for name in &union {
+        client.ok(&["SADD", name, "last"]);
+    }
+    run.wait_status(MINUTES, "the results once more", |_| {
+        let mut there = destination.client_of(promoted);
+        to.iter().all(|name| there.integer(&["LLEN", name]) == 4)
+            && union.iter().all(|name| there.integer(&["SCARD", name]) >= 4)
+    });
+    let (folder, quarantine) = (run.folder(), run.data().join("quarantine.jsonl"));
+    run.kill();
+    assert_eq!(std::fs::read_to_string(quarantine).unwrap_or_default(), "", "set aside");
+    let last = setup.clone().exit_when("caught-up").args(&["--timeout", "2m"]).start_in(folder);
+    last.wait_exit(MINUTES).expect(0, &["0 quarantined"]);
+    assert_eq!(assert_same(&source, &destination).keys, 200);
+    assert_eq!(source.client().info("stats", "sync_full").as_deref(), Some("1"), "only one full sync");
 }
 
 #[test]

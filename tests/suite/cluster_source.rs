@@ -105,6 +105,53 @@ fn a_line_follows_its_shard_to_the_replica_that_takes_over() {
     assert!(!at.is_empty());
 }
 
+/// A master dies while its RDB is on its way, and another one is replaced in order while its RDB is being applied.
+#[test]
+fn masters_that_are_replaced_inside_their_rdb_are_followed() {
+    let binary = require_server!();
+    let mut source = cluster(binary, 3, 1);
+    let destination = Server::start(binary, Options::new());
+    let mut client = source.client();
+    for number in 0..6_000 {
+        client.ok(&["RPUSH", &format!("bulk:{number}"), "one", "two", &number.to_string()]);
+    }
+    let load = Mixed::new(8).per_second(1_000).on_cluster(&source);
+    load.wait_more(500);
+    let masters = source.masters();
+    let (dies, goes) = (masters[0], masters[1]);
+    let names = [dies, goes].map(|node| source.node(node).address().to_string());
+    // Its child waits before each key: some 4 s.
+    source.client_of(dies).ok(&["CONFIG", "SET", "rdb-key-save-delay", "2000"]);
+    let setup = from_cluster(&source, &destination).exit_when("caught-up").args(&["--timeout", "3m"]);
+    let setup = setup.set("sync_reader", "full_sync_parallel", "3").text("cutover", "hold_for", "4s");
+    let run = setup.start();
+    run.wait_status(MINUTES, "a run", |status| status["state"].is_string());
+    run.ctl(&["throttle", "--ops", "300"]).expect(0, &[]);
+    let line = |status: &serde_json::Value, name: &str| {
+        let lines = status["sources"].as_array().unwrap();
+        lines.iter().find(|line| line["address"] == name).unwrap().clone()
+    };
+    run.wait_status(MINUTES, "a part of its RDB", |status| {
+        line(status, &names[0])["rdb_bytes_received"].as_u64() > Some(5_000)
+    });
+    let saving = source.client_of(dies).info("persistence", "rdb_bgsave_in_progress");
+    assert_eq!(saving.as_deref(), Some("1"), "the rest is not on its way any more");
+    source.fail_over_by_death(dies);
+    run.wait_status(MINUTES, "the other one's RDB received and a part applied", |status| {
+        let line = line(status, &names[1]);
+        line["rdb_bytes_received"] == line["rdb_bytes_total"] && line["keys_applied"].as_u64() > Some(100)
+    });
+    source.fail_over(goes);
+    let status = run.status_json();
+    assert_eq!(line(&status, &names[1])["phase"], "rdb_apply", "{status}");
+    run.ctl(&["throttle", "off"]).expect(0, &[]);
+    streaming(&run, 3);
+    load.wait_more(1_000);
+    load.stop();
+    run.wait_exit(MINUTES).expect(0, &["the RDB transfer", "the source was promoted", "0 quarantined"]);
+    assert!(assert_same(&source, &destination).keys > 6_000);
+}
+
 /// Slots that move while they are copied: what two masters say of one key cannot be put in order, so both are copied again. Then a
 /// master without slots gets some, and one loses all that it has.
 #[test]

@@ -1,9 +1,13 @@
 //! TLS, client certificates and users with few rights, as in production; and what is said when one of them is wrong.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::require_server;
+use crate::support::cluster::{Cluster, Layout};
+use crate::support::everything::assert_same;
 use crate::support::load::{Load, Writer};
+use crate::support::mixed_load::Mixed;
 use crate::support::shakedeck::Setup;
 use crate::support::{Options, Server, ServerBinary, compare, dataset, wait_until};
 
@@ -74,6 +78,56 @@ fn tls_certificates_and_least_rights_together() {
             assert!(!text.contains("secret-password"), "{file} shows the password");
         }
     }
+}
+
+/// The same on clusters: the nodes talk by TLS to each other too, so that they tell each other of their TLS ports, and those are
+/// found from any one node. A node's certificate names the address by which the cluster knows it.
+#[test]
+fn clusters_with_tls_certificates_and_least_rights() {
+    let binary = require_server!();
+    let start = |side: &str| {
+        let rules = format!("{} +cluster|nodes", documented_rules(side));
+        let options = Options::new().mutual_tls().config("tls-cluster", "yes").user(&user(&rules));
+        Cluster::start(binary, Layout::new(3, 0).options(options))
+    };
+    let (source, destination) = (start("source"), start("destination"));
+    let load = Mixed::new(1).per_second(1_500).on_cluster(&source);
+    load.wait_more(1_000);
+    let tls = |cluster: &Cluster| -> BTreeSet<String> {
+        (0..3).map(|n| cluster.node(n).tls_address().to_string()).collect()
+    };
+    let addresses = [source.node(1).tls_address().to_string(), destination.node(1).tls_address().to_string()];
+    let setup = secure(Setup::bare(&addresses[0], &addresses[1]), "sync_reader", source.node(0), true);
+    let setup = secure(setup, "redis_writer", destination.node(0), true);
+    let setup = setup.set("sync_reader", "cluster", "true").set("redis_writer", "cluster", "true");
+    let denied = |cluster: &Cluster, code: i32| {
+        let mut client = cluster.client_of(1);
+        client.ok(&["ACL", "SETUSER", "shakedeck", "-cluster|nodes", "-cluster|slots"]);
+        let exit = setup.start().wait_exit(MINUTES);
+        exit.expect(code, &[&cluster.node(1).tls_address().to_string(), "+cluster|nodes"]);
+        client.ok(&["ACL", "SETUSER", "shakedeck", "+cluster|nodes"]);
+    };
+    denied(&source, 3);
+    denied(&destination, 4);
+    let run = setup.start();
+    let status = run.wait_status(MINUTES, "the stream of all lines", |status| {
+        let lines = status["sources"].as_array().unwrap();
+        lines.len() == 3 && lines.iter().all(|line| line["phase"] == "stream")
+    });
+    for (side, cluster) in [("sources", &source), ("destinations", &destination)] {
+        let shown = status[side].as_array().unwrap().iter();
+        let shown: BTreeSet<String> =
+            shown.map(|node| node["address"].as_str().unwrap().to_owned()).collect();
+        assert_eq!(shown, tls(cluster), "{side}: the TLS ports");
+    }
+    load.wait_more(1_500);
+    load.stop();
+    run.wait_state("caught_up", MINUTES);
+    let exit = run.ctl(&["stop"]);
+    assert_eq!(exit.code, Some(0), "{}", exit.output);
+    let exit = run.wait_exit(MINUTES);
+    assert!(exit.output.contains("0 quarantined"), "{}", exit.output);
+    assert!(assert_same(&source, &destination).keys > 300);
 }
 
 /// A certificate that is not believed: the host, the reason, and the three ways on; on either side.

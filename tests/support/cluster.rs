@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use redis_protocol::resp2::types::Resp2Frame;
+
 use super::client::{Client, Reply};
 use super::cluster_client::{ClusterClient, SLOTS, owners};
 use super::server::{Options, Server};
@@ -93,7 +95,13 @@ impl Cluster {
             .config("cluster-require-full-coverage", if layout.full_coverage { "yes" } else { "no" })
             .config("cluster-replica-validity-factor", "0");
         let count = layout.masters * (1 + layout.replicas);
-        let nodes: Vec<Server> = (0..count).map(|_| Server::start(binary, options.clone())).collect();
+        let mut nodes = vec![Server::start(binary, options.clone())];
+        let mut options = options;
+        if options.has_tls() {
+            // One authority for all of them.
+            options = options.certificates(nodes[0].certificates());
+        }
+        nodes.extend((1..count).map(|_| Server::start(binary, options.clone())));
         let password = nodes[0].password().map(str::to_owned);
         let cluster = Cluster { nodes, dead: BTreeSet::new(), password };
         cluster.form(&layout);
@@ -122,7 +130,7 @@ impl Cluster {
         for (n, server) in self.nodes.iter().enumerate() {
             let mut client = server.client();
             for other in &self.nodes[n + 1..] {
-                client.ok(&["CLUSTER", "MEET", "127.0.0.1", &other.port().to_string()]);
+                client.ok(&["CLUSTER", "MEET", "127.0.0.1", &bus_owner(other).to_string()]);
             }
         }
         for replica in layout.masters..self.nodes.len() {
@@ -315,6 +323,71 @@ impl Cluster {
         }
     }
 
+    /// Begins to move slots as a whole (Redis from 8.4 on, Valkey from 9.0 on). They have another owner from one moment to the next.
+    #[track_caller]
+    pub fn begin_atomic_move(&self, from: usize, to: usize, slots: RangeInclusive<u16>) {
+        let (first, last) = (slots.start().to_string(), slots.end().to_string());
+        if self.binary().flavor == Flavor::Redis {
+            self.client_of(to).ok(&["CLUSTER", "MIGRATION", "IMPORT", &first, &last]);
+        } else {
+            let to = self.id(to);
+            self.client_of(from).ok(&["CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", &first, &last, "NODE", &to]);
+        }
+    }
+
+    /// Ends such a move before it is done; panics if none was under way.
+    #[track_caller]
+    pub fn cancel_atomic_move(&self, from: usize, to: usize) {
+        let (node, command) = match self.binary().flavor {
+            Flavor::Redis => (to, &["CLUSTER", "MIGRATION", "CANCEL", "ALL"][..]),
+            Flavor::Valkey => (from, &["CLUSTER", "CANCELSLOTMIGRATIONS"][..]),
+        };
+        let reply = self.client_of(node).ok(command);
+        assert!(!matches!(reply, Reply::Integer(0)), "there was no move to end");
+    }
+
+    /// Waits until such a move brings keys to `to`.
+    #[track_caller]
+    pub fn wait_importing(&self, to: usize) {
+        let (command, state) = match self.binary().flavor {
+            Flavor::Redis => (&["CLUSTER", "MIGRATION", "STATUS", "ALL"][..], "accumulate-buffer"),
+            Flavor::Valkey => (&["CLUSTER", "GETSLOTMIGRATIONS"][..], "receiving-snapshot"),
+        };
+        let mut client = self.client_of(to);
+        wait_until(DEADLINE, "the import brings keys", || says(&client.ok(command), state));
+    }
+
+    /// Waits until all nodes say that this slot of a move has its new owner.
+    #[track_caller]
+    pub fn wait_moved(&self, to: usize, slot: u16) {
+        wait_until(DEADLINE, "the slots have moved", || self.owner(slot) == to);
+        self.wait_ok();
+    }
+
+    /// Another master, without slots yet; returns its number.
+    #[track_caller]
+    pub fn add_node(&mut self) -> usize {
+        let server = Server::start(self.binary(), self.nodes[0].options().clone());
+        for n in self.living() {
+            self.client_of(n).ok(&["CLUSTER", "MEET", "127.0.0.1", &bus_owner(&server).to_string()]);
+        }
+        self.nodes.push(server);
+        self.wait_ok();
+        self.nodes.len() - 1
+    }
+
+    /// Takes a master without slots out of the cluster, and ends it.
+    #[track_caller]
+    pub fn remove_node(&mut self, n: usize) {
+        let id = self.id(n);
+        // First it goes: otherwise the others hear of it again from each other.
+        self.kill(n);
+        for other in self.living() {
+            self.client_of(other).ok(&["CLUSTER", "FORGET", &id]);
+        }
+        self.wait_ok();
+    }
+
     /// Ends a node like a crash.
     pub fn kill(&mut self, n: usize) {
         self.nodes[n].kill();
@@ -371,6 +444,11 @@ impl Cluster {
     }
 }
 
+/// The port by which a node is met: the bus belongs to it.
+fn bus_owner(server: &Server) -> u16 {
+    if server.options().has_tls() { server.tls_address().port() } else { server.port() }
+}
+
 /// Which address owns each range; empty while the node has no answer.
 fn slot_map(client: &mut Client) -> BTreeMap<u16, (u16, SocketAddr)> {
     owners(client).into_iter().map(|(range, at)| (*range.start(), (*range.end(), at))).collect()
@@ -379,4 +457,17 @@ fn slot_map(client: &mut Client) -> BTreeMap<u16, (u16, SocketAddr)> {
 /// Whether a server can be a node of a cluster with several databases (`cluster-databases`).
 pub fn has_cluster_databases(binary: &ServerBinary) -> bool {
     binary.flavor == Flavor::Valkey && binary.version >= (9, 0, 0)
+}
+
+/// Whether a server can move slots as a whole.
+pub fn moves_atomically(binary: &ServerBinary) -> bool {
+    binary.at_least((8, 4), (9, 0))
+}
+
+/// Whether a word stands anywhere in an answer.
+fn says(reply: &Reply, word: &str) -> bool {
+    match reply {
+        Reply::Array(parts) => parts.iter().any(|part| says(part, word)),
+        other => other.as_bytes() == Some(word.as_bytes()),
+    }
 }

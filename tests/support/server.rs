@@ -24,6 +24,7 @@ pub struct Options {
     mutual_tls: bool,
     other_name: Option<String>,
     expired: bool,
+    certificates: Option<Certificates>,
     disk_based: bool,
     rdb: Option<PathBuf>,
     stays_loading: bool,
@@ -70,6 +71,17 @@ impl Options {
     pub fn expired_certificate(mut self) -> Self {
         self.expired = true;
         self
+    }
+
+    /// TLS with the certificates of another server, as the nodes of a cluster have them.
+    pub fn certificates(mut self, certificates: &Certificates) -> Self {
+        self.certificates = Some(certificates.clone());
+        self
+    }
+
+    /// Whether it listens with TLS.
+    pub fn has_tls(&self) -> bool {
+        self.tls
     }
 
     /// `repl-diskless-sync`: how a full sync is sent.
@@ -140,7 +152,8 @@ impl Server {
         let certificates = options.tls.then(|| {
             let names =
                 options.other_name.as_deref().map_or(vec!["localhost", "127.0.0.1"], |name| vec![name]);
-            Certificates::with(folder.path(), &names, options.expired)
+            let own = || Certificates::with(folder.path(), &names, options.expired);
+            options.certificates.clone().unwrap_or_else(own)
         });
         let text = configuration(binary, &options, folder.path(), port, tls_port, certificates.as_ref());
         std::fs::write(folder.path().join("server.conf"), text).unwrap();
@@ -209,6 +222,10 @@ impl Server {
 
     pub fn password(&self) -> Option<&str> {
         self.options.password.as_deref()
+    }
+
+    pub fn options(&self) -> &Options {
+        &self.options
     }
 
     /// A connection that may do everything.
@@ -342,8 +359,9 @@ fn free_ports(cluster: bool) -> (u16, u16) {
     loop {
         let (first, second) = (listen(0).unwrap(), listen(0).unwrap());
         let [port, tls_port] = [&first, &second].map(|listener| listener.local_addr().unwrap().port());
-        let bus = port.checked_add(10_000);
-        if !cluster || bus.is_some_and(|bus| listen(bus).is_ok()) {
+        // The bus belongs to the TLS port where the nodes talk by TLS to each other.
+        let has_bus = |port: u16| port.checked_add(10_000).is_some_and(|bus| listen(bus).is_ok());
+        if !cluster || has_bus(port) && has_bus(tls_port) {
             return (port, tls_port);
         }
     }

@@ -147,10 +147,11 @@ impl ClusterWriter {
             let kind = command.kind;
             // Replay waits for the answer to a count, whatever it is.
             let awaited = kind == CommandKind::Count;
+            let arguments = group.arguments(index);
             if command.repeated && !command.once && !awaited && only_repeated(&refusal) {
+                self.tell_repeated(&arguments, named_by(kind), &refusal);
                 continue;
             }
-            let arguments = group.arguments(index);
             if refusal == Refusal::KeyMissing && renewal_is_over(&arguments, self.settings.source.now_ms()) {
                 continue;
             }
@@ -219,6 +220,21 @@ impl ClusterWriter {
             }
         }
         Ok(instead)
+    }
+
+    /// A command was refused that may have been applied before: what stands behind it in its slot had come already, and comes again. A refusal for
+    /// another reason (a key of somebody else with the same name) looks the same, so it is not silent.
+    fn tell_repeated(&self, arguments: &[&[u8]], named_by: usize, refusal: &Refusal) {
+        let Refusal::Error(error) = refusal else { return };
+        let verb = escape(arguments.first().copied().unwrap_or_default(), 20);
+        let key = escape(arguments.get(named_by).copied().unwrap_or_default(), 60);
+        let text = format!(
+            "{verb} '{key}' was refused ({}) after applying had begun again: it was applied before, and what had followed it stands there. \
+             If others write keys of these names to the destination, compare both sides",
+            escape(error.as_bytes(), 100)
+        );
+        let (events, node) = (&self.settings.events, self.node_name());
+        events.reject(&node, EventLevel::Info, "REPEATED", "applied before", &key, &text);
     }
 
     /// The commands in place of a RESTORE that was refused, as one transaction.

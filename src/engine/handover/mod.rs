@@ -50,6 +50,7 @@ use self::steps::examine;
 pub use self::switch::{lift_old_source, lift_refusals};
 use super::Engine;
 use super::events::EventLog;
+use super::shard::Shards;
 use super::shared::{SourceShared, Wishes, Writers};
 use crate::config::{Endpoint, Plan};
 use crate::cutover::{Effect, FenceKind, Hook, Input, State, step};
@@ -94,6 +95,8 @@ pub struct Handover {
     pub writes_stopped: bool,
     /// Of a rollback: the migration that is undone.
     pub home: Option<Home>,
+    /// The shards of a source cluster.
+    pub shards: Option<Arc<Shards>>,
     /// What is under way.
     pub progress: Progress,
 }
@@ -265,6 +268,9 @@ impl Handover {
             );
         }
         match effect {
+            Effect::Drain if self.slots_in_doubt() => {
+                "slots of the source may be moving: it could not be looked at in time".into()
+            }
             Effect::Drain => {
                 let left: u64 = self.left().into_iter().sum();
                 format!(

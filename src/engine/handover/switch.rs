@@ -63,6 +63,9 @@ impl Handover {
             .zip(&self.progress.commands)
             .map(|(now, then)| now.saturating_sub(*then))
             .sum();
+        if self.slots_in_doubt() {
+            return Err("slots of the source may be moving".into());
+        }
         if came > 0 {
             return Err(format!(
                 "{came} commands came through the fence: somebody lifted it, or a module writes by itself"

@@ -6,14 +6,18 @@
 
 mod aside;
 mod databases;
+mod functions;
+mod own;
 mod rdb;
 mod stream;
 mod sweep;
 mod walk;
 
 pub use databases::Databases;
+pub use own::Own;
 pub use sweep::Keeper;
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -124,6 +128,8 @@ pub struct Replay {
     pub target: Target,
     /// The shard of a source cluster; `None` = the source has all slots.
     pub shard: Option<Shard>,
+    /// The slots of that.
+    pub own: RefCell<Own>,
     /// Which values it takes by RESTORE.
     pub acceptance: Arc<Acceptance>,
     /// `target_redis_proto_max_bulk_len`
@@ -176,6 +182,7 @@ impl Replay {
 
     fn generation(&self, manifest: &Manifest, resume: Option<Progress>) -> Result<End, ReplayError> {
         self.begin_ledger(manifest.generation)?;
+        self.begin_own(manifest.generation);
         let replid = manifest.replid.clone();
         let start =
             resume.map_or(Position::Rdb { offset: manifest.rdb_offset, bytes: 0, db: 0 }, |resume| resume.at);

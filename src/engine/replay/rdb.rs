@@ -121,10 +121,11 @@ impl Replay {
                 Item::SlotImport { job, ranges } => {
                     let job = escape(job, 60);
                     let text = format!(
-                        "a slot import ({job}, {ranges} ranges) was running on the source; its keys may be incomplete"
+                        "a slot import ({job}, {ranges} ranges) was running on the source; its keys belong to another master and are left out"
                     );
-                    self.events.warn(&self.node(), text);
+                    self.events.info(&self.node(), text);
                 }
+                Item::Entry(entry) if self.leaves_out(entry.key) => read += u64::from(wanted),
                 Item::Entry(entry) if wanted && !self.databases.keeps(entry.db) => {
                     read += 1;
                     self.shared.filtered.fetch_add(1, Relaxed);
@@ -445,7 +446,7 @@ impl Replay {
 
 /// Whether a field of the file tells about the server and the file only, as all servers write them (RDB opcode AUX).
 fn harmless(aux: &[u8]) -> bool {
-    const KNOWN: [&[u8]; 12] = [
+    const KNOWN: [&[u8]; 13] = [
         b"redis-ver",
         b"valkey-ver",
         b"redis-bits",
@@ -457,6 +458,8 @@ fn harmless(aux: &[u8]) -> bool {
         b"repl-id",
         b"repl-offset",
         b"slot-info",
+        // Redis: slots on their way to it, for its own replicas.
+        b"cluster-asm-task",
         // KeyDB: a version of each key, for its own replication.
         b"mvcc-tstamp",
     ];

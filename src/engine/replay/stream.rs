@@ -8,7 +8,7 @@ use memchr::memmem;
 use super::super::batch::{Batch, CommandKind, Mark, PairVerb, Position};
 use super::super::spool::{ReadEnd, StreamReadError, StreamReader};
 use super::databases::Fate;
-use super::{End, Replay, ReplayError};
+use super::{End, Replay, ReplayError, functions};
 use crate::config::{OnKeyless, Policy};
 use crate::expiry;
 use crate::format::escape;
@@ -43,6 +43,12 @@ impl Replay {
         let mut read = 0u64;
         let mut seeking = begin_after.map(|text| memmem::Finder::new(text.as_bytes()));
         loop {
+            if in_transaction.is_none() && self.must_release() {
+                (batch.at, batch.in_transaction) = (offset, false);
+                if let Some(end) = self.release(generation, &mut batch)? {
+                    return Ok(end);
+                }
+            }
             if in_transaction.is_none() && offset >= self.shared.apply_limit.load(Relaxed) {
                 // What is before the limit must arrive; then moments pass.
                 self.shared.entries_read.fetch_add(std::mem::take(&mut read), Relaxed);
@@ -91,6 +97,9 @@ impl Replay {
                 seeking = None;
             }
             match verb_kind {
+                Verb::Control if verb.eq_ignore_ascii_case(b"TRIMSLOTS") => {
+                    self.trimmed(arguments.len(), argument);
+                }
                 Verb::Control => {}
                 _ if passed_over => {}
                 Verb::Select => {
@@ -133,6 +142,22 @@ impl Replay {
                         return Ok(end);
                     }
                 }
+                // Of no use at another version of the server, and not needed where each library is loaded by itself.
+                Verb::Keyless(_) if functions::is_restore(arguments.len(), argument) => {
+                    let payload = argument(2).unwrap_or_default();
+                    match functions::commands(payload, argument(3)) {
+                        Some(commands) => {
+                            for command in &commands {
+                                let words: Vec<&[u8]> = command.iter().map(|word| &**word).collect();
+                                batch.push(CommandKind::Stream, &words);
+                            }
+                        }
+                        None => batch.push_raw(CommandKind::Stream, raw),
+                    }
+                    batch.entries += 1;
+                    read += 1;
+                }
+                _ if self.leaves_out_command(arguments.len(), argument) => read += 1,
                 Verb::Databases | Verb::Keyless(_) if names_databases(verb) => {
                     let end = offset + len as u64;
                     let arguments: Vec<&[u8]> =

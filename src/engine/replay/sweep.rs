@@ -31,7 +31,7 @@ pub(super) const TRY_AGAIN: Duration = Duration::from_millis(500);
 
 /// The ledger of a run, and what belongs to it.
 pub struct Keeper {
-    ledger: RefCell<Ledger>,
+    pub(super) ledger: RefCell<Ledger>,
     /// What the destination has, or will have once the batches that were handed over are confirmed.
     handed_over: Cell<Option<Place>>,
     /// Why the ledger could not be written.
@@ -248,8 +248,9 @@ impl Replay {
                 break;
             }
             let is_ghost = |db: u32, key: &[u8]| {
-                // What has moved to another master is that one's matter.
-                self.is_own(key) && some.binary_search(&self.keeper.ledger.borrow_mut().hash(db, key)).is_ok()
+                // What has moved to another master is that one's matter, once we have removed it.
+                self.is_own_or_lost(key)
+                    && some.binary_search(&self.keeper.ledger.borrow_mut().hash(db, key)).is_ok()
             };
             let doing = "removing keys that the source no longer has";
             match self.remove(generation, batch, doing, &is_ghost) {

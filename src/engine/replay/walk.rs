@@ -10,7 +10,6 @@ use super::super::discovery::{Cluster, discover};
 use super::super::net::Connection;
 use super::sweep::TRY_AGAIN;
 use super::{End, Replay, ReplayError};
-use crate::command;
 use crate::config::Endpoint;
 use crate::format;
 use crate::resp::Reply;
@@ -33,11 +32,6 @@ struct Walker {
 }
 
 impl Replay {
-    /// Whether a key belongs to this source.
-    pub(super) fn is_own(&self, key: &[u8]) -> bool {
-        self.shard.as_ref().is_none_or(|shard| shard.owns(command::slot_of(key)))
-    }
-
     /// Removes all keys of this shard (in database `db`, if one is meant): what FLUSHALL means where others have theirs too. Done
     /// again after a crash: until it is confirmed, the batches do not come past its place. `Ok(Err)` = why it is not possible.
     pub(super) fn empty_shard(

@@ -25,9 +25,10 @@ use super::net::{Connection, NetError};
 use super::replay::Databases;
 use super::room::{Quota, Room};
 use super::sentinel;
-use super::shard::{Site, Turns};
+use super::shard::Site;
 use super::shared::SourceShared;
 use super::spool::{SpoolError, SpoolWriter};
+use super::turns::Turns;
 use crate::config::{Address, Endpoint, Policy, Secret};
 use crate::format;
 use crate::psync::{EOF_MARK_LEN, EofFinder, EofSearch, PsyncReply, Replid, Transfer, replconf_ack};
@@ -241,6 +242,8 @@ impl Source {
             connection = opening => connection?,
             () = stopped(&mut stop) => return Ok(SessionEnd::Stopped),
         };
+        // Before it is asked: a wish that comes later wants a later one.
+        let wanted = self.shared.full_sync_wanted.load(Relaxed);
         let reply = tokio::select! {
             reply = self.psync(&mut connection) => reply?,
             () = stopped(&mut stop) => return Ok(SessionEnd::Stopped),
@@ -273,7 +276,7 @@ impl Source {
             PsyncReply::FullResync { replid, offset } => {
                 // This source speaks PSYNC: a link that is lost or silent from here on is worth another try.
                 *accepted = true;
-                let end = self.full_sync(&mut connection, writer, &replid, offset).await?;
+                let end = self.full_sync(&mut connection, writer, &replid, offset, wanted).await?;
                 if let Some(end) = end {
                     return Ok(end);
                 }
@@ -314,13 +317,14 @@ impl Source {
         Ok(connection)
     }
 
-    /// Receives the RDB. Returns `Some` when the session must end.
+    /// Receives the RDB, which is the one that was wished for, or not. Returns `Some` when the session must end.
     async fn full_sync(
         &self,
         connection: &mut Connection,
         writer: &mut SpoolWriter,
         replid: &Replid,
         offset: u64,
+        wanted: bool,
     ) -> Result<Option<SessionEnd>, SourceError> {
         let mut stop = self.stop.clone();
         {
@@ -384,7 +388,9 @@ impl Source {
         if let Some(end) = self.when_room(connection, writer, Alive::Newline, begin).await? {
             return Ok(Some(end));
         }
-        self.shared.full_sync_wanted.store(false, Relaxed);
+        if wanted {
+            self.shared.full_sync_wanted.store(false, Relaxed);
+        }
         {
             let mut details = self.shared.details();
             details.rdb_total = total;

@@ -144,6 +144,8 @@ struct State {
     torn: Option<Torn>,
     /// Where the parser found the end of a diskless RDB without checksum.
     rdb_end_by_parser: Option<u64>,
+    /// A reader that waits for more of the stream shall look up.
+    nudged: bool,
     /// Readers shall end at once.
     stopped: bool,
     /// Nothing more will be appended: readers end where the bytes end.
@@ -302,6 +304,12 @@ impl Spool {
     /// Tells every waiting reader to end.
     pub fn stop(&self) {
         self.lock().stopped = true;
+        self.grown.notify_all();
+    }
+
+    /// Lets the reader that waits for more of the stream, or will next, return without any.
+    pub fn nudge(&self) {
+        self.lock().nudged = true;
         self.grown.notify_all();
     }
 

@@ -93,7 +93,7 @@ impl StreamReader {
     }
 
     /// Appends what is there, some `max` bytes and at least one append, to `buffer`; returns how many. With `wait`, blocks
-    /// until there is something; without, 0 means nothing yet.
+    /// until there is something or [`Spool::nudge`]; 0 means nothing yet.
     pub fn fill(&mut self, buffer: &mut Vec<u8>, max: usize, wait: bool) -> Result<usize, StreamReadError> {
         // What stands in the buffer still is needed; what stood there before is not.
         let consumed = self.offset.saturating_sub(buffer.len() as u64);
@@ -112,6 +112,9 @@ impl StreamReader {
                 }
                 if state.closed {
                     return Err(ReadEnd::Closed.into());
+                }
+                if std::mem::take(&mut state.nudged) {
+                    return Ok(0);
                 }
                 state = self.spool.wait(state);
             }
