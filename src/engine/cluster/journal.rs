@@ -1,7 +1,10 @@
-//! What was copied for commands on keys of several slots, kept on this disk until the commands are confirmed for good.
+//! What was copied for commands on keys of several slots, kept on this disk until the commands are confirmed, and for some time after.
 //!
 //! The sources of such a command may go on as soon as its result is written. If the node with the result then loses it, the
 //! destination's own state is no longer the one from which it was computed; here it still stands.
+//!
+//! Confirmed is not for good: a replica that lacked the last writes may be promoted after that. The spool can still be read from before
+//! them, because whole segments are given back; so these files go only when they have grown: the last 8 MiB at least stay.
 //!
 //! ```text
 //!  copies-1  copies-2     records: generation, offset, length, checksum, commands in RESP
@@ -35,6 +38,8 @@ pub struct Journal {
     last: Option<Place>,
     /// The last place of the file before it, while that is kept.
     former: Option<Place>,
+    /// What begins before it is confirmed on all nodes.
+    confirmed: Option<Place>,
     /// What a former process, or the time before applying began again, has left.
     found: BTreeMap<Place, Vec<u8>>,
 }
@@ -51,8 +56,15 @@ impl Journal {
                 Err(cause) => return Err(SpoolError { action: "read", path, cause }),
             }
         }
-        let mut journal =
-            Journal { dir: dir.to_owned(), file: None, len: 0, last: None, former: None, found };
+        let mut journal = Journal {
+            dir: dir.to_owned(),
+            file: None,
+            len: 0,
+            last: None,
+            former: None,
+            confirmed: None,
+            found,
+        };
         journal.begin_anew()?;
         Ok(journal)
     }
@@ -106,7 +118,8 @@ impl Journal {
         }
         self.len += record.len() as u64;
         self.last = Some(place);
-        if self.len >= FILE_BYTES && self.former.is_none() {
+        let former_goes = self.former.is_none_or(|last| self.confirmed.is_some_and(|place| last < place));
+        if self.len >= FILE_BYTES && former_goes {
             fs::rename(&current, path(&self.dir, 2)).map_err(failed("rename"))?;
             (self.file, self.len, self.former) = (None, 0, self.last);
         }
@@ -116,15 +129,7 @@ impl Journal {
     /// Everything that begins before this place is confirmed on all nodes.
     pub fn confirmed(&mut self, place: Place) {
         self.found.retain(|kept, _| *kept >= place);
-        if self.former.is_some_and(|last| last < place) && fs::remove_file(path(&self.dir, 2)).is_ok() {
-            self.former = None;
-        }
-        if self.last.is_some_and(|last| last < place)
-            && let Some(file) = &self.file
-            && file.set_len(0).is_ok()
-        {
-            (self.len, self.last) = (0, None);
-        }
+        self.confirmed = Some(place);
     }
 }
 
@@ -188,6 +193,10 @@ mod tests {
         assert_eq!((journal.find(place(10)), journal.find(place(20))), (None, Some(&b"twenty"[..])));
         journal.confirmed(place(25));
         assert_eq!(journal.find(place(20)), None);
+        drop(journal);
+        // A node that is promoted without it wants it again.
+        let journal = Journal::open(dir.path(), Some(place(15))).unwrap();
+        assert_eq!(journal.find(place(20)), Some(&b"twenty"[..]));
     }
 
     #[test]
