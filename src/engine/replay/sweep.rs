@@ -247,10 +247,16 @@ impl Replay {
             if some.is_empty() {
                 break;
             }
+            // SCAN may return a key twice while the table shrinks.
+            let found = RefCell::new(vec![false; some.len()]);
             let is_ghost = |db: u32, key: &[u8]| {
                 // What has moved to another master is that one's matter, once we have removed it.
-                self.is_own_or_lost(key)
-                    && some.binary_search(&self.keeper.ledger.borrow_mut().hash(db, key)).is_ok()
+                if !self.is_own_or_lost(key) {
+                    return false;
+                }
+                let at = some.binary_search(&self.keeper.ledger.borrow_mut().hash(db, key)).ok();
+                at.and_then(|at| found.borrow_mut().get_mut(at).map(|found| !std::mem::replace(found, true)))
+                    .unwrap_or(false)
             };
             let doing = "removing keys that the source no longer has";
             match self.remove(generation, batch, doing, &is_ghost) {
