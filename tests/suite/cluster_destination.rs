@@ -11,7 +11,7 @@ use crate::support::cluster_client::slot_of;
 use crate::support::everything::assert_same;
 use crate::support::mixed_load::{Mixed, MixedLoad};
 use crate::support::shakedeck::Setup;
-use crate::support::{Options, Server, ServerBinary, Shakedeck, dataset, servers, wait_until};
+use crate::support::{Options, Reply, Server, ServerBinary, Shakedeck, dataset, servers, wait_until};
 
 const MINUTES: Duration = Duration::from_secs(180);
 
@@ -311,7 +311,9 @@ fn a_result_that_a_failover_loses_is_brought_again() {
     // The last of them is done on another master.
     client.ok(&["SET", &from[0], "the end"]);
     wait_until(MINUTES, "it has the results", || {
-        destination.client().bytes(&["GET", &from[0]]).as_deref() == Some(b"the end")
+        // Until then it is a list.
+        let end = destination.client().call(&["GET", &from[0]]);
+        matches!(end, Reply::BulkString(text) if text == b"the end")
             && destination.client_of(master).integer(&["LLEN", &to[49]]) == 4
     });
     applied(&run, "the results");
