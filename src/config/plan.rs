@@ -337,7 +337,7 @@ pub struct Policy {
     pub source_gone_after: Duration,
     /// FLUSHALL and FLUSHDB. Of one shard of a cluster they only ever concern the keys of that shard.
     pub on_flush: OnKeyless,
-    /// SWAPDB. A cluster has one database: there it is set aside at least.
+    /// SWAPDB. A cluster does not exchange databases: there it is set aside at least.
     pub on_swapdb: OnKeyless,
     /// SCRIPT and FUNCTION: to every master of a cluster.
     pub on_function: OnKeyless,

@@ -79,7 +79,7 @@ impl Destination {
                 "The destination is a cluster: write 'cluster = true' in [redis_writer].",
             ));
         }
-        let databases = databases(&mut connection).await?;
+        let databases = count_databases(&mut connection).await?;
         let checkpoint_text = read_checkpoint(&mut connection, checkpoint_key, source.as_bytes()).await?;
         let checkpoint = match &checkpoint_text {
             Some(text) => Some(text.parse().map_err(|error: String| {
@@ -104,7 +104,7 @@ impl Destination {
 }
 
 /// How many databases a server has. Found by selecting: CONFIG is refused in many places. Leaves database 0 selected.
-async fn databases(connection: &mut Connection) -> Result<u32, NetError> {
+pub(super) async fn count_databases(connection: &mut Connection) -> Result<u32, NetError> {
     // Twice as many until one is missing, then by halves between.
     let (mut there, mut missing) = (0, 1);
     loop {

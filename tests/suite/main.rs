@@ -13,6 +13,7 @@ mod values;
 mod atomic_slots;
 mod bad_snapshots;
 mod built_aside;
+mod cluster_databases;
 mod cluster_destination;
 mod cluster_source;
 mod clusters;

@@ -28,6 +28,7 @@ pub struct Layout {
     full_coverage: bool,
     node_timeout: Duration,
     options: Options,
+    databases: u32,
 }
 
 impl Layout {
@@ -40,7 +41,14 @@ impl Layout {
             full_coverage: true,
             node_timeout: Duration::from_secs(2),
             options: Options::new(),
+            databases: 1,
         }
+    }
+
+    /// `cluster-databases`, where the server [has them](has_cluster_databases).
+    pub fn databases(mut self, count: u32) -> Layout {
+        self.databases = count;
+        self
     }
 
     /// The slots of each master. A master may have none.
@@ -81,6 +89,7 @@ pub struct Cluster {
     /// Nodes that were killed and not started again.
     dead: BTreeSet<usize>,
     password: Option<String>,
+    databases: u32,
 }
 
 impl Cluster {
@@ -94,6 +103,10 @@ impl Cluster {
             .config("cluster-node-timeout", &layout.node_timeout.as_millis().to_string())
             .config("cluster-require-full-coverage", if layout.full_coverage { "yes" } else { "no" })
             .config("cluster-replica-validity-factor", "0");
+        let options = match layout.databases {
+            1 => options,
+            several => options.config("cluster-databases", &several.to_string()),
+        };
         let count = layout.masters * (1 + layout.replicas);
         let mut nodes = vec![Server::start(binary, options.clone())];
         let mut options = options;
@@ -103,7 +116,8 @@ impl Cluster {
         }
         nodes.extend((1..count).map(|_| Server::start(binary, options.clone())));
         let password = nodes[0].password().map(str::to_owned);
-        let cluster = Cluster { nodes, dead: BTreeSet::new(), password };
+        let databases = layout.databases;
+        let cluster = Cluster { nodes, dead: BTreeSet::new(), password, databases };
         cluster.form(&layout);
         cluster
     }
@@ -288,23 +302,33 @@ impl Cluster {
         self.client_of(from).ok(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &self.id(to)]);
     }
 
-    /// Moves at most `count` keys of the slot; returns how many it has moved.
+    /// Moves at most `count` keys of the slot, those of database 0 first; returns how many it has moved.
     #[track_caller]
     pub fn move_keys(&self, from: usize, to: usize, slot: u16, count: usize) -> usize {
         let mut client = self.client_of(from);
-        let keys = client.list(&["CLUSTER", "GETKEYSINSLOT", &slot.to_string(), &count.to_string()]);
-        if keys.is_empty() {
-            return 0;
-        }
         let port = self.nodes[to].port().to_string();
-        let mut command: Vec<&[u8]> = vec![b"MIGRATE", b"127.0.0.1", port.as_bytes(), b"", b"0", b"60000"];
-        if let Some(password) = &self.password {
-            command.extend([b"AUTH".as_slice(), password.as_bytes()]);
+        let mut moved = 0;
+        for db in 0..self.databases {
+            let db = db.to_string();
+            if self.databases > 1 {
+                client.ok(&["SELECT", &db]);
+            }
+            let most = (count - moved).to_string();
+            let keys = client.list(&["CLUSTER", "GETKEYSINSLOT", &slot.to_string(), &most]);
+            if keys.is_empty() {
+                continue;
+            }
+            let mut command: Vec<&[u8]> =
+                vec![b"MIGRATE", b"127.0.0.1", port.as_bytes(), b"", db.as_bytes(), b"60000"];
+            if let Some(password) = &self.password {
+                command.extend([b"AUTH".as_slice(), password.as_bytes()]);
+            }
+            command.push(b"KEYS");
+            command.extend(keys.iter().map(Vec::as_slice));
+            client.ok(&command);
+            moved += keys.len();
         }
-        command.push(b"KEYS");
-        command.extend(keys.iter().map(Vec::as_slice));
-        client.ok(&command);
-        keys.len()
+        moved
     }
 
     /// The slot belongs to `to` from now on, and every master is told.

@@ -2,6 +2,8 @@
 //! transactions and scripts of one slot. A standalone server also gets what spans slots: MSET, DEL and UNLINK of several keys, RENAME,
 //! COPY, SUNIONSTORE, LMOVE, SMOVE.
 //!
+//! With several databases each unit of commands runs in one of them, and keys are copied and moved between them.
+//!
 //! Keys are named `mixed:<type>:{<n>}`: those with the same `n` are in one slot. The commands depend on the seed only, their number
 //! on the time. [`super::load`] is the load for everything that only a standalone server has (16 databases).
 
@@ -25,12 +27,14 @@ pub struct Mixed {
     pub names: u64,
     /// About how many commands are sent in a second; 0 = as many as the server takes.
     pub per_second: u64,
+    /// Databases 0 to this number, without it, are written to.
+    pub databases: u64,
 }
 
 impl Mixed {
     /// 300 names, as fast as it goes.
     pub fn new(seed: u64) -> Mixed {
-        Mixed { seed, names: 300, per_second: 0 }
+        Mixed { seed, names: 300, per_second: 0, databases: 1 }
     }
 
     pub fn per_second(mut self, count: u64) -> Mixed {
@@ -38,7 +42,12 @@ impl Mixed {
         self
     }
 
-    /// Changes a standalone server in its database 0.
+    pub fn databases(mut self, count: u64) -> Mixed {
+        self.databases = count;
+        self
+    }
+
+    /// Changes a standalone server.
     #[track_caller]
     pub fn on_server(self, server: &Server) -> MixedLoad {
         MixedLoad::start(self, Link::Server(server.client()), Link::Server(server.client()))
@@ -127,14 +136,24 @@ enum Link {
 
 fn run(mut link: Link, load: Mixed, stop: &AtomicBool, sent: &AtomicU64) -> (Vec<String>, u64) {
     let spans_slots = matches!(link, Link::Server(_));
-    let mut maker =
-        Maker { random: Random::new(load.seed), names: load.names, serial: 0, spans_slots, out: Vec::new() };
+    let mut maker = Maker {
+        random: Random::new(load.seed),
+        names: load.names,
+        databases: load.databases,
+        serial: 0,
+        spans_slots,
+        out: Vec::new(),
+    };
     let mut errors = Vec::new();
     let started = Instant::now();
     while !stop.load(Ordering::Relaxed) && errors.len() < 10 {
         let n = maker.random.below(load.names);
         maker.unit(n);
-        let commands = std::mem::take(&mut maker.out);
+        let mut commands = std::mem::take(&mut maker.out);
+        if load.databases > 1 {
+            let db = maker.random.below(load.databases).to_string();
+            in_database(&mut commands, &db, !spans_slots);
+        }
         let replies = match &mut link {
             Link::Server(client) => {
                 commands.iter().for_each(|command| client.push(command));
@@ -144,7 +163,13 @@ fn run(mut link: Link, load: Mixed, stop: &AtomicBool, sent: &AtomicU64) -> (Vec
         };
         for (reply, command) in replies.iter().zip(&commands) {
             // A stream may have lost its group, RENAME and COPY may find nothing: that is part of the load.
-            const EXPECTED: [&str; 4] = ["WRONGTYPE", "NOGROUP", "BUSYGROUP", "ERR no such key"];
+            const EXPECTED: [&str; 5] = [
+                "WRONGTYPE",
+                "NOGROUP",
+                "BUSYGROUP",
+                "ERR no such key",
+                "ERR source and destination objects",
+            ];
             if let Reply::Error(error) = reply
                 && !EXPECTED.iter().any(|start| error.starts_with(start))
             {
@@ -164,9 +189,23 @@ fn run(mut link: Link, load: Mixed, stop: &AtomicBool, sent: &AtomicU64) -> (Vec
     (errors, again)
 }
 
+/// Runs the commands in this database. In a cluster they are one transaction, so that none is sent again by itself, in another one.
+fn in_database(commands: &mut Vec<Vec<Vec<u8>>>, db: &str, in_cluster: bool) {
+    let command = |words: &[&str]| words.iter().map(|word| word.as_bytes().to_vec()).collect::<Vec<_>>();
+    let select = command(&["SELECT", db]);
+    if !in_cluster {
+        commands.insert(0, select);
+        return;
+    }
+    commands.retain(|command| command[0] != b"MULTI" && command[0] != b"EXEC");
+    commands.splice(0..0, [command(&["MULTI"]), select]);
+    commands.extend([command(&["SELECT", "0"]), command(&["EXEC"])]);
+}
+
 struct Maker {
     random: Random,
     names: u64,
+    databases: u64,
     serial: u64,
     spans_slots: bool,
     out: Vec<Vec<Vec<u8>>>,
@@ -185,7 +224,16 @@ impl Maker {
         let second = |kind: &str| format!("mixed:{kind}2:{{{other}}}");
         let word = String::from_utf8(self.random.word(12)).unwrap();
         let number = self.random.below(1_000).to_string();
-        match self.random.below(25) {
+        let kind = self.random.below(25);
+        if self.databases > 1 && self.random.below(12) == 0 {
+            let db = self.random.below(self.databases).to_string();
+            match kind % 2 {
+                0 => self.push(&["COPY", &key("text"), &second("text"), "DB", &db, "REPLACE"]),
+                _ => self.push(&["MOVE", &key("counter"), &db]),
+            }
+            return;
+        }
+        match kind {
             0 => self.push(&["INCR", &key("counter")]),
             1 => self.push(&["APPEND", &key("text"), &word]),
             2 => {
@@ -214,7 +262,8 @@ impl Maker {
                 self.push(&["XREADGROUP", "GROUP", "group", "eve", "COUNT", "3", "STREAMS", &stream, ">"]);
             }
             13 => self.push(&["SET", &key("lives"), &word, "EX", "864000"]),
-            14 => {
+            // Whether they are gone is looked up in one database.
+            14 if self.databases == 1 => {
                 // Gone soon; its name is never used again.
                 self.serial += 1;
                 let (brief, life) =

@@ -21,8 +21,8 @@ use tokio::time::timeout;
 
 use super::super::batch::CommandKind;
 use super::super::writer::WriterError;
-use super::flight::{checkpoint_text, exchange};
-use super::queue::Group;
+use super::flight::checkpoint_text;
+use super::group::{Group, Questions};
 use super::{ClusterWriter, STALL_LIMIT, slots};
 use crate::command::{self, CrossSlot};
 use crate::config::Address;
@@ -60,15 +60,18 @@ impl ClusterWriter {
         }
         let Some((address, indexes)) = asked_for(group, &replies) else { return Ok(replies) };
         let Some(there) = self.number_of(address).filter(|there| *there != node) else { return Ok(replies) };
-        let mut bytes = Vec::new();
-        for index in &indexes {
-            append_command(&mut bytes, &[b"ASKING"]);
-            bytes.extend_from_slice(group.command_bytes(*index));
+        let mut questions = Questions::default();
+        let mut places = Vec::new();
+        for index in indexes {
+            // Before ASKING, which holds for one command only.
+            questions.select(group.database_of(index));
+            questions.push(&[b"ASKING"]);
+            places.push((index, questions.push_raw(group.command_bytes(index), 1)));
         }
-        let told = self.ask(there, &bytes, 2 * indexes.len()).await?;
+        let told = self.ask(there, questions).await?;
         let mut replies = replies;
-        for (index, told) in indexes.into_iter().zip(told.chunks(2)) {
-            if let (Some(reply), Some(told)) = (replies.get_mut(index), told.get(1)) {
+        for (index, place) in places {
+            if let (Some(reply), Some(told)) = (replies.get_mut(index), told.get(place)) {
                 *reply = told.clone();
             }
         }
@@ -93,20 +96,24 @@ impl ClusterWriter {
             return Ok(None);
         }
         let checkpoint = slots::checkpoint_key(&self.settings.signature.id, group.slot);
-        let mut keys: Vec<Vec<u8>> = vec![checkpoint.clone()];
-        for index in 0..group.commands.len() {
-            keys.extend(keys_of(&group.arguments(index)).into_iter().map(<[u8]>::to_vec));
+        let mut keys: Vec<(u32, Vec<u8>)> = vec![(0, checkpoint.clone())];
+        for (index, db, _) in group.entries() {
+            keys.extend(keys_of(&group.arguments(index)).into_iter().map(|key| (db, key.to_vec())));
         }
         keys.sort_unstable();
         keys.dedup();
-        let mut bytes = Vec::new();
-        keys.iter().for_each(|key| append_command(&mut bytes, &[b"EXISTS", key]));
-        let told = self.ask(node, &bytes, keys.len()).await?;
+        let mut questions = Questions::default();
+        let mut places = Vec::new();
+        for (db, key) in &keys {
+            questions.select(*db);
+            places.push(questions.push(&[b"EXISTS", key]));
+        }
+        let told = self.ask(node, questions).await?;
         let (mut there, mut here) = (None, Vec::new());
-        for (key, reply) in keys.iter().zip(told) {
-            match reply {
-                Reply::Integer(1) => here.push(key),
-                Reply::Error(error) if error.starts_with("ASK ") => {
+        for (key, place) in keys.iter().zip(places) {
+            match told.get(place) {
+                Some(Reply::Integer(1)) => here.push(key),
+                Some(Reply::Error(error)) if error.starts_with("ASK ") => {
                     there = error.split(' ').nth(2).and_then(|address| self.number_of(address));
                 }
                 // The move has ended meanwhile.
@@ -114,8 +121,8 @@ impl ClusterWriter {
             }
         }
         let Some(there) = there.filter(|there| *there != node) else { return Ok(None) };
-        for key in here {
-            if !self.bring(node, there, key).await? {
+        for (db, key) in here {
+            if !self.bring(node, there, *db, key).await? {
                 return Ok(None);
             }
         }
@@ -129,10 +136,10 @@ impl ClusterWriter {
             words.push(arguments.len().to_string().into_bytes());
             words.extend(arguments.into_iter().map(<[u8]>::to_vec));
         }
-        let mut bytes = Vec::new();
-        append_command(&mut bytes, &[b"ASKING"]);
-        append_command(&mut bytes, &words.iter().map(Vec::as_slice).collect::<Vec<_>>());
-        match self.ask(there, &bytes, 2).await?.pop() {
+        let mut questions = Questions::default();
+        questions.push(&[b"ASKING"]);
+        questions.push(&words.iter().map(Vec::as_slice).collect::<Vec<_>>());
+        match self.ask(there, questions).await?.pop() {
             Some(Reply::Array(mut results)) => {
                 // As EXEC answers: the checkpoint comes last.
                 results.push(Reply::Integer(0));
@@ -144,33 +151,38 @@ impl ClusterWriter {
     }
 
     /// Brings a key from the owner of its slot to the node that the slot goes to. False = not now.
-    async fn bring(&mut self, from: usize, to: usize, key: &[u8]) -> Result<bool, WriterError> {
-        let dumped = self.dump(from, key).await?;
+    async fn bring(&mut self, from: usize, to: usize, db: u32, key: &[u8]) -> Result<bool, WriterError> {
+        let dumped = self.dump(from, db, key).await?;
         let Some(restore) = dumped.restore(key) else {
             // Moved by the reshard itself; or it has ended.
             return Ok(dumped.error().is_some_and(|error| error.starts_with("ASK ")));
         };
-        let mut bytes = Vec::new();
-        append_command(&mut bytes, &[b"ASKING"]);
-        bytes.extend_from_slice(&restore);
-        if !matches!(self.ask(to, &bytes, 2).await?.pop(), Some(Reply::Status(_))) {
+        let mut questions = Questions::default();
+        questions.select(db);
+        questions.push(&[b"ASKING"]);
+        let restored = questions.push_raw(&restore, 1);
+        if !matches!(self.ask(to, questions).await?.get(restored), Some(Reply::Status(_))) {
             return Ok(false);
         }
-        let mut bytes = Vec::new();
-        append_command(&mut bytes, &[b"DEL", key]);
-        Ok(match self.ask(from, &bytes, 1).await?.pop() {
+        let mut questions = Questions::default();
+        questions.select(db);
+        let removed = questions.push(&[b"DEL", key]);
+        Ok(match self.ask(from, questions).await?.get(removed) {
             // It may have ended, or be moved by the reshard itself.
             Some(Reply::Error(error)) => error.starts_with("ASK "),
             _ => true,
         })
     }
 
-    /// Asks a node beside its flights.
-    async fn ask(&mut self, node: usize, bytes: &[u8], replies: usize) -> Result<Vec<Reply>, WriterError> {
-        let connection = self.beside(node).await?;
-        match timeout(STALL_LIMIT, exchange(connection, bytes, replies)).await {
-            Ok(Ok(replies)) => Ok(replies),
-            Ok(Err(error)) => Err(self.begin_again(Some(node), error.to_string())),
+    /// Asks a node beside its flights. Waits as long as a node may be silent.
+    pub(super) async fn ask(&mut self, node: usize, questions: Questions) -> Result<Vec<Reply>, WriterError> {
+        let answers = questions.answers;
+        match timeout(STALL_LIMIT, self.ask_patiently(node, questions)).await {
+            Ok(Ok(mut replies)) => {
+                replies.truncate(answers);
+                Ok(replies)
+            }
+            Ok(Err(error)) => Err(error),
             Err(_) => {
                 let reason = format!("no answer for {} s", STALL_LIMIT.as_secs());
                 Err(self.begin_again(Some(node), reason))
@@ -224,15 +236,19 @@ fn asked_for<'a>(group: &Group, replies: &'a [Reply]) -> Option<(&'a str, Vec<us
     Some((address?, indexes))
 }
 
-/// Whether the commands of a group can run in a script: known ones of the stream, each on one key.
+/// Whether the commands of a group can run in a script: known ones of the stream, each on one key of its database.
 fn fits_into_script(group: &Group) -> bool {
     group.upto.stream
-        && group.commands.iter().enumerate().all(|(index, command)| {
+        && group.entries().all(|(index, _, command)| {
             let arguments = group.arguments(index);
+            let argument = |at: usize| arguments.get(at).copied();
             let known = arguments.first().and_then(|verb| command::find(verb));
             matches!(command.kind, CommandKind::Stream | CommandKind::Renew)
-                && known
-                    .is_some_and(|known| !known.name.starts_with("EVAL") && !known.name.starts_with("FCALL"))
+                && known.is_some_and(|known| {
+                    !known.name.starts_with("EVAL")
+                        && !known.name.starts_with("FCALL")
+                        && command::other_database(known, arguments.len(), argument).is_none()
+                })
                 && arguments.len() <= MAX_WORDS
                 && keys_of(&arguments).len() == 1
         })
@@ -253,8 +269,9 @@ fn keys_of<'a>(arguments: &[&'a [u8]]) -> Vec<&'a [u8]> {
 /// The group with its commands on several keys taken apart, where that does the same (in a transaction it is one step all the same): a
 /// node that has only some of them refuses all.
 pub(super) fn taken_apart(group: &Group) -> Group {
-    let mut apart = Group { rows: group.rows.clone(), ..Group::new(group.slot, group.upto) };
-    for (index, command) in group.commands.iter().enumerate() {
+    let mut apart = Group::instead_of(group);
+    for (index, db, command) in group.entries() {
+        apart.select(db);
         let arguments = group.arguments(index);
         let known = arguments.first().and_then(|verb| command::find(verb));
         let pieces: Vec<Vec<&[u8]>> = match known {
@@ -275,6 +292,7 @@ pub(super) fn taken_apart(group: &Group) -> Group {
             apart.push(command.kind, command.once, command.repeated, |out| append_command(out, piece));
         }
     }
+    apart.select(0);
     apart
 }
 

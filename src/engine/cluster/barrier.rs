@@ -17,6 +17,7 @@ use super::super::batch::{Batch, CommandKind};
 use super::super::writer::WriterError;
 use super::distribute::{behind, place_of};
 use super::flight::{Obstacle, exchange, obstacle};
+use super::group::Questions;
 use super::route::{Route, taken_from, target_of};
 use super::{ClusterWriter, HOLD, slots};
 use crate::format::escape;
@@ -71,11 +72,12 @@ impl ClusterWriter {
         &mut self,
         batch: &Batch,
         index: usize,
+        db: u32,
         route: Route,
     ) -> Result<bool, WriterError> {
         let done = match route {
-            Route::ByValue(keys) => self.by_value(batch, index, &keys).await?,
-            Route::Masters => self.on_every_master(batch, index).await?,
+            Route::ByValue(keys) => self.by_value(batch, index, db, &keys).await?,
+            Route::Masters => self.on_every_master(batch, index, db).await?,
             Route::Empty => self.empty(batch, index).await?,
             _ => true,
         };
@@ -89,6 +91,7 @@ impl ClusterWriter {
         &mut self,
         batch: &Batch,
         index: usize,
+        db: u32,
         keys: &[(usize, u16)],
     ) -> Result<bool, WriterError> {
         let arguments = batch.arguments(index);
@@ -105,12 +108,12 @@ impl ClusterWriter {
             let gone_on = sources.iter().any(|slot| self.is_applied(*slot, place));
             if kept.is_none() && gone_on {
                 let reason = "the node of its result lost it while its sources have gone on: it cannot be computed any more";
-                self.set_aside(0, &arguments, batch.command_bytes(index), reason)?;
+                self.set_aside(db, &arguments, batch.command_bytes(index), reason)?;
             } else {
                 let commands = match kept {
                     Some(commands) => commands,
                     None => {
-                        let Some(commands) = self.with_copies(&arguments, keys, target).await? else {
+                        let Some(commands) = self.with_copies(db, &arguments, keys, target).await? else {
                             return Ok(false);
                         };
                         self.settings.journal.add(place, &commands)?;
@@ -118,12 +121,12 @@ impl ClusterWriter {
                     }
                 };
                 let count = count_of(&commands);
-                match self.transact(target, &commands, count, batch, upto).await? {
+                match self.transact(target, db, &commands, count, batch, upto).await? {
                     Ran::Done(results) => {
                         match results.iter().find(|result| matches!(result, Reply::Error(_))) {
                             Some(Reply::Error(error)) => {
                                 let error = error.clone();
-                                self.set_aside(0, &arguments, batch.command_bytes(index), &error)?;
+                                self.set_aside(db, &arguments, batch.command_bytes(index), &error)?;
                                 taken = None;
                             }
                             // Its name was taken: nothing was renamed.
@@ -139,7 +142,7 @@ impl ClusterWriter {
                     }
                     Ran::Again => return Ok(false),
                     Ran::Never(error) => {
-                        self.set_aside(0, &arguments, batch.command_bytes(index), &error)?;
+                        self.set_aside(db, &arguments, batch.command_bytes(index), &error)?;
                         taken = None;
                     }
                 }
@@ -156,10 +159,10 @@ impl ClusterWriter {
             let mut commands = Vec::new();
             own.into_iter().for_each(|command| append_command(&mut commands, command));
             let count = count_of(&commands);
-            match self.transact(slot, &commands, count, batch, upto).await? {
+            match self.transact(slot, db, &commands, count, batch, upto).await? {
                 Ran::Done(_) => {}
                 Ran::Again => return Ok(false),
-                Ran::Never(error) => self.set_aside(0, &arguments, batch.command_bytes(index), &error)?,
+                Ran::Never(error) => self.set_aside(db, &arguments, batch.command_bytes(index), &error)?,
             }
             self.applied.insert(slot, upto);
         }
@@ -170,6 +173,7 @@ impl ClusterWriter {
     /// behind it. `None` = not now.
     async fn with_copies(
         &mut self,
+        db: u32,
         arguments: &[&[u8]],
         keys: &[(usize, u16)],
         target: u16,
@@ -181,7 +185,7 @@ impl ClusterWriter {
             let Some(key) = arguments.get(at) else { continue };
             let copy = slots::copy_key(&self.settings.signature.id, target, number);
             let node = self.queues.owner(slot);
-            let dumped = self.dump(node, key).await?;
+            let dumped = self.dump(node, db, key).await?;
             if let Some(restore) = dumped.restore(&copy) {
                 commands.extend_from_slice(&restore);
             }
@@ -211,16 +215,16 @@ impl ClusterWriter {
     }
 
     /// Reads a key beside the flights of its node.
-    pub(super) async fn dump(&mut self, node: usize, key: &[u8]) -> Result<Dumped, WriterError> {
-        let mut bytes = Vec::new();
-        append_command(&mut bytes, &[b"DUMP", key]);
-        append_command(&mut bytes, &[b"PEXPIRETIME", key]);
-        append_command(&mut bytes, &[b"PTTL", key]);
-        let connection = self.beside(node).await?;
-        match exchange(connection, &bytes, 3).await.map(<[Reply; 3]>::try_from) {
-            Ok(Ok([payload, expire_at, ttl])) => Ok(Dumped { payload, expire_at, ttl }),
-            Ok(Err(_)) => Err(self.begin_again(Some(node), "answers are missing".into())),
-            Err(error) => Err(self.begin_again(Some(node), error.to_string())),
+    pub(super) async fn dump(&mut self, node: usize, db: u32, key: &[u8]) -> Result<Dumped, WriterError> {
+        let mut questions = Questions::default();
+        questions.select(db);
+        let first = questions.push(&[b"DUMP", key]);
+        questions.push(&[b"PEXPIRETIME", key]);
+        questions.push(&[b"PTTL", key]);
+        let mut told = self.ask_patiently(node, questions).await?.into_iter().skip(first);
+        match (told.next(), told.next(), told.next()) {
+            (Some(payload), Some(expire_at), Some(ttl)) => Ok(Dumped { payload, expire_at, ttl }),
+            _ => Err(self.begin_again(Some(node), "answers are missing".into())),
         }
     }
 
@@ -228,18 +232,38 @@ impl ClusterWriter {
     async fn transact(
         &mut self,
         slot: u16,
+        db: u32,
         commands: &[u8],
         count: usize,
         batch: &Batch,
         upto: super::Place,
     ) -> Result<Ran, WriterError> {
-        let mut bytes = Vec::new();
-        append_command(&mut bytes, &[b"MULTI"]);
-        bytes.extend_from_slice(commands);
-        self.settings.signature.append_checkpoint(&mut bytes, slot, &batch.progress.replid, upto);
-        append_command(&mut bytes, &[b"EXEC"]);
+        let mut questions = Questions::default();
+        questions.push(&[b"MULTI"]);
+        questions.select(db);
+        let first = questions.push_raw(commands, count) - 1;
+        questions.select(0);
+        let mut checkpoint = Vec::new();
+        self.settings.signature.append_checkpoint(&mut checkpoint, slot, &batch.progress.replid, upto);
+        questions.push_raw(&checkpoint, 1);
+        questions.push(&[b"EXEC"]);
         let node = self.queues.owner(slot);
-        self.run_there(node, Some(slot), &bytes, count + 3).await
+        Ok(match self.run_there(node, Some(slot), questions).await? {
+            Ran::Done(results) => Ran::Done(results.into_iter().skip(first).collect()),
+            other => other,
+        })
+    }
+
+    /// Asks a node beside its flights, and waits for as long as it takes.
+    pub(super) async fn ask_patiently(
+        &mut self,
+        node: usize,
+        mut questions: Questions,
+    ) -> Result<Vec<Reply>, WriterError> {
+        questions.select(0);
+        let connection = self.beside(node).await?;
+        let told = exchange(connection, &questions.bytes, questions.answers).await;
+        told.map_err(|error| self.begin_again(Some(node), error.to_string()))
     }
 
     /// Sends a transaction to a node and reads what came of it.
@@ -247,14 +271,9 @@ impl ClusterWriter {
         &mut self,
         node: usize,
         slot: Option<u16>,
-        bytes: &[u8],
-        replies: usize,
+        questions: Questions,
     ) -> Result<Ran, WriterError> {
-        let connection = self.beside(node).await?;
-        let mut replies = match exchange(connection, bytes, replies).await {
-            Ok(replies) => replies,
-            Err(error) => return Err(self.begin_again(Some(node), error.to_string())),
-        };
+        let mut replies = self.ask_patiently(node, questions).await?;
         match replies.pop() {
             Some(Reply::Array(results)) => return Ok(Ran::Done(results)),
             Some(last) => replies.push(last),
@@ -281,17 +300,16 @@ impl ClusterWriter {
     }
 
     /// Scripts and functions belong to no slot: every master gets them.
-    async fn on_every_master(&mut self, batch: &Batch, index: usize) -> Result<bool, WriterError> {
+    async fn on_every_master(&mut self, batch: &Batch, index: usize, db: u32) -> Result<bool, WriterError> {
         let arguments = batch.arguments(index);
         let at = batch.commands.get(index).map_or(0, |sent| sent.at);
         let repeated = self.settings.repeated_until.is_some_and(|until| place_of(batch, at) < until);
         for node in 0..self.nodes.len() {
-            let connection = self.beside(node).await?;
-            let reply = match exchange(connection, batch.command_bytes(index), 1).await {
-                Ok(mut replies) => replies.pop(),
-                Err(error) => return Err(self.begin_again(Some(node), error.to_string())),
+            let mut questions = Questions::default();
+            questions.push_raw(batch.command_bytes(index), 1);
+            let Some(Reply::Error(error)) = self.ask_patiently(node, questions).await?.pop() else {
+                continue;
             };
-            let Some(Reply::Error(error)) = reply else { continue };
             if let Some(Obstacle::Moved(reason) | Obstacle::Later(reason)) =
                 obstacle(&error, CommandKind::Stream)
             {
@@ -299,28 +317,28 @@ impl ClusterWriter {
                 return Ok(false);
             }
             if !repeated {
-                self.set_aside(0, &arguments, batch.command_bytes(index), &error)?;
+                self.set_aside(db, &arguments, batch.command_bytes(index), &error)?;
             }
         }
         Ok(true)
     }
 
-    /// FLUSHALL or FLUSHDB: every master is emptied; the marks are set again in the same step.
+    /// FLUSHALL, or FLUSHDB of the only database: every master is emptied; the marks are set again in the same step.
     async fn empty(&mut self, batch: &Batch, index: usize) -> Result<bool, WriterError> {
         let (_, progress) = self.rows.confirmed();
         let progress = progress.cloned();
         for node in 0..self.nodes.len() {
-            let mut bytes = Vec::new();
-            let mut count = 3;
-            append_command(&mut bytes, &[b"MULTI"]);
-            bytes.extend_from_slice(batch.command_bytes(index));
+            let mut questions = Questions::default();
+            questions.push(&[b"MULTI"]);
+            questions.push_raw(batch.command_bytes(index), 1);
             let mark_slot = self.nodes.get(node).and_then(|node| node.mark_slot);
             if let (Some(slot), Some(progress)) = (mark_slot, &progress) {
-                self.settings.signature.append_mark(&mut bytes, slot, progress);
-                count += 1;
+                let mut mark = Vec::new();
+                self.settings.signature.append_mark(&mut mark, slot, progress);
+                questions.push_raw(&mark, 1);
             }
-            append_command(&mut bytes, &[b"EXEC"]);
-            match self.run_there(node, None, &bytes, count).await? {
+            questions.push(&[b"EXEC"]);
+            match self.run_there(node, None, questions).await? {
                 Ran::Done(results) => {
                     if let Some(Reply::Error(error)) =
                         results.iter().find(|result| matches!(result, Reply::Error(_)))

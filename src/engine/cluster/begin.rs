@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::super::acceptance::Acceptance;
 use super::super::batch::{Place, Progress};
-use super::super::begin::Destination;
+use super::super::begin::{Destination, count_databases};
 use super::super::discovery::{Cluster, discover};
 use super::super::events::EventLog;
 use super::super::import_mode::ImportMode;
@@ -128,14 +128,18 @@ pub async fn look(
     let Some(prober) = connections.get_mut(prober) else { return Err(incomplete(configured, "no master")) };
     let (acceptance, tried) = Acceptance::examine(prober, info.as_deref(), target).await?;
     let clock_skew_ms = clocks::skew_ms(prober).await?;
+    // Several with Valkey 9: as many as every node has.
+    let mut databases = u32::MAX;
+    for connection in &mut connections {
+        databases = databases.min(count_databases(connection).await?);
+    }
     Ok(Destination {
         acceptance,
         tried,
         server: source::server_name(told),
         clock_skew_ms,
         run_ids,
-        // Valkey 9 can have more in a cluster; only this one is written to.
-        databases: 1,
+        databases,
         checkpoint: bound,
         checkpoint_text: None,
         cluster: Some(Begin {
@@ -338,16 +342,60 @@ async fn lowest_mark(
     Ok(lowest)
 }
 
+/// Removes what this line keeps in these slots, in the selected database.
+async fn forget_slots(
+    connection: &mut Connection,
+    configured: &Endpoint,
+    id: &str,
+    db: u32,
+    slots: &[u16],
+) -> Result<(), NetError> {
+    const WHAT: &str = "DEL of the checkpoints";
+    for part in slots.chunks(ASKED_AT_ONCE) {
+        let mut bytes = Vec::new();
+        for slot in part {
+            let [checkpoint, building, rebuilding] =
+                [slots::checkpoint_key, slots::building_key, slots::rebuilding_key]
+                    .map(|name| name(id, *slot));
+            append_command(&mut bytes, &[b"DEL", &checkpoint, &building, &rebuilding]);
+        }
+        connection.send(&bytes, WHAT).await?;
+        let mut half_moved = Vec::new();
+        for slot in part {
+            if let Reply::Error(reply) = connection.read_reply(WHAT).await? {
+                if reply.starts_with("ASK ") || reply.starts_with("TRYAGAIN") {
+                    half_moved.push(*slot);
+                    continue;
+                }
+                return Err(NetError::Refused {
+                    address: connection.address.clone(),
+                    what: WHAT.into(),
+                    reply,
+                    cure: "Keys that begin with 'shakedeck:' can be removed by hand.".into(),
+                });
+            }
+        }
+        for slot in half_moved {
+            for name in [slots::checkpoint_key, slots::building_key, slots::rebuilding_key] {
+                remove_half_moved(connection, configured, db, &name(id, slot)).await?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Removes a key of a half-moved slot, wherever it is.
 async fn remove_half_moved(
     connection: &mut Connection,
     configured: &Endpoint,
+    db: u32,
     key: &[u8],
 ) -> Result<(), NetError> {
     if let Reply::Error(reply) = connection.request(&[b"DEL", key]).await?
         && let Some(address) = asked_address(&reply, configured)
     {
         let mut there = Connection::open(&configured.at(address)).await?;
+        there.request(&[b"SELECT", db.to_string().as_bytes()]).await?;
         there.request(&[b"ASKING"]).await?;
         there.request(&[b"DEL", key]).await?;
     }
@@ -404,35 +452,10 @@ pub async fn forget(
     for (number, (node, endpoint)) in masters.iter().enumerate() {
         let mut connection = Connection::open(endpoint).await?;
         let own: Vec<u16> = node.slots.iter().cloned().flatten().collect();
-        for part in own.chunks(ASKED_AT_ONCE) {
-            let mut bytes = Vec::new();
-            for slot in part {
-                let [checkpoint, building, rebuilding] =
-                    [slots::checkpoint_key, slots::building_key, slots::rebuilding_key]
-                        .map(|name| name(id, *slot));
-                append_command(&mut bytes, &[b"DEL", &checkpoint, &building, &rebuilding]);
-            }
-            connection.send(&bytes, "DEL of the checkpoints").await?;
-            let mut half_moved = Vec::new();
-            for slot in part {
-                if let Reply::Error(reply) = connection.read_reply("DEL of the checkpoints").await? {
-                    if reply.starts_with("ASK ") || reply.starts_with("TRYAGAIN") {
-                        half_moved.push(*slot);
-                        continue;
-                    }
-                    return Err(NetError::Refused {
-                        address: connection.address.clone(),
-                        what: "DEL of the checkpoints".into(),
-                        reply,
-                        cure: "Keys that begin with 'shakedeck:' can be removed by hand.".into(),
-                    });
-                }
-            }
-            for slot in half_moved {
-                for name in [slots::checkpoint_key, slots::building_key, slots::rebuilding_key] {
-                    remove_half_moved(&mut connection, configured, &name(id, slot)).await?;
-                }
-            }
+        // A value may be half-built in any of them.
+        for db in (0..count_databases(&mut connection).await?).rev() {
+            connection.request(&[b"SELECT", db.to_string().as_bytes()]).await?;
+            forget_slots(&mut connection, configured, id, db, &own).await?;
         }
         // The setting is noted once for all nodes.
         let last = number + 1 == masters.len();

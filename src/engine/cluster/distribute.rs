@@ -9,6 +9,7 @@ use super::super::batch::{Batch, CommandKind, Counted, Place, Position};
 use super::super::confirm::Confirmed;
 use super::super::writer::WriterError;
 use super::ClusterWriter;
+use super::queue::Origin;
 use super::route::{Route, needs_transaction, route};
 use crate::format::escape;
 use crate::resp::append_command;
@@ -75,7 +76,7 @@ impl ClusterWriter {
                         Some(slots) => slots.iter().all(|slot| self.queues.is_free(*slot)),
                         None => self.queues.is_empty(),
                     };
-                    if !free || !self.do_alone(&intake.batch, intake.next, route).await? {
+                    if !free || !self.do_alone(&intake.batch, intake.next, intake.db, route).await? {
                         self.intake = Some(intake);
                         return Ok(());
                     }
@@ -93,21 +94,8 @@ impl ClusterWriter {
         let arguments = batch.arguments(index);
         let (place, upto) = (place_of(batch, sent.at), behind(batch, sent.at));
         let repeated = self.settings.repeated_until.is_some_and(|until| place < until);
+        let origin = Origin { row: intake.row, db: intake.db, upto, repeated };
         let route = route(&arguments);
-        let of_all = matches!(route, Route::Masters | Route::Drop(_))
-            || arguments.first().is_some_and(|verb| verb.eq_ignore_ascii_case(b"FLUSHALL"));
-        if intake.db != 0 && !of_all {
-            let reason = format!(
-                "it belongs to database {}, and a cluster has database 0 only ([filter] can leave others out)",
-                intake.db
-            );
-            if sent.kind == CommandKind::Count {
-                self.tell_size(Err(reason));
-            } else {
-                self.set_aside(intake.db, &arguments, batch.command_bytes(index), &reason)?;
-            }
-            return Ok(Step::Taken);
-        }
         match route {
             // So is all of its value.
             Route::Slot(slot) if sent.kind == CommandKind::Count && self.is_applied(slot, place) => {
@@ -118,7 +106,7 @@ impl ClusterWriter {
                     let once = needs_transaction(sent, &arguments);
                     let raw = batch.command_bytes(index);
                     let write = |out: &mut Vec<u8>| out.extend_from_slice(raw);
-                    if self.queues.push(slot, intake.row, upto, sent.kind, once, repeated, write) {
+                    if self.queues.push(slot, origin, sent.kind, once, write) {
                         self.rows.also(intake.row);
                     }
                 }
@@ -134,7 +122,7 @@ impl ClusterWriter {
                         piece.extend(arguments.iter().skip(at).take(step).copied());
                     }
                     let write = |out: &mut Vec<u8>| append_command(out, &piece);
-                    if self.queues.push(slot, intake.row, upto, sent.kind, once, repeated, write) {
+                    if self.queues.push(slot, origin, sent.kind, once, write) {
                         self.rows.also(intake.row);
                     }
                 }

@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt;
 use super::super::batch::{CommandKind, Place, Position, Progress};
 use super::super::net::{Connection, NetError};
 use super::super::rules::{Rule, cause_of_abort, rule};
-use super::queue::Group;
+use super::group::Group;
 use super::slots::checkpoint_key;
 use crate::config::OnBadValue;
 use crate::psync::Replid;

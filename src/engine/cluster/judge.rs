@@ -9,7 +9,7 @@ use super::super::rules::{Rule, refuses_payload, rule};
 use super::super::writer::{WriterError, named_by, renewal_is_over};
 use super::ask::taken_apart;
 use super::flight::{Outcome, Refusal, outcome, size};
-use super::queue::Group;
+use super::group::Group;
 use super::{ClusterWriter, HOLD, slots};
 use crate::config::{OnBadValue, OnExistingKey};
 use crate::format::escape;
@@ -141,10 +141,10 @@ impl ClusterWriter {
         group: &Group,
         refusals: Vec<(usize, Refusal)>,
     ) -> Result<Group, WriterError> {
-        let mut instead = Group { rows: group.rows.clone(), ..Group::new(group.slot, group.upto) };
+        let mut instead = Group::instead_of(group);
         for (index, refusal) in refusals {
             let Some(command) = group.commands.get(index).copied() else { continue };
-            let kind = command.kind;
+            let (kind, db) = (command.kind, group.database_of(index));
             // Replay waits for the answer to a count, whatever it is.
             let awaited = kind == CommandKind::Count;
             let arguments = group.arguments(index);
@@ -177,7 +177,7 @@ impl ClusterWriter {
                     | CommandKind::Rename { existing: OnExistingKey::Skip, .. }
             );
             if exists && kind != CommandKind::Stream {
-                self.settings.source.found_foreign(0, raw_key);
+                self.settings.source.found_foreign(db, raw_key);
             }
             match refusal {
                 _ if exists && keeps => {
@@ -212,7 +212,7 @@ impl ClusterWriter {
                     );
                 }
                 Refusal::Error(error) if kind.restores() && refuses_payload(&error) => {
-                    if let Err(second) = self.rebuild(&mut instead, &arguments, &error) {
+                    if let Err(second) = self.rebuild(&mut instead, db, &arguments, &error) {
                         self.refuse_for_good(group, index, &format!("{error}; and by commands: {second}"))?;
                     }
                 }
@@ -238,7 +238,13 @@ impl ClusterWriter {
     }
 
     /// The commands in place of a RESTORE that was refused, as one transaction.
-    fn rebuild(&self, instead: &mut Group, arguments: &[&[u8]], refused: &str) -> Result<(), String> {
+    fn rebuild(
+        &self,
+        instead: &mut Group,
+        db: u32,
+        arguments: &[&[u8]],
+        refused: &str,
+    ) -> Result<(), String> {
         let [_, key, ttl, payload, options @ ..] = arguments else {
             return Err("the command has no payload".into());
         };
@@ -257,6 +263,7 @@ impl ClusterWriter {
             pending_ids: Vec::new(),
         };
         let mut built = Group::new(instead.slot, instead.upto);
+        built.select(db);
         let loss =
             value_to_commands(payload.type_byte, payload.raw, payload.dialect, rebuild, &mut |command| {
                 built.push(CommandKind::Rebuild, true, false, |out| append_resp(out, command));
@@ -296,7 +303,7 @@ impl ClusterWriter {
     /// Sets a command aside, or ends the run, as the rule says.
     fn refuse_for_good(&mut self, group: &Group, index: usize, error: &str) -> Result<(), WriterError> {
         let kind = group.commands.get(index).map_or(CommandKind::Select, |command| command.kind);
-        let arguments = group.arguments(index);
+        let (arguments, db) = (group.arguments(index), group.database_of(index));
         let key = arguments.get(named_by(kind)).copied().unwrap_or_default();
         match rule(error, kind, self.settings.on_bad_value).0 {
             // At run time a state that passes cannot be waited for any more: the rest is applied already.
@@ -306,11 +313,11 @@ impl ClusterWriter {
                 Ok(())
             }
             Rule::Wait | Rule::Quarantine => {
-                self.set_key_aside(0, key, &arguments, group.command_bytes(index), error)
+                self.set_key_aside(db, key, &arguments, group.command_bytes(index), error)
             }
             Rule::Stop => {
                 if kind == CommandKind::Stream {
-                    self.set_key_aside(0, key, &arguments, group.command_bytes(index), error)?;
+                    self.set_key_aside(db, key, &arguments, group.command_bytes(index), error)?;
                 }
                 Err(self.refused(group, Some(index), error.to_owned()))
             }

@@ -28,6 +28,7 @@ mod barrier;
 mod begin;
 mod distribute;
 mod flight;
+mod group;
 mod journal;
 mod judge;
 mod queue;
@@ -49,8 +50,9 @@ use self::begin::{Listed, open};
 use self::distribute::Intake;
 pub use self::flight::Signature;
 use self::flight::{append_group, exchange};
+use self::group::Group;
 pub use self::journal::Journal;
-use self::queue::{Group, Queues, Rows};
+use self::queue::{Queues, Rows};
 use super::acceptance::Acceptance;
 use super::batch::{Batch, Counted, Place, Progress};
 use super::confirm::confirm;
@@ -369,7 +371,7 @@ impl ClusterWriter {
         if let Some(node) = self.nodes.get_mut(number) {
             node.connection = Some(connection);
             node.sent = None;
-            let commands: usize = flight.groups.iter().map(|(group, _)| group.commands.len()).sum();
+            let commands: usize = flight.groups.iter().map(|(group, _)| group.entries().count()).sum();
             let bytes: usize = flight.groups.iter().map(|(group, _)| group.bytes.len()).sum();
             node.shared.entries.fetch_add(commands as u64, Relaxed);
             node.shared.bytes.fetch_add(bytes as u64, Relaxed);

@@ -9,93 +9,19 @@ use std::time::Instant;
 
 use super::super::batch::{CommandKind, Place, Progress};
 use super::super::confirm::Confirmed;
-use crate::resp::CommandParser;
+use super::group::Group;
 
-/// One command of a group.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Command {
-    /// Where it begins in the group's bytes.
-    pub start: usize,
-    /// What it is, for the error rules.
-    pub kind: CommandKind,
-    /// It must be applied exactly once.
-    pub once: bool,
-    /// It may have been applied before: an error that only a second application causes says nothing.
-    pub repeated: bool,
-}
-
-/// Commands of one slot, in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Group {
-    /// The slot.
-    pub slot: u16,
-    /// Every command of the slot that begins before this place is in this group or was before it.
+/// Where a command comes from.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin {
+    /// Number of its batch.
+    pub row: u64,
+    /// Database in which it runs.
+    pub db: u32,
+    /// A place behind it, and before what follows it.
     pub upto: Place,
-    /// Numbers of the batches that its commands come from, each as often as it was counted.
-    pub rows: Vec<u64>,
-    /// The commands in RESP.
-    pub bytes: Vec<u8>,
-    /// One per command in `bytes`.
-    pub commands: Vec<Command>,
-}
-
-impl Group {
-    /// An empty one.
-    pub fn new(slot: u16, upto: Place) -> Self {
-        Group { slot, upto, rows: Vec::new(), bytes: Vec::new(), commands: Vec::new() }
-    }
-
-    /// Whether it goes in a transaction with its slot's checkpoint.
-    pub fn in_transaction(&self) -> bool {
-        self.commands.iter().any(|command| command.once)
-    }
-
-    /// Appends a command; `write` appends its bytes.
-    pub fn push(&mut self, kind: CommandKind, once: bool, repeated: bool, write: impl FnOnce(&mut Vec<u8>)) {
-        self.commands.push(Command { start: self.bytes.len(), kind, once, repeated });
-        write(&mut self.bytes);
-    }
-
-    /// The bytes of command `index`.
-    pub fn command_bytes(&self, index: usize) -> &[u8] {
-        let start = self.commands.get(index).map_or(self.bytes.len(), |command| command.start);
-        let end = self.commands.get(index + 1).map_or(self.bytes.len(), |command| command.start);
-        self.bytes.get(start..end).unwrap_or_default()
-    }
-
-    /// The arguments of command `index`.
-    pub fn arguments(&self, index: usize) -> Vec<&[u8]> {
-        let bytes = self.command_bytes(index);
-        let mut parser = CommandParser::default();
-        match parser.advance(bytes) {
-            Ok(Some(_)) => parser.args.iter().filter_map(|range| bytes.get(range.clone())).collect(),
-            _ => Vec::new(),
-        }
-    }
-
-    /// The group without these commands.
-    pub fn without(&self, indexes: &[usize]) -> Group {
-        let mut rest = Group { rows: self.rows.clone(), ..Group::new(self.slot, self.upto) };
-        for (index, command) in self.commands.iter().enumerate().filter(|(index, _)| !indexes.contains(index))
-        {
-            rest.push(command.kind, command.once, command.repeated, |out| {
-                out.extend_from_slice(self.command_bytes(index));
-            });
-        }
-        rest
-    }
-
-    /// Appends what comes after it.
-    pub fn append(&mut self, later: Group) {
-        let offset = self.bytes.len();
-        self.bytes.extend_from_slice(&later.bytes);
-        self.commands.extend(
-            later.commands.into_iter().map(|command| Command { start: command.start + offset, ..command }),
-        );
-        self.upto = self.upto.max(later.upto);
-        // The same number may stand in both: then both count.
-        self.rows.extend(later.rows);
-    }
+    /// It may have been applied before.
+    pub repeated: bool,
 }
 
 /// The queues of all nodes.
@@ -160,29 +86,24 @@ impl Queues {
         !self.waiting.contains_key(&slot) && !self.flying.contains(&slot)
     }
 
-    /// Appends a command to what waits of its slot. True if the slot's group had nothing of this row before.
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "all that is known of one command; a type for it would be used here only"
-    )]
+    /// Appends a command to what waits of its slot; `write` appends its bytes. True if the slot's group had nothing of this row before.
     pub fn push(
         &mut self,
         slot: u16,
-        row: u64,
-        upto: Place,
+        origin: Origin,
         kind: CommandKind,
         once: bool,
-        repeated: bool,
         write: impl FnOnce(&mut Vec<u8>),
     ) -> bool {
         let begins = !self.waiting.contains_key(&slot);
-        let group = self.waiting.entry(slot).or_insert_with(|| Group::new(slot, upto));
+        let group = self.waiting.entry(slot).or_insert_with(|| Group::new(slot, origin.upto));
         let before = group.bytes.len();
-        group.push(kind, once, repeated, write);
-        group.upto = group.upto.max(upto);
-        let first_of_row = group.rows.last() != Some(&row);
+        group.select(origin.db);
+        group.push(kind, once, origin.repeated, write);
+        group.upto = group.upto.max(origin.upto);
+        let first_of_row = group.rows.last() != Some(&origin.row);
         if first_of_row {
-            group.rows.push(row);
+            group.rows.push(origin.row);
         }
         self.bytes += group.bytes.len() - before;
         if begins {
@@ -214,7 +135,10 @@ impl Queues {
                 continue;
             }
             self.held.remove(&slot);
-            if let Some(group) = self.waiting.remove(&slot) {
+            if let Some(mut group) = self.waiting.remove(&slot) {
+                let open = group.bytes.len();
+                group.select(0);
+                self.bytes += group.bytes.len() - open;
                 command_count += group.commands.len();
                 byte_count += group.bytes.len();
                 self.flying.insert(slot);
@@ -347,9 +271,8 @@ mod tests {
     }
 
     fn push(queues: &mut Queues, slot: u16, row: u64, word: &str) -> bool {
-        queues.push(slot, row, place(row), CommandKind::Stream, false, false, |out| {
-            append_command(out, &[word.as_bytes()]);
-        })
+        let origin = Origin { row, db: 0, upto: place(row), repeated: false };
+        queues.push(slot, origin, CommandKind::Stream, false, |out| append_command(out, &[word.as_bytes()]))
     }
 
     fn words(group: &Group) -> String {

@@ -42,8 +42,7 @@ pub fn route(arguments: &[&[u8]]) -> Route {
         "PUBLISH" | "SPUBLISH" => return Route::Drop("messages are not data"),
         "FLUSHALL" | "FLUSHDB" => return Route::Empty,
         "SCRIPT" | "FUNCTION" => return Route::Masters,
-        "SWAPDB" => return Route::SetAside("a cluster has one database: there is nothing to swap"),
-        "MOVE" => return Route::SetAside("a cluster has one database: there is nowhere to move to"),
+        "SWAPDB" => return Route::SetAside("a cluster does not exchange databases"),
         _ => {}
     }
     let argument = |at: usize| arguments.get(at).copied();
@@ -63,11 +62,6 @@ pub fn route(arguments: &[&[u8]]) -> Route {
                 slots.entry(slot).or_default().push(at);
             }
             Route::Split { step: if known.name == "MSET" { 2 } else { 1 }, slots }
-        }
-        CrossSlot::Recompute
-            if command::other_database(known, arguments.len(), argument).is_some_and(|db| db != 0) =>
-        {
-            Route::SetAside("it writes to another database, and a cluster has one")
         }
         CrossSlot::Recompute => Route::ByValue(all),
         _ => Route::SetAside(
@@ -145,8 +139,9 @@ mod tests {
         assert_eq!(route(&words("del a b")), Route::Split { step: 1, slots });
         assert_eq!(route(&words("SUNIONSTORE a b a")), Route::ByValue(vec![(1, a), (2, b), (3, a)]));
         assert_eq!(route(&words("COPY a {a}1 DB 3")), Route::Slot(a));
-        for aside in ["COPY a b DB 3", "SWAPDB 0 1", "EVAL x 0", "EVAL x 2 a b", "MSETNX a 1 b 2", "MOVE a 1"]
-        {
+        assert_eq!(route(&words("COPY a b DB 3")), Route::ByValue(vec![(1, a), (2, b)]));
+        assert_eq!(route(&words("MOVE a 1")), Route::Slot(a));
+        for aside in ["SWAPDB 0 1", "EVAL x 0", "EVAL x 2 a b", "MSETNX a 1 b 2"] {
             assert!(matches!(route(&words(aside)), Route::SetAside(_)), "{aside}");
         }
         assert_eq!(route(&words("flushall async")), Route::Empty);

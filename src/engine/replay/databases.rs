@@ -30,6 +30,25 @@ pub(super) enum Fate {
     SetAside(String),
 }
 
+/// What a FLUSHALL or FLUSHDB empties on the destination.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Emptied {
+    /// Everything.
+    All,
+    /// These databases.
+    These(Vec<u32>),
+}
+
+impl Emptied {
+    /// Whether it empties this one.
+    pub fn holds(&self, db: u32) -> bool {
+        match self {
+            Emptied::All => true,
+            Emptied::These(databases) => databases.contains(&db),
+        }
+    }
+}
+
 impl Databases {
     /// `count` is how many databases the destination has, `cluster` whether it is a cluster.
     pub fn new(filter: Filter, map: DbMap, count: u32, cluster: bool) -> Databases {
@@ -65,20 +84,14 @@ impl Databases {
     pub fn refusal(&self, homeless: &[u32]) -> (String, String) {
         let join = |text: fn(&u32) -> String| homeless.iter().map(text).collect::<Vec<String>>().join(", ");
         let why: Vec<String> = homeless.iter().map(|db| self.no_place(*db)).collect();
-        let (more, raise) = match self.cluster {
-            true => (
-                ". Of a cluster only database 0 is written to, also where it has several ('cluster-databases' of Valkey 9)",
-                "",
-            ),
-            false => ("", ", or raise 'databases' on the destination"),
-        };
+        let setting = if self.cluster { "cluster-databases' (Valkey 9 and later)" } else { "databases'" };
         let cure = format!(
             "Give them other numbers with [advanced] db_map = {{ {} }} (keys of databases that come together must differ), or \
-             leave them out with [filter] block_db = [{}]{raise}.",
+             leave them out with [filter] block_db = [{}], or raise '{setting} on the destination.",
             join(|db| format!("{db} = 0")),
             join(u32::to_string),
         );
-        (format!("{}{more}", why.join("; ")), cure)
+        (why.join("; "), cure)
     }
 
     /// "16 databases, 0 to 15".
@@ -87,6 +100,23 @@ impl Databases {
             1 => "database 0 only".into(),
             count => format!("{count} databases, 0 to {}", count - 1),
         }
+    }
+
+    /// Databases of the destination that a FLUSHALL or FLUSHDB in database `db` of the source empties. `Err` = why it cannot be told.
+    pub(super) fn emptied(&self, db: u32, verb: &[u8]) -> Result<Emptied, String> {
+        match self.fate(db, &[verb]) {
+            Fate::AsItIs if verb.eq_ignore_ascii_case(b"FLUSHALL") => Ok(Emptied::All),
+            Fate::AsItIs => Ok(Emptied::These(vec![self.there(db)])),
+            Fate::Dropped => Ok(Emptied::These(Vec::new())),
+            Fate::Instead(commands) => Ok(Emptied::These(commands.into_iter().map(|(db, _)| db).collect())),
+            Fate::SetAside(reason) => Err(reason),
+        }
+    }
+
+    /// Whether that is done key by key. In a cluster the checkpoints of all databases are in database 0: they must go with what they
+    /// stand for, so a node is emptied as a whole or not at all.
+    pub(super) fn empties_by_keys(&self, db: u32, verb: &[u8]) -> bool {
+        self.cluster && self.count > 1 && matches!(self.emptied(db, verb), Ok(Emptied::These(_)))
     }
 
     /// What becomes of a command in database `db` of the source.
@@ -255,13 +285,36 @@ mod tests {
         let cluster = Databases::new(Filter::default(), DbMap::default(), 1, true);
         let homeless: Vec<u32> = [0, 3, 5].into_iter().filter(|db| !cluster.has_place_for(*db)).collect();
         let (why, cure) = cluster.refusal(&homeless);
-        for word in ["database 3 of the source", "database 5 of the source", "cluster-databases"] {
+        for word in ["database 3 of the source", "database 5 of the source", "database 0 only"] {
             assert!(why.contains(word), "{why}");
         }
         assert!(cure.contains("db_map = { 3 = 0, 5 = 0 }") && cure.contains("block_db = [3, 5]"), "{cure}");
-        assert!(!cure.contains("raise"), "a cluster has one: {cure}");
-        let (why, cure) = databases(&[], &[]).refusal(&[9]);
-        assert!(!why.contains("cluster") && cure.contains("raise 'databases'"), "{why} {cure}");
+        assert!(cure.contains("raise 'cluster-databases' (Valkey 9 and later)"), "{cure}");
+        let (_, cure) = databases(&[], &[]).refusal(&[9]);
+        assert!(!cure.contains("cluster") && cure.contains("raise 'databases'"), "{cure}");
+    }
+
+    #[test]
+    fn one_database_of_a_cluster_is_emptied_key_by_key() {
+        let cluster = |block: &[u32], count| {
+            let filter = Filter { block_db: block.iter().copied().collect(), ..Filter::default() };
+            Databases::new(filter, [(2, 3)].into_iter().collect(), count, true)
+        };
+        let by_keys = |databases: &Databases, db, verb: &[u8]| {
+            (databases.empties_by_keys(db, verb), databases.emptied(db, verb))
+        };
+        let these = |databases: &[u32]| Ok(Emptied::These(databases.to_vec()));
+        let four = cluster(&[1], 4);
+        assert_eq!(by_keys(&four, 0, b"flushdb"), (true, these(&[0])));
+        assert_eq!(by_keys(&four, 1, b"FLUSHDB"), (true, these(&[])));
+        assert!(matches!(by_keys(&four, 3, b"FLUSHDB"), (false, Err(_))), "2 and 3 are one there");
+        assert_eq!(by_keys(&four, 0, b"FLUSHALL"), (true, these(&[0, 3])));
+        let one = cluster(&[2], 1);
+        assert_eq!(by_keys(&one, 0, b"FLUSHDB"), (false, these(&[0])));
+        let plain = Databases::new(Filter::default(), DbMap::default(), 4, true);
+        assert_eq!(by_keys(&plain, 2, b"FLUSHALL"), (false, Ok(Emptied::All)));
+        assert_eq!(by_keys(&plain, 2, b"FLUSHDB"), (true, these(&[2])));
+        assert!(Emptied::All.holds(9) && !Emptied::These(vec![2]).holds(9));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::super::batch::{Batch, CommandKind, PairVerb, Position};
 use super::super::events::unix_ms;
 use super::super::spool::{Manifest, RdbReader, ReadEnd, SpoolError};
 use super::aside::{LargeKey, Name};
+use super::databases::Emptied;
 use super::{End, Replay, ReplayError};
 use crate::config::{OnBadValue, OnExistingKey};
 use crate::format::escape;
@@ -75,7 +76,7 @@ impl Replay {
                         self.events.info(&self.node(), "sync_rdb = false: the RDB is read and not applied");
                     } else if self.empty_destination && skip == 0 && self.shard.is_some() {
                         // Others fill the same destination: each of them empties its own slots.
-                        match self.empty_shard(manifest.generation, batch, None) {
+                        match self.empty_shard(manifest.generation, batch, &Emptied::All) {
                             Ok(Ok(())) => {}
                             Ok(Err(reason)) => self.events.error(
                                 &self.node(),

@@ -135,9 +135,13 @@ impl Replay {
                         _ => self.drop_keyless(verb),
                     }
                 }
-                Verb::Keyless(_) if self.shard.is_some() && is_flush(verb) => {
+                Verb::Keyless(_)
+                    if is_flush(verb)
+                        && (self.shard.is_some() || self.databases.empties_by_keys(db, verb)) =>
+                {
+                    let emptied = self.databases.emptied(db, verb);
                     let in_transaction = in_transaction.is_some();
-                    let end = self.flush_of_shard(generation, &mut batch, in_transaction, verb, raw)?;
+                    let end = self.flush_by_keys(generation, &mut batch, in_transaction, emptied, raw)?;
                     if let Some(end) = end {
                         return Ok(end);
                     }

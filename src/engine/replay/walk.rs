@@ -3,11 +3,13 @@
 //!
 //! They are looked for with SCAN on a connection of its own and removed by UNLINK in ordinary batches.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use super::super::batch::{Batch, CommandKind};
 use super::super::discovery::{Cluster, discover};
 use super::super::net::Connection;
+use super::databases::Emptied;
 use super::sweep::TRY_AGAIN;
 use super::{End, Replay, ReplayError};
 use crate::config::Endpoint;
@@ -32,13 +34,13 @@ struct Walker {
 }
 
 impl Replay {
-    /// Removes all keys of this shard (in database `db`, if one is meant): what FLUSHALL means where others have theirs too. Done
-    /// again after a crash: until it is confirmed, the batches do not come past its place. `Ok(Err)` = why it is not possible.
+    /// Removes all keys of this shard in these databases: what FLUSHALL means where others have theirs too. Done again after a
+    /// crash: until it is confirmed, the batches do not come past its place. `Ok(Err)` = why it is not possible.
     pub(super) fn empty_shard(
         &self,
         generation: u64,
         batch: &mut Batch,
-        db: Option<u32>,
+        emptied: &Emptied,
     ) -> Result<Result<(), String>, End> {
         if !self.send(batch) {
             return Err(End::Stopped);
@@ -46,15 +48,20 @@ impl Replay {
         if let Some(end) = self.wait_confirmed(generation) {
             return Err(end);
         }
-        let chosen = |of: u32, key: &[u8]| {
-            db.is_none_or(|db| db == of) && self.is_own(key) && !key.starts_with(OUR_OWN)
+        let chosen = |db: u32, key: &[u8]| emptied.holds(db) && self.is_own(key) && !key.starts_with(OUR_OWN);
+        let (doing, told) = match self.shard.is_some() {
+            true => (
+                "removing the keys of this shard",
+                "the source has emptied this shard: {} keys of its slots are removed; those of other shards stay",
+            ),
+            false => (
+                "removing the keys of a database",
+                "the source has emptied a database: its {} keys are removed",
+            ),
         };
-        match self.remove(generation, batch, "removing the keys of this shard", &chosen) {
+        match self.remove(generation, batch, doing, &chosen) {
             Ok(removed) => {
-                let text = format!(
-                    "the source has emptied this shard: {} keys of its slots are removed; those of other shards stay",
-                    format::number(removed)
-                );
+                let text = told.replace("{}", &format::number(removed));
                 self.events.warn(&self.node(), text);
                 self.shared.set_reason(None);
                 Ok(Ok(()))
@@ -197,28 +204,33 @@ impl Replay {
         }
     }
 
-    /// A FLUSHALL or FLUSHDB of one shard, in the stream. `Some` when the generation ends.
-    pub(super) fn flush_of_shard(
+    /// A FLUSHALL or FLUSHDB in the stream that is done key by key. `Some` when the generation ends.
+    pub(super) fn flush_by_keys(
         &self,
         generation: u64,
         batch: &mut Batch,
         in_transaction: bool,
-        verb: &[u8],
+        emptied: Result<Emptied, String>,
         raw: &[u8],
     ) -> Result<Option<End>, ReplayError> {
         let (at, db) = (batch.at, batch.end_db);
-        let of_one = verb.eq_ignore_ascii_case(b"FLUSHDB").then_some(db);
-        let refused = if in_transaction {
-            Err("it stands in a transaction, and other shards have their keys in the same place".to_owned())
-        } else {
-            match self.empty_shard(generation, batch, of_one) {
+        let done = match emptied {
+            Ok(Emptied::These(none)) if none.is_empty() => {
+                self.shared.filtered.fetch_add(1, Relaxed);
+                return Ok(None);
+            }
+            Ok(_) if in_transaction => {
+                Err("it stands in a transaction, and the keys can only be removed one by one".to_owned())
+            }
+            Ok(emptied) => match self.empty_shard(generation, batch, &emptied) {
                 Ok(done) => done,
                 Err(end) => return Ok(Some(end)),
-            }
+            },
+            Err(reason) => Err(reason),
         };
         batch.at = at;
         batch.select(db);
-        if let Err(reason) = refused {
+        if let Err(reason) = done {
             self.set_aside(db, b"", &reason, raw)?;
         }
         Ok(None)
