@@ -4,6 +4,7 @@
 //! unmodified command can be forwarded as the bytes that arrived. It remembers how far it came: a command of a million
 //! arguments that arrives in pieces is still parsed once. Replies are decoded by `redis-protocol`.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use redis_protocol::resp2::decode::decode;
@@ -170,7 +171,7 @@ pub fn append_decimal(out: &mut Vec<u8>, mut value: u64) {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
     /// `+OK`
-    Status(String),
+    Status(Cow<'static, str>),
     /// `-ERR …` without the minus.
     Error(String),
     /// `:1`
@@ -186,9 +187,11 @@ pub enum Reply {
 impl Reply {
     /// Decodes the reply at the front of `buffer`; `None` while bytes are missing. Returns its length too.
     pub fn decode(buffer: &[u8]) -> Result<Option<(Reply, usize)>, RespError> {
-        // By far the most frequent replies of a pipelined MULTI.
-        if buffer.starts_with(b"+QUEUED\r\n") {
-            return Ok(Some((Reply::Status("QUEUED".into()), 9)));
+        // By far the most frequent replies of a pipeline.
+        for (line, text) in [(&b"+OK\r\n"[..], "OK"), (b"+QUEUED\r\n", "QUEUED")] {
+            if buffer.starts_with(line) {
+                return Ok(Some((Reply::Status(text.into()), line.len())));
+            }
         }
         match decode(buffer) {
             Ok(Some((frame, len))) => Ok(Some((frame.into(), len))),
@@ -210,7 +213,9 @@ impl Reply {
 impl From<OwnedFrame> for Reply {
     fn from(frame: OwnedFrame) -> Self {
         match frame {
-            OwnedFrame::SimpleString(bytes) => Reply::Status(String::from_utf8_lossy(&bytes).into_owned()),
+            OwnedFrame::SimpleString(bytes) => {
+                Reply::Status(String::from_utf8_lossy(&bytes).into_owned().into())
+            }
             OwnedFrame::Error(text) => Reply::Error(text),
             OwnedFrame::Integer(value) => Reply::Integer(value),
             OwnedFrame::BulkString(bytes) => Reply::Bulk(bytes),

@@ -3,16 +3,17 @@
 //! A batch is taken apart command by command. A command that concerns several slots and cannot be split waits until what came
 //! before it in those slots is done; so does what follows it in the batch.
 
+use std::ops::Range;
 use std::time::Instant;
 
-use super::super::batch::{Batch, CommandKind, Counted, Place, Position};
+use super::super::batch::{Batch, CommandKind, Counted, Place, Position, SentCommand};
 use super::super::confirm::Confirmed;
 use super::super::writer::WriterError;
 use super::ClusterWriter;
 use super::queue::Origin;
 use super::route::{Route, needs_transaction, route};
 use crate::format::escape;
-use crate::resp::append_command;
+use crate::resp::{CommandParser, append_command};
 use crate::status::EventLevel;
 
 /// A batch that is being taken apart.
@@ -61,6 +62,8 @@ impl ClusterWriter {
             self.intake = Some(intake);
             return Ok(());
         }
+        // One for all commands: this is done for every one that is ever applied.
+        let mut parser = CommandParser::default();
         while let Some(sent) = intake.batch.commands.get(intake.next).copied() {
             if sent.kind == CommandKind::Select {
                 let arguments = intake.batch.arguments(intake.next);
@@ -69,7 +72,11 @@ impl ClusterWriter {
                 intake.next += 1;
                 continue;
             }
-            match self.step(&intake)? {
+            parser.reset();
+            if !matches!(parser.advance(intake.batch.command_bytes(intake.next)), Ok(Some(_))) {
+                parser.args.clear();
+            }
+            match self.step(&intake, &sent, &parser.args)? {
                 Step::Taken => {}
                 Step::Alone(route, slots) => {
                     let free = match &slots {
@@ -88,14 +95,20 @@ impl ClusterWriter {
         Ok(())
     }
 
-    fn step(&mut self, intake: &Intake) -> Result<Step, WriterError> {
+    /// `words`: where the arguments of the command lie in its bytes.
+    fn step(
+        &mut self,
+        intake: &Intake,
+        sent: &SentCommand,
+        words: &[Range<usize>],
+    ) -> Result<Step, WriterError> {
         let (batch, index) = (&intake.batch, intake.next);
-        let Some(sent) = batch.commands.get(index) else { return Ok(Step::Taken) };
-        let arguments = batch.arguments(index);
+        let raw = batch.command_bytes(index);
+        let argument = |at: usize| raw.get(words.get(at)?.clone());
         let (place, upto) = (place_of(batch, sent.at), behind(batch, sent.at));
         let repeated = self.settings.repeated_until.is_some_and(|until| place < until);
         let origin = Origin { row: intake.row, db: intake.db, upto, repeated };
-        let route = route(&arguments);
+        let route = route(words.len(), argument);
         match route {
             // So is all of its value.
             Route::Slot(slot) if sent.kind == CommandKind::Count && self.is_applied(slot, place) => {
@@ -103,8 +116,7 @@ impl ClusterWriter {
             }
             Route::Slot(slot) => {
                 if !self.is_applied(slot, place) {
-                    let once = needs_transaction(sent, &arguments);
-                    let raw = batch.command_bytes(index);
+                    let once = needs_transaction(sent, words.len(), argument);
                     let write = |out: &mut Vec<u8>| out.extend_from_slice(raw);
                     if self.queues.push(slot, origin, sent.kind, once, write) {
                         self.rows.also(intake.row);
@@ -112,14 +124,14 @@ impl ClusterWriter {
                 }
             }
             Route::Split { step, slots } => {
-                let once = needs_transaction(sent, &arguments);
+                let once = needs_transaction(sent, words.len(), argument);
                 for (slot, positions) in slots {
                     if self.is_applied(slot, place) {
                         continue;
                     }
-                    let mut piece: Vec<&[u8]> = arguments.first().copied().into_iter().collect();
+                    let mut piece: Vec<&[u8]> = argument(0).into_iter().collect();
                     for at in positions {
-                        piece.extend(arguments.iter().skip(at).take(step).copied());
+                        piece.extend((at..at + step).filter_map(argument));
                     }
                     let write = |out: &mut Vec<u8>| append_command(out, &piece);
                     if self.queues.push(slot, origin, sent.kind, once, write) {
@@ -138,7 +150,7 @@ impl ClusterWriter {
             route @ (Route::Masters | Route::Empty) => return Ok(Step::Alone(route, None)),
             Route::Drop(reason) => {
                 self.settings.source.filtered.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                let verb = escape(arguments.first().copied().unwrap_or_default(), 20);
+                let verb = escape(argument(0).unwrap_or_default(), 20);
                 let text = format!("{verb} is not copied to a cluster: {reason}");
                 self.settings.events.reject(
                     &self.node_name(),
@@ -150,7 +162,7 @@ impl ClusterWriter {
                 );
             }
             Route::SetAside(reason) => {
-                self.set_aside(intake.db, &arguments, batch.command_bytes(index), reason)?;
+                self.set_aside(intake.db, &batch.arguments(index), raw, reason)?;
             }
         }
         Ok(Step::Taken)

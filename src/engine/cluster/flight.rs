@@ -6,12 +6,14 @@
 //!  at the end                  HSET <mark of the node> mark:<source> <place>
 //! ```
 
+use std::fmt::Write;
+
 use tokio::io::AsyncWriteExt;
 
 use super::super::batch::{CommandKind, Place, Position, Progress};
 use super::super::net::{Connection, NetError};
 use super::super::rules::{Rule, cause_of_abort, rule};
-use super::group::Group;
+use super::group::{Command, Group};
 use super::slots::checkpoint_key;
 use crate::config::OnBadValue;
 use crate::psync::Replid;
@@ -56,7 +58,11 @@ impl Signature {
 /// What a slot's checkpoint says: a place in the stream.
 pub fn checkpoint_text(replid: &Replid, upto: Place) -> String {
     let at = Position::Stream { offset: upto.at, db: 0 };
-    Progress { replid: replid.clone(), generation: upto.generation, at }.to_string()
+    let progress = Progress { replid: replid.clone(), generation: upto.generation, at };
+    let mut text = String::with_capacity(128);
+    // Writing to a String cannot fail.
+    let _ = write!(text, "{progress}");
+    text
 }
 
 /// Appends a group; returns how many replies will come.
@@ -89,6 +95,21 @@ pub async fn exchange(
         all.push(connection.read_reply("the pipeline").await?);
     }
     Ok(all)
+}
+
+/// Whether every answer says that its command was done, and none was asked for its size: nothing is left to be judged.
+pub fn went_well(group: &Group, replies: &[Reply]) -> bool {
+    let results = match replies.last() {
+        Some(Reply::Array(results)) if group.in_transaction() => results.as_slice(),
+        _ if group.in_transaction() => return false,
+        _ => replies,
+    };
+    let well = |(command, reply): (&Command, &Reply)| {
+        command.kind != CommandKind::Count && refusal(command.kind, reply).is_none()
+    };
+    results.len() >= group.commands.len()
+        && group.commands.iter().zip(results).all(well)
+        && !matches!(results.last(), Some(Reply::Error(_)))
 }
 
 /// What became of a group.
@@ -273,6 +294,35 @@ mod tests {
         let order =
             ["MULTI", "SET", "INCR", "HSET", "stream 55 0 2", "EXEC"].map(|word| text.find(word).unwrap());
         assert!(order.is_sorted(), "{text}");
+    }
+
+    #[test]
+    fn only_what_leaves_no_question_went_well() {
+        let plain = group(&[("SET a 1", false), ("SADD b 1", false)]);
+        assert!(went_well(&plain, &[ok(), Reply::Integer(0)]));
+        for replies in [vec![ok()], vec![ok(), error("MOVED 7 a:1")], vec![error("WRONGTYPE x"), ok()]] {
+            assert!(!went_well(&plain, &replies), "{replies:?}");
+        }
+        let mut other = group(&[("SET a 1", false)]);
+        other.push(CommandKind::Renew, false, false, |out| append_command(out, &[b"PERSIST", b"b"]));
+        assert!(
+            went_well(&other, &[ok(), Reply::Integer(1)]) && !went_well(&other, &[ok(), Reply::Integer(0)])
+        );
+        other.push(CommandKind::Count, false, false, |out| append_command(out, &[b"SCARD", b"b"]));
+        assert!(!went_well(&other, &[ok(), Reply::Integer(1), Reply::Integer(1)]));
+        let once = group(&[("INCR a", true)]);
+        let queued = || Reply::Status("QUEUED".into());
+        let with = |last: Reply| vec![ok(), queued(), queued(), last];
+        let (one, wrong) = (Reply::Integer(1), error("WRONGTYPE x"));
+        assert!(went_well(&once, &with(Reply::Array(vec![one.clone(), one.clone()]))));
+        for last in [
+            Reply::Array(vec![one.clone(), wrong.clone()]),
+            Reply::Array(vec![wrong, one]),
+            error("EXECABORT x"),
+            Reply::Null,
+        ] {
+            assert!(!went_well(&once, &with(last.clone())), "{last:?}");
+        }
     }
 
     #[test]

@@ -40,6 +40,14 @@ impl Group {
         Group { slot, upto, rows: Vec::new(), bytes: Vec::new(), commands: Vec::new(), db: 0 }
     }
 
+    /// Empties it for another slot; its memory is used again.
+    pub fn begin(&mut self, slot: u16, upto: Place) {
+        (self.slot, self.upto, self.db) = (slot, upto, 0);
+        self.rows.clear();
+        self.bytes.clear();
+        self.commands.clear();
+    }
+
     /// An empty one that stands for the same batches.
     pub fn instead_of(other: &Group) -> Self {
         Group { rows: other.rows.clone(), ..Group::new(other.slot, other.upto) }

@@ -23,7 +23,7 @@ impl ClusterWriter {
     pub(super) async fn judge(
         &mut self,
         node: usize,
-        mut group: Group,
+        mut group: Box<Group>,
         replies: Vec<Reply>,
     ) -> Result<(), WriterError> {
         let taken = group.bytes.len();
@@ -53,12 +53,7 @@ impl ClusterWriter {
                     self.tell_size(Ok(Some(size)));
                 }
                 let rest = self.judge_refusals(&group, refusals)?;
-                if rest.commands.is_empty() {
-                    group.rows.iter().for_each(|row| self.rows.done(*row));
-                    self.queues.done(&group);
-                } else {
-                    self.queues.put_back(rest, taken, None);
-                }
+                self.settle(group, rest);
             }
             Outcome::Moved(address, ran) => {
                 again(&mut group, ran);
@@ -71,7 +66,7 @@ impl ClusterWriter {
                 again(&mut group, ran);
                 let slot = group.slot;
                 if reason.starts_with("ASK ") || reason.starts_with("TRYAGAIN") {
-                    group = taken_apart(&group);
+                    *group = taken_apart(&group);
                 }
                 self.queues.put_back(group, taken, Some(Instant::now() + HOLD));
                 self.not_now(node, format!("slot {slot}: {reason}"))?;
@@ -81,12 +76,7 @@ impl ClusterWriter {
                     self.refuse_for_good(&group, *index, error)?;
                 }
                 let rest = group.without(&refused.iter().map(|(index, _)| *index).collect::<Vec<_>>());
-                if rest.commands.is_empty() {
-                    group.rows.iter().for_each(|row| self.rows.done(*row));
-                    self.queues.done(&group);
-                } else {
-                    self.queues.put_back(rest, taken, None);
-                }
+                self.settle(group, rest);
             }
             Outcome::Stop(index, error) => {
                 if error.starts_with("NOPERM") && self.settings.source.entries_applied.load(Relaxed) > 0 {
@@ -98,6 +88,21 @@ impl ClusterWriter {
             }
         }
         Ok(())
+    }
+
+    /// A group was answered; this is still to be done.
+    fn settle(&mut self, group: Box<Group>, rest: Group) {
+        if rest.commands.is_empty() {
+            self.is_done(group);
+        } else {
+            self.queues.put_back(Box::new(rest), group.bytes.len(), None);
+        }
+    }
+
+    /// A group has run as it should.
+    pub(super) fn is_done(&mut self, group: Box<Group>) {
+        group.rows.iter().for_each(|row| self.rows.done(*row));
+        self.queues.done(group);
     }
 
     /// The slot is served by another node now.

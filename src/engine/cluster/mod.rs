@@ -49,7 +49,7 @@ pub use self::begin::{Begin, count_checkpoints, forget, look};
 use self::begin::{Listed, open};
 use self::distribute::Intake;
 pub use self::flight::Signature;
-use self::flight::{append_group, exchange};
+use self::flight::{append_group, exchange, went_well};
 use self::group::Group;
 pub use self::journal::Journal;
 use self::queue::{Queues, Rows};
@@ -71,6 +71,8 @@ use crate::status::WriterState;
 const WAITING_BYTES: usize = 8 * 1024 * 1024;
 /// Bytes of one flight; a larger group makes a larger one.
 const FLIGHT_BYTES: usize = 512 * 1024;
+/// Bytes of a transaction around a group, about.
+const CHECKPOINT_BYTES: usize = 256;
 /// Batches that may be unconfirmed: reached where one slot is stuck while all others go on.
 const MAX_ROWS: usize = 20_000;
 /// Time before what was refused for now is sent again.
@@ -133,7 +135,7 @@ struct Node {
 
 /// What is out for a node.
 struct Flight {
-    groups: Vec<(Group, usize)>,
+    groups: Vec<(Box<Group>, usize)>,
     /// The row and the slot of the mark at its end.
     mark: Option<(u64, u16)>,
     sent: Instant,
@@ -319,7 +321,7 @@ impl ClusterWriter {
         }
     }
 
-    fn send(&mut self, number: usize, groups: Vec<Group>, now: Instant) {
+    fn send(&mut self, number: usize, groups: Vec<Box<Group>>, now: Instant) {
         let idle = self.queues.is_empty();
         let (row, progress) = self.rows.confirmed();
         let progress = progress.cloned();
@@ -333,9 +335,10 @@ impl ClusterWriter {
         node.sent = Some(now);
         node.last_sent = now;
         let settings = &self.settings;
-        let (mut bytes, mut count) = (Vec::new(), 0);
+        let size: usize = groups.iter().map(|group| group.bytes.len() + CHECKPOINT_BYTES).sum();
+        let (mut bytes, mut count) = (Vec::with_capacity(size + CHECKPOINT_BYTES), 0);
         let replid = settings.source.spool.manifest().map(|manifest| manifest.replid);
-        let groups: Vec<(Group, usize)> = groups
+        let groups: Vec<(Box<Group>, usize)> = groups
             .into_iter()
             .map(|group| {
                 let replid = replid.as_ref().or(progress.as_ref().map(|progress| &progress.replid));
@@ -382,13 +385,20 @@ impl ClusterWriter {
             details.state = WriterState::Ok;
             details.reason = None;
         }
-        let mut replies = replies.into_iter();
+        let mut replies = replies;
+        let mut rest = replies.as_mut_slice();
         for (group, count) in flight.groups {
-            let own: Vec<Reply> = replies.by_ref().take(count).collect();
-            self.judge(number, group, own).await?;
+            let (own, others) = rest.split_at_mut(count.min(rest.len()));
+            rest = others;
+            if went_well(&group, own) {
+                self.is_done(group);
+            } else {
+                let own = own.iter_mut().map(|reply| std::mem::replace(reply, Reply::Null)).collect();
+                self.judge(number, group, own).await?;
+            }
         }
-        if let (Some((row, slot)), Some(reply)) = (flight.mark, replies.next()) {
-            self.marked(number, row, slot, reply)?;
+        if let (Some((row, slot)), Some(reply)) = (flight.mark, rest.first()) {
+            self.marked(number, row, slot, reply.clone())?;
         }
         Ok(())
     }

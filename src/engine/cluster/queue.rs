@@ -4,7 +4,7 @@
 //! of them gather, so that a slower link is given more at a time. Different slots have different keys, so their order does
 //! not matter; within a slot it is kept, because a slot has at most one group on its way.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 use super::super::batch::{CommandKind, Place, Progress};
@@ -24,30 +24,43 @@ pub struct Origin {
     pub repeated: bool,
 }
 
+/// Groups whose memory is kept for the next ones, and how much of it each may hold.
+const SPARE: usize = 2048;
+const SPARE_BYTES: usize = 512;
+
 /// The queues of all nodes.
 pub struct Queues {
     /// Number of the node for each slot.
     owners: Vec<usize>,
-    waiting: HashMap<u16, Group>,
+    slots: Vec<Slot>,
+    /// Slots where something waits, and where something is on its way.
+    counts: (usize, usize),
     /// Slots that wait, by node. An entry that is not true any more is passed over.
     order: Vec<VecDeque<u16>>,
-    /// Slots whose group is on its way.
-    flying: HashSet<u16>,
     /// Slots that must wait until a time.
     held: HashMap<u16, Instant>,
     bytes: usize,
+    spare: Vec<Box<Group>>,
+}
+
+#[derive(Default)]
+struct Slot {
+    waiting: Option<Box<Group>>,
+    /// A group of it is on its way.
+    flying: bool,
 }
 
 impl Queues {
     /// Nothing waits.
     pub fn new(owners: Vec<usize>, nodes: usize) -> Self {
         Queues {
+            slots: owners.iter().map(|_| Slot::default()).collect(),
             owners,
-            waiting: HashMap::new(),
+            counts: (0, 0),
             order: vec![VecDeque::new(); nodes],
-            flying: HashSet::new(),
             held: HashMap::new(),
             bytes: 0,
+            spare: Vec::new(),
         }
     }
 
@@ -66,7 +79,7 @@ impl Queues {
         if let Some(owner) = self.owners.get_mut(usize::from(slot)) {
             *owner = node;
         }
-        if self.waiting.contains_key(&slot) {
+        if self.slot(slot).is_some_and(|slot| slot.waiting.is_some()) {
             self.enqueue(slot);
         }
     }
@@ -78,25 +91,32 @@ impl Queues {
 
     /// Nothing waits and nothing is on its way.
     pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.flying.is_empty()
+        self.counts == (0, 0)
     }
 
     /// Nothing of this slot waits or is on its way.
     pub fn is_free(&self, slot: u16) -> bool {
-        !self.waiting.contains_key(&slot) && !self.flying.contains(&slot)
+        self.slot(slot).is_none_or(|slot| slot.waiting.is_none() && !slot.flying)
     }
 
     /// Appends a command to what waits of its slot; `write` appends its bytes. True if the slot's group had nothing of this row before.
     pub fn push(
         &mut self,
-        slot: u16,
+        number: u16,
         origin: Origin,
         kind: CommandKind,
         once: bool,
         write: impl FnOnce(&mut Vec<u8>),
     ) -> bool {
-        let begins = !self.waiting.contains_key(&slot);
-        let group = self.waiting.entry(slot).or_insert_with(|| Group::new(slot, origin.upto));
+        let Some(slot) = self.slots.get_mut(usize::from(number)) else { return false };
+        let begins = slot.waiting.is_none();
+        let group = slot.waiting.get_or_insert_with(|| match self.spare.pop() {
+            Some(mut spare) => {
+                spare.begin(number, origin.upto);
+                spare
+            }
+            None => Box::new(Group::new(number, origin.upto)),
+        });
         let before = group.bytes.len();
         group.select(origin.db);
         group.push(kind, once, origin.repeated, write);
@@ -107,41 +127,44 @@ impl Queues {
         }
         self.bytes += group.bytes.len() - before;
         if begins {
-            self.enqueue(slot);
+            self.counts.0 += 1;
+            self.enqueue(number);
         }
         first_of_row
     }
 
     /// Takes groups for a node, at least one if one may go, up to so many commands and bytes.
-    pub fn take(&mut self, node: usize, commands: usize, bytes: usize, now: Instant) -> Vec<Group> {
-        let mut taken: Vec<Group> = Vec::new();
+    pub fn take(&mut self, node: usize, commands: usize, bytes: usize, now: Instant) -> Vec<Box<Group>> {
+        let mut taken: Vec<Box<Group>> = Vec::new();
         let (mut command_count, mut byte_count) = (0, 0);
         let Some(order) = self.order.get_mut(node) else { return taken };
         for _ in 0..order.len() {
-            let Some(slot) = order.pop_front() else { break };
-            let Some(group) = self.waiting.get(&slot) else { continue };
-            if self.owners.get(usize::from(slot)) != Some(&node) {
+            let Some(number) = order.pop_front() else { break };
+            let Some(slot) = self.slots.get_mut(usize::from(number)) else { continue };
+            let Some(group) = &slot.waiting else { continue };
+            if self.owners.get(usize::from(number)) != Some(&node) {
                 continue;
             }
-            let held = self.held.get(&slot).is_some_and(|until| *until > now);
+            let held = self.held.get(&number).is_some_and(|until| *until > now);
             let full = !taken.is_empty()
                 && (command_count + group.commands.len() > commands
                     || byte_count + group.bytes.len() > bytes);
-            if held || self.flying.contains(&slot) || full {
-                order.push_back(slot);
+            if held || slot.flying || full {
+                order.push_back(number);
                 if full {
                     break;
                 }
                 continue;
             }
-            self.held.remove(&slot);
-            if let Some(mut group) = self.waiting.remove(&slot) {
+            self.held.remove(&number);
+            if let Some(mut group) = slot.waiting.take() {
+                slot.flying = true;
+                self.counts = (self.counts.0 - 1, self.counts.1 + 1);
                 let open = group.bytes.len();
                 group.select(0);
                 self.bytes += group.bytes.len() - open;
                 command_count += group.commands.len();
                 byte_count += group.bytes.len();
-                self.flying.insert(slot);
                 taken.push(group);
             }
         }
@@ -149,30 +172,49 @@ impl Queues {
     }
 
     /// A group that was taken is done.
-    pub fn done(&mut self, group: &Group) {
-        self.flying.remove(&group.slot);
+    pub fn done(&mut self, group: Box<Group>) {
+        self.landed(group.slot);
         self.bytes = self.bytes.saturating_sub(group.bytes.len());
+        if self.spare.len() < SPARE && group.bytes.capacity() <= SPARE_BYTES {
+            self.spare.push(group);
+        }
     }
 
     /// A group that was taken must be sent again, before what has gathered behind it; not before `until`. `taken_bytes` is what
     /// it held when it was taken.
-    pub fn put_back(&mut self, mut group: Group, taken_bytes: usize, until: Option<Instant>) {
-        let slot = group.slot;
-        self.flying.remove(&slot);
+    pub fn put_back(&mut self, mut group: Box<Group>, taken_bytes: usize, until: Option<Instant>) {
+        let number = group.slot;
+        self.landed(number);
         self.bytes = (self.bytes + group.bytes.len()).saturating_sub(taken_bytes);
-        if let Some(later) = self.waiting.remove(&slot) {
-            group.append(later);
+        if let Some(slot) = self.slots.get_mut(usize::from(number)) {
+            match slot.waiting.take() {
+                Some(later) => group.append(*later),
+                None => self.counts.0 += 1,
+            }
+            slot.waiting = Some(group);
         }
-        self.waiting.insert(slot, group);
         if let Some(until) = until {
-            self.held.insert(slot, until);
+            self.held.insert(number, until);
         }
-        self.enqueue(slot);
+        self.enqueue(number);
     }
 
     /// When the next slot that is held may go.
     pub fn next_due(&self) -> Option<Instant> {
-        self.held.iter().filter(|(slot, _)| self.waiting.contains_key(slot)).map(|(_, until)| *until).min()
+        let waits = |number: &u16| self.slot(*number).is_some_and(|slot| slot.waiting.is_some());
+        self.held.iter().filter(|(number, _)| waits(number)).map(|(_, until)| *until).min()
+    }
+
+    fn slot(&self, number: u16) -> Option<&Slot> {
+        self.slots.get(usize::from(number))
+    }
+
+    fn landed(&mut self, number: u16) {
+        if let Some(slot) = self.slots.get_mut(usize::from(number))
+            && std::mem::take(&mut slot.flying)
+        {
+            self.counts.1 -= 1;
+        }
     }
 
     fn enqueue(&mut self, slot: u16) {
@@ -288,7 +330,7 @@ mod tests {
         assert!(push(&mut queues, 3, 1, "other"));
         assert!(!push(&mut queues, 2, 1, "b"));
         let taken = queues.take(0, 100, 1000, now);
-        assert_eq!(taken.iter().map(words).collect::<Vec<_>>(), ["a b", "x"]);
+        assert_eq!(taken.iter().map(|group| words(group)).collect::<Vec<_>>(), ["a b", "x"]);
         // What gathers meanwhile does not overtake.
         push(&mut queues, 2, 2, "c");
         assert!(queues.take(0, 100, 1000, now).is_empty());
@@ -296,13 +338,13 @@ mod tests {
         let group = taken[0].clone();
         let len = group.bytes.len();
         queues.put_back(group, len, None);
-        queues.done(&taken[1]);
+        queues.done(taken[1].clone());
         let taken = queues.take(0, 100, 1000, now);
         assert_eq!(words(&taken[0]), "a b c");
         assert_eq!((taken[0].rows.clone(), taken[0].upto), (vec![1, 2], place(2)));
-        queues.done(&taken[0]);
+        queues.done(taken[0].clone());
         let taken = queues.take(1, 100, 1000, now);
-        queues.done(&taken[0]);
+        queues.done(taken[0].clone());
         assert!(queues.is_empty());
         assert_eq!(queues.bytes(), 0);
     }
@@ -320,7 +362,7 @@ mod tests {
         let due = now + std::time::Duration::from_secs(1);
         queues.put_back(first[0].clone(), first[0].bytes.len(), Some(due));
         assert_eq!(queues.next_due(), Some(due));
-        let slots = |groups: Vec<Group>| groups.iter().map(|group| group.slot).collect::<Vec<_>>();
+        let slots = |groups: Vec<Box<Group>>| groups.iter().map(|group| group.slot).collect::<Vec<_>>();
         assert_eq!(slots(queues.take(0, 100, 1000, now)), [6]);
         assert_eq!(slots(queues.take(1, 100, 1000, now)), [4]);
         assert_eq!(slots(queues.take(0, 100, 1000, due)), [2]);

@@ -29,13 +29,12 @@ pub enum Route {
     SetAside(&'static str),
 }
 
-/// Where a command goes.
-pub fn route(arguments: &[&[u8]]) -> Route {
-    let Some(verb) = arguments.first() else { return Route::Drop("it is empty") };
+/// Where a command of `count` arguments goes, the verb being the first. `argument` returns one of them.
+pub fn route<'a>(count: usize, argument: impl Fn(usize) -> Option<&'a [u8]>) -> Route {
+    let Some(verb) = argument(0) else { return Route::Drop("it is empty") };
     let Some(known) = command::find(verb) else {
         // The best guess.
-        return arguments
-            .get(1)
+        return argument(1)
             .map_or(Route::SetAside("nothing is known of its keys"), |key| Route::Slot(slot_of(key)));
     };
     match known.name {
@@ -45,25 +44,22 @@ pub fn route(arguments: &[&[u8]]) -> Route {
         "SWAPDB" => return Route::SetAside("a cluster does not exchange databases"),
         _ => {}
     }
-    let argument = |at: usize| arguments.get(at).copied();
-    let mut keys = known.keys(arguments.len(), argument).filter_map(|at| Some((at, slot_of(argument(at)?))));
-    let Some((first_at, first)) = keys.next() else {
+    let keys = || known.keys(count, &argument).filter_map(|at| Some((at, slot_of(argument(at)?))));
+    let Some((_, first)) = keys().next() else {
         return Route::SetAside("it names no key, so that no node is known to be meant");
     };
-    let mut all = vec![(first_at, first)];
-    all.extend(keys);
-    if all.iter().all(|(_, slot)| *slot == first) {
+    if keys().skip(1).all(|(_, slot)| slot == first) {
         return Route::Slot(first);
     }
     match known.cross_slot {
         CrossSlot::Split => {
             let mut slots: BTreeMap<u16, Vec<usize>> = BTreeMap::new();
-            for (at, slot) in all {
+            for (at, slot) in keys() {
                 slots.entry(slot).or_default().push(at);
             }
             Route::Split { step: if known.name == "MSET" { 2 } else { 1 }, slots }
         }
-        CrossSlot::Recompute => Route::ByValue(all),
+        CrossSlot::Recompute => Route::ByValue(keys().collect()),
         _ => Route::SetAside(
             "its keys lie in different slots of the destination, and it cannot be taken apart",
         ),
@@ -72,14 +68,15 @@ pub fn route(arguments: &[&[u8]]) -> Route {
 
 /// Whether a command must be applied exactly once, or only together with its neighbours: it goes in a transaction with the
 /// checkpoint of its slot. All others end the same when they are sent again together with what follows them.
-pub fn needs_transaction(sent: &SentCommand, arguments: &[&[u8]]) -> bool {
-    let verb = arguments.first().copied().unwrap_or_default();
+pub fn needs_transaction<'a>(
+    sent: &SentCommand,
+    count: usize,
+    argument: impl Fn(usize) -> Option<&'a [u8]>,
+) -> bool {
+    let verb = argument(0).unwrap_or_default();
     match sent.kind {
         CommandKind::Stream | CommandKind::Renew => {
-            sent.transaction
-                || !command::find(verb).is_some_and(|known| {
-                    known.is_idempotent(arguments.len(), |at| arguments.get(at).copied())
-                })
+            sent.transaction || !command::find(verb).is_some_and(|known| known.is_idempotent(count, argument))
         }
         // Whole values. The others build one, which nobody should see before it is complete.
         CommandKind::Rebuild => ![&b"SET"[..], b"UNLINK", b"DEL"].contains(&verb) || sent.transaction,
@@ -126,6 +123,10 @@ mod tests {
         text.split(' ').map(str::as_bytes).collect()
     }
 
+    fn route(words: &[&[u8]]) -> Route {
+        super::route(words.len(), |at| words.get(at).copied())
+    }
+
     #[test]
     fn each_command_finds_its_way() {
         let (a, b) = (slot_of(b"a"), slot_of(b"b"));
@@ -152,7 +153,9 @@ mod tests {
     #[test]
     fn only_what_ends_the_same_is_sent_without_a_transaction() {
         let needs = |kind, transaction, text: &str| {
-            needs_transaction(&SentCommand { start: 0, kind, at: 0, transaction }, &words(text))
+            let words = words(text);
+            let sent = SentCommand { start: 0, kind, at: 0, transaction };
+            needs_transaction(&sent, words.len(), |at| words.get(at).copied())
         };
         assert!(!needs(CommandKind::Stream, false, "SET a 1"));
         assert!(needs(CommandKind::Stream, true, "SET a 1"));

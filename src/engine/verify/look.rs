@@ -63,7 +63,7 @@ pub async fn look(
 fn text_of(reply: Reply) -> Option<Vec<u8>> {
     match reply {
         Reply::Bulk(text) => Some(text),
-        Reply::Status(text) => Some(text.into_bytes()),
+        Reply::Status(text) => Some(text.into_owned().into_bytes()),
         _ => None,
     }
 }

@@ -380,7 +380,7 @@ fn words(reply: &Reply) -> String {
 fn bytes_of(reply: Reply) -> Vec<u8> {
     match reply {
         Reply::Bulk(bytes) => bytes,
-        Reply::Status(text) => text.into_bytes(),
+        Reply::Status(text) => text.into_owned().into_bytes(),
         _ => Vec::new(),
     }
 }
