@@ -416,6 +416,43 @@ fn another_full_sync_leaves_no_ghosts_on_any_master() {
     assert!(others.keys_like("shakedeck:*").is_empty());
 }
 
+/// What comes a second time after a crash may meet what has followed it: the refusal is told as that, and not set aside.
+#[test]
+fn a_command_that_was_applied_before_is_not_set_aside() {
+    let binary = require_server!();
+    let (source, destination) = (source(binary), cluster(binary, 3, 0));
+    let mut client = source.client();
+    client.ok(&["SET", "stuck", "0"]);
+    let setup = to_cluster(&source, &destination);
+    let run = setup.start();
+    run.wait_state("caught_up", MINUTES);
+    // While one node takes no writes, nothing is confirmed, whatever the others do.
+    let stuck = destination.owner(slot_of(b"stuck"));
+    let turns = (0..).map(|n| format!("turns:{n}"));
+    let turns = turns.into_iter().find(|key| destination.owner(slot_of(key.as_bytes())) != stuck).unwrap();
+    destination.client_of(stuck).ok(&["CLIENT", "PAUSE", "600000", "WRITE"]);
+    client.ok(&["SET", "stuck", "1"]);
+    client.ok(&["HSET", &turns, "field", "value"]);
+    client.ok(&["DEL", &turns]);
+    client.ok(&["SET", &turns, "a string"]);
+    let mut there = destination.client();
+    wait_until(
+        MINUTES,
+        "its last value",
+        || matches!(there.call(&["GET", &turns]), Reply::Bulk(value) if value == b"a string"),
+    );
+    let folder = run.folder();
+    run.kill();
+    destination.client_of(stuck).ok(&["CLIENT", "UNPAUSE"]);
+    let run = setup.start_in(folder);
+    wait_until(MINUTES, "what was stuck", || there.bytes(&["GET", "stuck"]).as_deref() == Some(b"1"));
+    run.wait_state("caught_up", MINUTES);
+    let told = format!("HSET '{turns}' was refused (WRONGTYPE");
+    assert!(run.output().contains(&told), "{}", run.output());
+    assert!(!run.data().join("quarantine.jsonl").exists(), "it was set aside");
+    assert_same(&source, &destination);
+}
+
 /// Commands on keys of one slot: old and new keys, once and again, plain and in transactions, on one key and on several.
 fn change(client: &mut support::Client, tag: &str, round: usize) {
     let key = |kind: &str, n: usize| format!("{{{tag}}}:{kind}:{n}");

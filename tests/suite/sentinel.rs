@@ -134,6 +134,33 @@ fn both_sides_fail_over_and_nothing_is_lost() {
     run.wait_exit(MINUTES).expect(75, &[]);
 }
 
+/// The destination fails over while it does not answer (`off_reply`): what it had run and has lost with its old master comes again.
+#[test]
+fn a_destination_without_answers_fails_over() {
+    let binary = require_server!();
+    let (from, to) = (Pair::start(binary), Pair::start(binary));
+    dataset::fill(&mut from.master.client(), KEYS, 1);
+    let watch_from = Sentinels::start(binary, "mymaster", &from.master, 1, Some("locked"));
+    let watch_to = Sentinels::start(binary, "mymaster", &to.master, 1, None);
+    let run = setup(&watch_from, &watch_to).set("redis_writer", "off_reply", "true").start();
+    let load = Writer::start(&from.master, Load { seed: 3, keys: KEYS, per_second: 1_000 });
+    streaming(&run);
+    let to = to.promoted(watch_to.fail_over());
+    run.wait_status(MINUTES, "the new master of the destination", |status| {
+        connected(status, "destinations", to.master.port())
+    });
+    let sent = load.sent();
+    wait_until(MINUTES, "writes after the failover", || load.sent() > sent + 2_000);
+    load.stop();
+    let mut client = from.master.client();
+    let written: u64 = client.info("replication", "master_repl_offset").unwrap().parse().unwrap();
+    run.wait_status(MINUTES, "everything applied", |status| {
+        status["sources"][0]["offset_applied"].as_u64() >= Some(written)
+    });
+    compare::assert_equal(&from.master, &to.master);
+    assert_eq!(run.output().matches("FULLRESYNC").count(), 1, "one full sync is all:\n{}", run.output());
+}
+
 /// A restart goes on where it was, although meanwhile both masters are other servers.
 #[test]
 fn a_run_that_was_killed_goes_on_after_failovers() {

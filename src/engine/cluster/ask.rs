@@ -300,22 +300,8 @@ pub(super) fn taken_apart(group: &Group) -> Group {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a panic is the failure of a test")]
 
+    use super::super::group::tests::{group, words};
     use super::*;
-    use crate::engine::batch::Place;
-
-    fn group(commands: &[(&str, bool)]) -> Group {
-        let mut group = Group::new(7, Place { generation: 2, stream: true, at: 55 });
-        for (text, once) in commands {
-            let words: Vec<&[u8]> = text.split(' ').map(str::as_bytes).collect();
-            group.push(CommandKind::Stream, *once, false, |out| append_command(out, &words));
-        }
-        group
-    }
-
-    fn words(group: &Group) -> Vec<String> {
-        let command = |index| String::from_utf8(group.arguments(index).join(&b' ')).unwrap();
-        (0..group.commands.len()).map(command).collect()
-    }
 
     #[test]
     fn only_what_the_owner_asks_for_is_done_elsewhere() {

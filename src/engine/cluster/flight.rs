@@ -256,16 +256,8 @@ fn refusal(kind: CommandKind, reply: &Reply) -> Option<Refusal> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a panic is the failure of a test")]
 
+    use super::super::group::tests::group;
     use super::*;
-
-    fn group(commands: &[(&str, bool)]) -> Group {
-        let mut group = Group::new(7, Place { generation: 2, stream: true, at: 55 });
-        for (text, once) in commands {
-            let words: Vec<&[u8]> = text.split(' ').map(str::as_bytes).collect();
-            group.push(CommandKind::Stream, *once, false, |out| append_command(out, &words));
-        }
-        group
-    }
 
     fn ok() -> Reply {
         Reply::Status("OK".into())

@@ -180,32 +180,46 @@ fn append_select(out: &mut Vec<u8>, db: u32) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn group(commands: &[(u32, &str)]) -> Group {
-        let mut group = Group::new(7, Place { generation: 1, stream: true, at: 1 });
-        for (db, text) in commands {
-            let words: Vec<&[u8]> = text.split(' ').map(str::as_bytes).collect();
-            group.select(*db);
-            group.push(CommandKind::Stream, false, false, |out| append_command(out, &words));
+    /// Commands of the stream in slot 7; `true` = exactly once.
+    pub fn group(commands: &[(&str, bool)]) -> Group {
+        let mut group = Group::new(7, Place { generation: 2, stream: true, at: 55 });
+        for (text, once) in commands {
+            push(&mut group, text, *once);
         }
         group
     }
 
-    fn words(group: &Group) -> Vec<String> {
+    /// Each command in words.
+    pub fn words(group: &Group) -> Vec<String> {
         let command = |index| String::from_utf8_lossy(&group.arguments(index).join(&b' ')).into_owned();
         (0..group.commands.len()).map(command).collect()
     }
 
+    fn push(group: &mut Group, text: &str, once: bool) {
+        let words: Vec<&[u8]> = text.split(' ').map(str::as_bytes).collect();
+        group.push(CommandKind::Stream, once, false, |out| append_command(out, &words));
+    }
+
+    fn in_databases(commands: &[(u32, &str)]) -> Group {
+        let mut all = group(&[]);
+        for (db, text) in commands {
+            all.select(*db);
+            push(&mut all, text, false);
+        }
+        all
+    }
+
     #[test]
     fn each_command_keeps_its_database() {
-        let mut first = group(&[(0, "SET a 1"), (3, "SET b 2"), (3, "DEL c"), (1, "DEL d")]);
+        let mut first = in_databases(&[(0, "SET a 1"), (3, "SET b 2"), (3, "DEL c"), (1, "DEL d")]);
         assert_eq!(words(&first), ["SET a 1", "SELECT 3", "SET b 2", "DEL c", "SELECT 1", "DEL d"]);
         assert_eq!((0..6).map(|index| first.database_of(index)).collect::<Vec<_>>(), [0, 0, 3, 3, 3, 1]);
         let rest = first.without(&[2, 3]);
         assert_eq!(words(&rest), ["SET a 1", "SELECT 1", "DEL d"]);
-        first.append(group(&[(0, "DEL e"), (2, "DEL f")]));
+        first.append(in_databases(&[(0, "DEL e"), (2, "DEL f")]));
         assert_eq!(words(&first)[5..], ["DEL d", "SELECT 0", "DEL e", "SELECT 2", "DEL f"]);
         let entries: Vec<(usize, u32)> = first.entries().map(|(index, db, _)| (index, db)).collect();
         assert_eq!(entries, [(0, 0), (2, 3), (3, 3), (5, 1), (7, 0), (9, 2)]);

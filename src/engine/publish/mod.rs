@@ -1,10 +1,15 @@
 //! Turns what the tasks tell into one [`Status`], four times a second.
 
+mod gates;
+mod rate;
+mod timeline;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use self::rate::Rate;
 use super::clocks;
 use super::events::{EventLog, unix_ms};
 use super::handover::Board;
@@ -16,8 +21,8 @@ use crate::config::{Endpoint, Plan, Reader};
 use crate::cutover;
 use crate::format;
 use crate::status::{
-    Counters, CutoverStatus, DestinationStatus, Gate, HISTORY_CAPACITY, Outcome, Phase, Sample, Side,
-    SourceStatus, SpoolStatus, State, Status, Step, StepState, WriterState,
+    Counters, DestinationStatus, HISTORY_CAPACITY, Outcome, Phase, Sample, Side, SourceStatus, SpoolStatus,
+    State, Status, WriterState,
 };
 
 /// Window over which rates are measured.
@@ -76,29 +81,6 @@ struct SourceRates {
     applied: Rate,
     received: Rate,
     rdb: Rate,
-}
-
-/// Speed of one counter over a window.
-struct Rate {
-    window: Duration,
-    samples: VecDeque<(Instant, f64)>,
-}
-
-impl Rate {
-    fn new(window: Duration) -> Self {
-        Rate { window, samples: VecDeque::new() }
-    }
-
-    /// Adds a reading; returns the change per second over the window, once there are two.
-    fn add(&mut self, now: Instant, value: f64) -> Option<f64> {
-        self.samples.push_back((now, value));
-        while self.samples.len() > 2 && self.samples.get(1).is_some_and(|(at, _)| now - *at >= self.window) {
-            self.samples.pop_front();
-        }
-        let (first, old) = *self.samples.front()?;
-        let seconds = (now - first).as_secs_f64();
-        (seconds > 0.1).then(|| (value - old) / seconds)
-    }
 }
 
 impl Publisher {
@@ -427,98 +409,6 @@ impl Publisher {
         }
     }
 
-    /// The conditions of READY TO CUT OVER, the most important first.
-    fn gates(
-        &self,
-        sources: &[SourceStatus],
-        destinations: &[DestinationStatus],
-        spool: &SpoolStatus,
-        unread_errors: u64,
-        held: Option<Duration>,
-        wishes: Wishes,
-    ) -> Vec<Gate> {
-        let gate =
-            |name: &str, text: String, ok: bool, detail: String| Gate { name: name.into(), text, ok, detail };
-        let limits = &self.plan.cutover;
-        let unfinished =
-            sources.iter().find(|source| !matches!(source.phase, Phase::Stream | Phase::Drained));
-        let rdb = match unfinished {
-            None => "all RDBs applied".to_owned(),
-            Some(source) => {
-                let what = match source.phase {
-                    Phase::RdbApply => "applying RDB",
-                    Phase::RdbReceive => "receiving RDB",
-                    Phase::WaitingBgsave => "waiting for the source's RDB",
-                    phase => phase.word(),
-                };
-                let eta = source
-                    .eta_seconds
-                    .map_or(String::new(), |eta| format!(", about {}", format::duration(eta)));
-                let reason = source.reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
-                format!("{} {what}{eta}{reason}", source.address)
-            }
-        };
-        let worst_bytes = sources.iter().map(|source| source.lag_bytes).max().unwrap_or(0);
-        let worst_seconds = sources.iter().filter_map(|source| source.lag_seconds).fold(0.0, f64::max);
-        let lag_ok = held.is_some_and(|held| held >= limits.hold_for);
-        let lag = format!("lag {}, {}", format::size(worst_bytes), format::spoken_duration(worst_seconds));
-        let lag = match held {
-            Some(held) if !lag_ok => format!(
-                "{lag}: low for {} of {}",
-                format::spoken_duration(held.as_secs_f64()),
-                format::spoken_duration(limits.hold_for.as_secs_f64())
-            ),
-            _ => lag,
-        };
-        let down =
-            destinations.iter().find(|node| !matches!(node.state, WriterState::Ok | WriterState::Slow));
-        let down_text = down.map_or("all writers connected".to_owned(), |node| {
-            let reason = node.reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
-            format!("writer {} {}{reason}", node.address, node.state.word())
-        });
-        let share = spool.bytes * 100 / spool.max_bytes.max(1);
-        let mut gates = Vec::new();
-        if self.plan.writer.off_reply {
-            let detail = "off_reply = true: the destination's answers are off, what it refuses is not seen";
-            gates.push(gate("replies", "the destination answers".into(), false, detail.into()));
-        }
-        if wishes.paused {
-            gates.push(gate("pause", "not paused".into(), false, "paused by the operator".into()));
-        }
-        if matches!(&self.plan.reader, Reader::Sync(reader) if reader.cluster) {
-            let quiet = self.shards.as_ref().is_some_and(|shards| shards.is_quiet());
-            let unseen = "a master may have other slots than when the source was looked at last";
-            let moving = self.unsettled.clone().or_else(|| (!quiet).then(|| unseen.to_owned()));
-            let (wanted, still) = ("no slots of the source move".to_owned(), moving.is_none());
-            let detail = moving.unwrap_or_else(|| wanted.clone());
-            gates.push(gate("slots", wanted, still, detail));
-        }
-        gates.push(gate("rdb", "all RDBs applied".into(), unfinished.is_none(), rdb));
-        gates.push(gate(
-            "lag",
-            format!(
-                "lag < {} and < {} for {}",
-                format::size(limits.max_lag_bytes),
-                format::spoken_duration(limits.max_lag.as_secs_f64()),
-                format::spoken_duration(limits.hold_for.as_secs_f64())
-            ),
-            lag_ok,
-            lag,
-        ));
-        gates.push(gate("writers", "all writers connected".into(), down.is_none(), down_text));
-        gates.push(gate(
-            "errors",
-            "no unread errors".into(),
-            unread_errors == 0,
-            format!("{unread_errors} unread errors"),
-        ));
-        let no_room = self.sources.iter().find_map(|source| source.details().no_room.clone());
-        let spool_ok = share < 80 && no_room.is_none();
-        let detail = no_room.unwrap_or_else(|| format!("spool at {share} %"));
-        gates.push(gate("spool", "spool below 80 %".into(), spool_ok, detail));
-        gates
-    }
-
     fn state_reason(&self, state: State, wishes: Wishes) -> Option<String> {
         match state {
             State::Pausing => Some("waiting for the answers to what is in flight".into()),
@@ -535,90 +425,6 @@ impl Publisher {
                 (!words.is_empty()).then(|| format!("THROTTLED: limit {}", words.join(" and ")))
             }
         }
-    }
-
-    fn timeline(
-        &self,
-        details: &[SourceDetails],
-        now_ms: u64,
-        state: State,
-        cutover: &CutoverStatus,
-    ) -> Vec<Step> {
-        // With several sources a step lasts from the first that enters it to the last that leaves it.
-        let total = details.len();
-        let step = |name: &str, from: &[Phase], to: &[Phase]| {
-            let first = |details: &SourceDetails, phases: &[Phase]| {
-                details.entered.iter().find(|(phase, _)| phases.contains(phase)).map(|(_, at)| *at)
-            };
-            let begun: Vec<u64> = details.iter().filter_map(|details| first(details, from)).collect();
-            let ended: Vec<u64> = details.iter().filter_map(|details| first(details, to)).collect();
-            let failed = details.iter().any(|details| details.phase == Phase::Failed);
-            let start = begun.iter().min().copied();
-            let state = match start {
-                None => StepState::Pending,
-                Some(_) if ended.len() == total => StepState::Done,
-                Some(_) if failed => StepState::Failed,
-                Some(_) => StepState::Active,
-            };
-            let end = if state == StepState::Done { ended.iter().max().copied() } else { Some(now_ms) };
-            Step {
-                name: name.into(),
-                state,
-                seconds: start.zip(end).map(|(start, end)| end.saturating_sub(start) as f64 / 1000.0),
-                note: (total > 1 && state == StepState::Active)
-                    .then(|| format!("{} of {total}", ended.len())),
-            }
-        };
-        use Phase::{Connecting, Drained, Handshake, RdbApply, RdbReceive, Stream, WaitingBgsave};
-        let after_handshake = [WaitingBgsave, RdbReceive, RdbApply, Stream, Drained];
-        let mut receive = step("rdb receive", &[WaitingBgsave, RdbReceive], &[Stream, Drained]);
-        if let Some(end) =
-            details.iter().map(|details| details.rdb_received_unix_ms).collect::<Option<Vec<_>>>()
-        {
-            let begun = details.iter().filter_map(|details| {
-                details.entered.iter().find(|(phase, _)| *phase == WaitingBgsave).map(|(_, at)| *at)
-            });
-            receive.state = StepState::Done;
-            receive.seconds = begun
-                .min()
-                .zip(end.iter().max())
-                .map(|(start, end)| end.saturating_sub(start) as f64 / 1000.0);
-        }
-        let mut caught_up =
-            Step { name: "caught up".into(), state: StepState::Pending, seconds: None, note: None };
-        if let Some(at) = self.caught_up_first {
-            caught_up.state = StepState::Done;
-            caught_up.seconds = Some(at);
-        }
-        let mut stream = step("stream", &[Stream], &[Drained]);
-        if state.is_final() && stream.state == StepState::Active {
-            stream.state = StepState::Done;
-        }
-        vec![
-            step("connect", &[Connecting], &[&[Handshake][..], &after_handshake].concat()),
-            step("handshake", &[Handshake], &after_handshake),
-            receive,
-            step("rdb apply", &[RdbApply], &[Stream, Drained]),
-            stream,
-            caught_up,
-            Step {
-                name: "cutover".into(),
-                state: match cutover.state {
-                    cutover::State::Live => StepState::Pending,
-                    cutover::State::Done => StepState::Done,
-                    _ => StepState::Active,
-                },
-                seconds: match cutover.state {
-                    cutover::State::Live => None,
-                    cutover::State::Done => cutover.steps.iter().map(|step| step.seconds).sum(),
-                    _ => {
-                        let began = cutover.started_unix_ms.unwrap_or(now_ms);
-                        Some(now_ms.saturating_sub(began) as f64 / 1000.0)
-                    }
-                },
-                note: None,
-            },
-        ]
     }
 
     fn sample(&mut self, now: Instant, ops: u64, sources: &[SourceStatus]) {

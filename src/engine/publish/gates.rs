@@ -1,0 +1,103 @@
+//! The conditions of READY TO CUT OVER, each with what stands in its way in words.
+
+use std::time::Duration;
+
+use super::super::shared::Wishes;
+use super::Publisher;
+use crate::config::Reader;
+use crate::format;
+use crate::status::{DestinationStatus, Gate, Phase, SourceStatus, SpoolStatus, WriterState};
+
+impl Publisher {
+    /// The most important first.
+    pub(super) fn gates(
+        &self,
+        sources: &[SourceStatus],
+        destinations: &[DestinationStatus],
+        spool: &SpoolStatus,
+        unread_errors: u64,
+        held: Option<Duration>,
+        wishes: Wishes,
+    ) -> Vec<Gate> {
+        let gate =
+            |name: &str, text: String, ok: bool, detail: String| Gate { name: name.into(), text, ok, detail };
+        let limits = &self.plan.cutover;
+        let unfinished =
+            sources.iter().find(|source| !matches!(source.phase, Phase::Stream | Phase::Drained));
+        let rdb = match unfinished {
+            None => "all RDBs applied".to_owned(),
+            Some(source) => {
+                let what = match source.phase {
+                    Phase::RdbApply => "applying RDB",
+                    Phase::RdbReceive => "receiving RDB",
+                    Phase::WaitingBgsave => "waiting for the source's RDB",
+                    phase => phase.word(),
+                };
+                let eta = source
+                    .eta_seconds
+                    .map_or(String::new(), |eta| format!(", about {}", format::duration(eta)));
+                let reason = source.reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
+                format!("{} {what}{eta}{reason}", source.address)
+            }
+        };
+        let worst_bytes = sources.iter().map(|source| source.lag_bytes).max().unwrap_or(0);
+        let worst_seconds = sources.iter().filter_map(|source| source.lag_seconds).fold(0.0, f64::max);
+        let lag_ok = held.is_some_and(|held| held >= limits.hold_for);
+        let lag = format!("lag {}, {}", format::size(worst_bytes), format::spoken_duration(worst_seconds));
+        let lag = match held {
+            Some(held) if !lag_ok => format!(
+                "{lag}: low for {} of {}",
+                format::spoken_duration(held.as_secs_f64()),
+                format::spoken_duration(limits.hold_for.as_secs_f64())
+            ),
+            _ => lag,
+        };
+        let down =
+            destinations.iter().find(|node| !matches!(node.state, WriterState::Ok | WriterState::Slow));
+        let down_text = down.map_or("all writers connected".to_owned(), |node| {
+            let reason = node.reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
+            format!("writer {} {}{reason}", node.address, node.state.word())
+        });
+        let share = spool.bytes * 100 / spool.max_bytes.max(1);
+        let mut gates = Vec::new();
+        if self.plan.writer.off_reply {
+            let detail = "off_reply = true: the destination's answers are off, what it refuses is not seen";
+            gates.push(gate("replies", "the destination answers".into(), false, detail.into()));
+        }
+        if wishes.paused {
+            gates.push(gate("pause", "not paused".into(), false, "paused by the operator".into()));
+        }
+        if matches!(&self.plan.reader, Reader::Sync(reader) if reader.cluster) {
+            let quiet = self.shards.as_ref().is_some_and(|shards| shards.is_quiet());
+            let unseen = "a master may have other slots than when the source was looked at last";
+            let moving = self.unsettled.clone().or_else(|| (!quiet).then(|| unseen.to_owned()));
+            let (wanted, still) = ("no slots of the source move".to_owned(), moving.is_none());
+            let detail = moving.unwrap_or_else(|| wanted.clone());
+            gates.push(gate("slots", wanted, still, detail));
+        }
+        gates.push(gate("rdb", "all RDBs applied".into(), unfinished.is_none(), rdb));
+        gates.push(gate(
+            "lag",
+            format!(
+                "lag < {} and < {} for {}",
+                format::size(limits.max_lag_bytes),
+                format::spoken_duration(limits.max_lag.as_secs_f64()),
+                format::spoken_duration(limits.hold_for.as_secs_f64())
+            ),
+            lag_ok,
+            lag,
+        ));
+        gates.push(gate("writers", "all writers connected".into(), down.is_none(), down_text));
+        gates.push(gate(
+            "errors",
+            "no unread errors".into(),
+            unread_errors == 0,
+            format!("{unread_errors} unread errors"),
+        ));
+        let no_room = self.sources.iter().find_map(|source| source.details().no_room.clone());
+        let spool_ok = share < 80 && no_room.is_none();
+        let detail = no_room.unwrap_or_else(|| format!("spool at {share} %"));
+        gates.push(gate("spool", "spool below 80 %".into(), spool_ok, detail));
+        gates
+    }
+}
