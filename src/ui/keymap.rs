@@ -196,6 +196,17 @@ pub fn find(context: Context, key: KeyEvent) -> Option<&'static Binding> {
     })
 }
 
+/// The key behind Esc, where a terminal gives both as one.
+///
+/// Esc is the byte that also begins Alt with a key: when the next key is there before Esc was read (a slow link, a quick hand), the two
+/// are told as that key with ALT. No row wants ALT, so it always counts as Esc and then the key: what happens must not depend on how fast
+/// the bytes come. Arrows and the like have sequences of their own, in which ALT is meant; Alt with Backspace is the habit of those who
+/// erase a word, and means nothing here.
+pub fn behind_escape(key: KeyEvent) -> Option<KeyEvent> {
+    let joined = key.modifiers.contains(KeyModifiers::ALT) && matches!(key.code, Char(_) | Enter | Tab);
+    joined.then(|| KeyEvent { modifiers: key.modifiers - KeyModifiers::ALT, ..key })
+}
+
 /// True for a key that is a character and nothing else.
 pub fn is_plain(key: KeyEvent) -> bool {
     !key.modifiers

@@ -35,7 +35,7 @@ use ratatui::backend::CrosstermBackend;
 use ratatui::crossterm::clipboard::CopyToClipboard;
 use ratatui::crossterm::event::{
     self, DisableBracketedPaste, DisableMouseCapture, EnableBracketedPaste, EnableMouseCapture, Event,
-    KeyEventKind, MouseButton, MouseEventKind,
+    KeyCode, KeyEventKind, MouseButton, MouseEventKind,
 };
 use ratatui::crossterm::terminal::{
     EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
@@ -199,7 +199,11 @@ fn wait_for_input(wait: Duration) -> io::Result<bool> {
 fn take_event(event: Event, model: &mut Model, status: &Status) -> Option<Effect> {
     match event {
         // Windows and kitty's protocol also send repeats and releases.
-        Event::Key(key) if key.kind == KeyEventKind::Press => model.press(key, status),
+        Event::Key(key) if key.kind == KeyEventKind::Press => match keymap::behind_escape(key) {
+            // Esc changes only the model.
+            Some(next) => model.press(KeyCode::Esc.into(), status).or_else(|| model.press(next, status)),
+            None => model.press(key, status),
+        },
         // Pasted text is text: outside of a field it must not press keys.
         Event::Paste(text) if model.context().takes_text() => {
             for character in text.chars().filter(|character| !character.is_control()) {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use portable_pty::{Child, CommandBuilder, MasterPty, PtySize, native_pty_system};
 
+use super::dialog::Overlay;
 use super::*;
 use crate::control::channel;
 use crate::status::{Event as StatusEvent, EventLevel};
@@ -241,6 +242,50 @@ fn a_panic_of_the_console_gives_the_terminal_back_before_it_speaks() {
     let written = pty.written();
     let (_, after) = written.split_once(LEAVE_SCREEN).unwrap();
     assert!(after.contains("the console itself went wrong"), "{after:?}");
+}
+
+#[test]
+fn a_key_that_comes_together_with_escape_is_not_lost() {
+    let mut pty = Pty::start("plain", &[]);
+    pty.wait_for("NOT READY TO CUT OVER");
+    pty.type_keys("?");
+    pty.wait_for("main screen");
+    pty.type_keys("\x1bq");
+    pty.wait_for("The migration runs in this process");
+    pty.type_keys("d");
+    pty.wait_for("left: Detached");
+    pty.wait_for_end();
+}
+
+#[test]
+fn a_key_behind_escape_means_what_it_means_once_the_dialog_is_left() {
+    use ratatui::crossterm::event::{KeyEvent, KeyModifiers};
+    let status = statuses::applying();
+    let alt = |code| Event::Key(KeyEvent::new(code, KeyModifiers::ALT));
+    let model = || Model::new(Look { palette: Palette::Ansi16, glyphs: &theme::ASCII });
+    // The keys that would answer the questions answer none.
+    for (open, keys) in [(Action::Quit, "dsF"), (Action::RestartSource, "y"), (Action::Cutover, "a")] {
+        for code in keys.chars().map(KeyCode::Char).chain([KeyCode::Enter]) {
+            let mut model = model();
+            model.update(open, &status);
+            assert!(model.overlay.is_some(), "{open:?}");
+            let effect = take_event(alt(code), &mut model, &status);
+            assert!(matches!(effect, None | Some(Effect::Copy(_))), "{open:?}, {code:?}: {effect:?}");
+            assert!(matches!(model.overlay, None | Some(Overlay::Details { .. })), "{:?}", model.overlay);
+        }
+    }
+    // A field is left, and the key is no text of it.
+    let mut model = model();
+    model.update(Action::Filter, &status);
+    take_event(Event::Key(KeyCode::Char('x').into()), &mut model, &status);
+    take_event(alt(KeyCode::Char('q')), &mut model, &status);
+    assert_eq!((model.filter.as_str(), model.typing_filter), ("", false));
+    assert_eq!(model.overlay, Some(Overlay::Quit));
+    // Whoever erases a word by Alt and Backspace, or moves by Alt and an arrow, stays where he is.
+    for code in [KeyCode::Backspace, KeyCode::Up] {
+        assert_eq!(take_event(alt(code), &mut model, &status), None);
+        assert_eq!(model.overlay, Some(Overlay::Quit));
+    }
 }
 
 #[test]

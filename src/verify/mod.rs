@@ -250,6 +250,8 @@ pub struct Look {
     pub kind: KeyType,
     /// When it expires (Unix ms by the server's clock); `None` = never.
     pub expire_at: Option<i64>,
+    /// So much later it may be in truth (ms): 0 where the server tells the time itself and not the time that is left.
+    pub uncertain: i64,
     /// Bytes of a string, elements of the others; `None` = not asked.
     pub length: Option<u64>,
     /// DEBUG DIGEST-VALUE, where asked.
@@ -321,6 +323,8 @@ pub fn compare_looks(source: &Look, destination: &Look, clocks: Clocks) -> Vec<F
         return vec![Found::new(Kind::Type, source.words(), destination.words())];
     }
     let mut found = Vec::new();
+    let uncertain = source.uncertain.saturating_add(destination.uncertain);
+    let clocks = Clocks { tolerance: clocks.tolerance.saturating_add(uncertain), ..clocks };
     if !clocks.same(source.expire_at, destination.expire_at) {
         found.push(Found::new(Kind::Ttl, expiry(source.expire_at), expiry(destination.expire_at)));
     }
@@ -383,7 +387,7 @@ mod tests {
     const CLOCKS: Clocks = Clocks { source: 1_000_000, destination: 1_000_200, tolerance: 1_000 };
 
     fn look(kind: KeyType, expire_at: Option<i64>, length: u64) -> Look {
-        Look { kind, expire_at, length: Some(length), digest: None }
+        Look { kind, expire_at, length: Some(length), ..Look::default() }
     }
 
     fn kinds(source: &Look, destination: &Look) -> Vec<Kind> {
@@ -405,6 +409,15 @@ mod tests {
         assert_eq!(kinds(&key, &look(KeyType::List, None, 3)), [Kind::Ttl]);
         let digest = |text: &[u8]| Look { digest: Some(text.to_vec()), ..key.clone() };
         assert_eq!(kinds(&digest(b"a"), &digest(b"b")), [Kind::Value]);
+    }
+
+    #[test]
+    fn times_that_are_not_known_exactly_differ_only_by_more_than_that() {
+        let exact = look(KeyType::String, Some(5_000_000), 3);
+        let computed = |expire_at| Look { uncertain: 20, ..look(KeyType::String, Some(expire_at), 3) };
+        assert_eq!(kinds(&exact, &computed(4_998_980)), []);
+        assert_eq!(kinds(&exact, &computed(4_998_979)), [Kind::Ttl]);
+        assert_eq!(kinds(&computed(4_998_979), &exact), [Kind::Ttl]);
     }
 
     #[test]

@@ -267,7 +267,7 @@ fn the_console_stays_when_the_file_could_not_be_loaded() {
     terminal.wait_for("main screen");
     assert!(terminal.is_taken() && terminal.is_running());
     terminal.keys("\x1b");
-    terminal.wait_for("leave");
+    terminal.wait_gone("main screen");
     terminal.keys("q");
     assert_eq!(terminal.wait_exit(), 3);
     assert!(!terminal.is_taken() && terminal.shown().contains("ends in the middle"), "{}", terminal.shown());

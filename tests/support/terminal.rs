@@ -71,6 +71,16 @@ impl Terminal {
         }
     }
 
+    /// Waits until a text is no longer on the screen.
+    #[track_caller]
+    pub fn wait_gone(&self, text: &str) {
+        let started = Instant::now();
+        while self.shown().contains(text) {
+            assert!(started.elapsed() < MINUTE, "'{text}' stayed:\n{}", self.shown());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Whether it is still running.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().unwrap().is_none()

@@ -80,7 +80,7 @@ pub fn do_all(client: &mut Client, lines: &[&str]) {
 /// What is planted: on both sides first, then changed on the destination.
 pub const PLANTED: &[&str] = &[
     "SET plant:same value",
-    "SET plant:missing value",
+    "SET plant:missing value PXAT 4102444800500",
     "SET plant:type value",
     "SET plant:string hello",
     "SETRANGE plant:long 3000000 end",

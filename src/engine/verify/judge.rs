@@ -1,6 +1,5 @@
 //! A pair of connections that judges keys: one to a master of each side, which have them.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use tokio::try_join;
@@ -9,6 +8,7 @@ use super::super::shared::SourceShared;
 use super::hold::{self, Hold};
 use super::link::{Link, Server, VerifyError};
 use super::look::{self, Ask, LARGE_BYTES, Moment, WHOLE_BYTES};
+use super::picture::Picture;
 use super::pieces::Ends;
 use super::site::Sites;
 use crate::config::DbMap;
@@ -38,8 +38,8 @@ pub struct How {
 pub struct Judged {
     /// What differs; empty = equal.
     pub found: Vec<Found>,
-    /// The same number as long as both sides look the same.
-    pub picture: u64,
+    /// The same as long as both sides look the same.
+    pub picture: Picture,
     /// Its value cannot be read here.
     pub unreadable: bool,
     /// It was written while it was read: nothing can be said of its value.
@@ -307,18 +307,12 @@ fn is_open(judged: &Judged, here: &Look, there: &Look) -> bool {
 }
 
 impl Judged {
+    /// Takes what was found in the value itself. (What the looks tell is in the picture already.)
     fn add(&mut self, found: impl IntoIterator<Item = Found>) {
-        self.found.extend(found);
-        let mut hasher = DefaultHasher::new();
-        self.picture.hash(&mut hasher);
-        for found in &self.found {
-            (found.kind, &found.part).hash(&mut hasher);
-            // The words of a key's time of expiry have its ms; it is in the picture already, without them.
-            if found.kind != Kind::Ttl {
-                (&found.source, &found.destination).hash(&mut hasher);
-            }
+        for found in found {
+            self.picture.add(&found);
+            self.found.push(found);
         }
-        self.picture = hasher.finish();
     }
 }
 
@@ -332,23 +326,9 @@ fn judge_looks(here: &[Look], there: &[Look], clocks: Clocks) -> Vec<Judged> {
         if found.is_empty() {
             return Judged::default();
         }
-        let mut judged = Judged { picture: picture(here, there), ..Judged::default() };
-        judged.add(found);
-        judged
+        Judged { found, picture: Picture::of(here, there), ..Judged::default() }
     };
     here.iter().zip(there).map(judge).collect()
-}
-
-/// Times of expiry that are computed from the time left move by a millisecond or two: they are left out.
-fn picture(here: &Look, there: &Look) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    for look in [here, there] {
-        // Rounded to whole seconds, on which most times are set: before Redis 7.0 a time is counted from the server's clock and comes out
-        // some ms earlier or later at each look.
-        let expires = look.expire_at.map(|at| at.saturating_add(500) / 1_000);
-        (&look.kind, expires, look.length, &look.digest).hash(&mut hasher);
-    }
-    hasher.finish()
 }
 
 fn judge_payloads(judged: &mut Judged, here: Option<&[u8]>, there: Option<&[u8]>, clocks: Clocks) {

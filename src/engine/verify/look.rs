@@ -36,7 +36,6 @@ pub async fn look(
     keys: &[Vec<u8>],
     ask: Ask<'_>,
 ) -> Result<(Vec<Look>, i64), VerifyError> {
-    link.push(&[b"TIME"]);
     push_looks(link, server, keys, ask);
     if ask == Ask::Digests {
         let mut command: Vec<&[u8]> = vec![b"DEBUG", b"DIGEST-VALUE"];
@@ -44,8 +43,7 @@ pub async fn look(
         link.push(&command);
     }
     let mut replies = link.flush().await?.into_iter();
-    let now = clock(link, replies.next())?;
-    let mut looks = take_looks(link, server, keys, ask, now, &mut replies)?;
+    let (mut looks, now) = take_looks(link, server, keys, ask, &mut replies)?;
     if ask == Ask::Digests {
         match replies.next() {
             Some(Reply::Array(digests)) => {
@@ -70,12 +68,16 @@ fn text_of(reply: Reply) -> Option<Vec<u8>> {
 
 fn push_looks(link: &mut Link, server: &Server, keys: &[Vec<u8>], ask: Ask<'_>) {
     let expiry: &[u8] = if server.tells_expiry() { b"PEXPIRETIME" } else { b"PTTL" };
+    link.push(&[b"TIME"]);
     for (index, key) in keys.iter().enumerate() {
         link.push(&[b"TYPE", key]);
         link.push(&[expiry, key]);
         if let Some(verb) = length_verb(ask, index) {
             link.push(&[verb, key]);
         }
+    }
+    if !server.tells_expiry() {
+        link.push(&[b"TIME"]);
     }
 }
 
@@ -86,14 +88,16 @@ fn length_verb(ask: Ask<'_>, index: usize) -> Option<&'static [u8]> {
     }
 }
 
+/// The looks and the clock before them. A time of expiry that is computed from the time left comes out as much too early as
+/// the clock has moved on when the key's turn came: at most by what it has moved on after the last key.
 fn take_looks(
     link: &Link,
     server: &Server,
     keys: &[Vec<u8>],
     ask: Ask<'_>,
-    now: i64,
     replies: &mut impl Iterator<Item = Reply>,
-) -> Result<Vec<Look>, VerifyError> {
+) -> Result<(Vec<Look>, i64), VerifyError> {
+    let now = clock(link, replies.next())?;
     let mut looks = Vec::with_capacity(keys.len());
     for index in 0..keys.len() {
         let kind = match replies.next() {
@@ -112,9 +116,13 @@ fn take_looks(
             None => None,
             Some(verb) => length_of(link, verb, replies.next())?,
         };
-        looks.push(Look { kind, expire_at, length, digest: None });
+        looks.push(Look { kind, expire_at, uncertain: 0, length, digest: None });
     }
-    Ok(looks)
+    if !server.tells_expiry() {
+        let passed = clock(link, replies.next())?.saturating_sub(now).max(0);
+        looks.iter_mut().for_each(|look| look.uncertain = passed);
+    }
+    Ok((looks, now))
 }
 
 fn length_of(link: &Link, verb: &[u8], reply: Option<Reply>) -> Result<Option<u64>, VerifyError> {
@@ -255,7 +263,6 @@ pub async fn moment(
             link.push(&[b"MULTI"]);
         }
         link.push(&[b"INFO", b"replication"]);
-        link.push(&[b"TIME"]);
         push_looks(link, server, keys, ask);
         for (key, _) in keys.iter().zip(sizes).filter(|(_, size)| size.is_some()) {
             link.push(&[b"DUMP", key]);
@@ -276,8 +283,7 @@ pub async fn moment(
         };
         let mut replies = replies.into_iter();
         let Some(offset) = replies.next().as_ref().and_then(place_in) else { return Ok(None) };
-        let now = clock(link, replies.next())?;
-        let looks = take_looks(link, server, keys, ask, now, &mut replies)?;
+        let (looks, now) = take_looks(link, server, keys, ask, &mut replies)?;
         let mut payloads = Vec::with_capacity(keys.len());
         for size in sizes {
             payloads.push(if size.is_some() { payload_of(link, replies.next())? } else { None });

@@ -22,6 +22,7 @@ mod judge;
 mod link;
 mod links;
 mod look;
+mod picture;
 mod pieces;
 mod progress;
 mod repair;
@@ -44,6 +45,7 @@ use self::judge::{How, Judged};
 use self::link::Server;
 pub use self::link::{Side, VerifyError};
 use self::links::Links;
+use self::picture::Picture;
 pub use self::progress::Progress;
 use self::saved::Saved;
 use self::scan::{Ended, Pool, another_try};
@@ -114,8 +116,8 @@ pub struct Verify {
     pub events: Option<Arc<EventLog>>,
 }
 
-/// Keys that are not equal, with their picture ([`Judged::picture`]).
-type Conflicts = BTreeMap<(u32, Vec<u8>), u64>;
+/// Keys that are not equal, with what they looked like.
+type Conflicts = BTreeMap<(u32, Vec<u8>), Picture>;
 /// Keys that differ for good.
 type Standing = Vec<((u32, Vec<u8>), Vec<Found>)>;
 
@@ -345,7 +347,7 @@ impl Run {
                 // Without an exact look only a picture that stands still is a difference.
                 if !last {
                     continue;
-                } else if is_exact || still || (settled && before == judged.picture) {
+                } else if is_exact || still || (settled && before.is_like(&judged.picture)) {
                     standing.push(((db, key), judged.found));
                 } else {
                     unsettled += 1;
@@ -628,7 +630,7 @@ fn databases(job: &Verify, here: &Site, there: &Site) -> Vec<Database> {
 }
 
 /// Keys of one database, and the picture of each.
-type Chunk = ((u32, Vec<Vec<u8>>), Vec<u64>);
+type Chunk = ((u32, Vec<Vec<u8>>), Vec<Picture>);
 
 /// Conflicts by database, in pieces of at most `size` keys.
 fn in_chunks(conflicts: &Conflicts, size: usize) -> impl Iterator<Item = Chunk> + use<> {

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::super::spool::replace_file;
 use super::link::VerifyError;
+use super::picture::Picture;
 use crate::verify::Difference;
 
 /// Where the first round stands.
@@ -38,7 +39,7 @@ pub struct Saved {
     /// Keys compared.
     pub keys: u64,
     /// Keys that were not equal: database, key in hexadecimal digits, picture.
-    pub conflicts: Vec<(u32, String, u64)>,
+    pub conflicts: Vec<(u32, String, Picture)>,
 }
 
 impl Saved {

@@ -18,6 +18,7 @@ use tokio::time::sleep;
 use super::judge::{How, Judged};
 use super::link::{Link, Side, VerifyError};
 use super::links::Links;
+use super::picture::Picture;
 use super::saved::{Saved, from_hex, to_hex};
 use super::site::{Node, Site, Sites};
 use super::{CONFLICT_LIMIT, Conflicts, Database, Progress};
@@ -78,7 +79,7 @@ struct Done {
     number: u64,
     count: usize,
     unreadable: u64,
-    conflicts: Vec<((u32, Vec<u8>), u64)>,
+    conflicts: Vec<((u32, Vec<u8>), Picture)>,
 }
 
 /// The workers.
@@ -144,7 +145,7 @@ async fn attempt(how: &How, links: &mut Links, batch: &Batch) -> Result<Done, Ve
     Ok(done)
 }
 
-fn keep(db: u32, judged: impl Iterator<Item = (Vec<u8>, Judged)>) -> Vec<((u32, Vec<u8>), u64)> {
+fn keep(db: u32, judged: impl Iterator<Item = (Vec<u8>, Judged)>) -> Vec<((u32, Vec<u8>), Picture)> {
     judged
         .filter(|(_, judged)| !judged.found.is_empty())
         .map(|(key, judged)| ((db, key), judged.picture))
