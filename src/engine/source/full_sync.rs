@@ -183,24 +183,20 @@ impl Source {
                 }
             }
         };
+        let took = began.elapsed();
         self.acknowledge(connection, offset).await?;
-        {
-            let mut details = self.shared.details();
-            details.rdb_total = Some(rdb_len);
-            details.rdb_received_unix_ms = Some(unix_ms());
-        }
-        self.events.info(
-            &self.node(),
-            format!(
-                "RDB received, {} in {}",
-                format::size(rdb_len),
-                format::spoken_duration(began.elapsed().as_secs_f64())
-            ),
-        );
+        self.shared.details().rdb_total = Some(rdb_len);
         // The fsync of a large file may take a while on a slow disk, but the stream cannot begin before it anyway.
         let finish =
             |writer: &mut SpoolWriter| Ok(tokio::task::block_in_place(|| writer.finish_rdb(rdb_len))?);
-        self.when_room(connection, writer, Alive::Ack, finish).await
+        if let Some(end) = self.when_room(connection, writer, Alive::Ack, finish).await? {
+            return Ok(Some(end));
+        }
+        // Not before: from now on a crash costs no other one.
+        self.shared.details().rdb_received_unix_ms = Some(unix_ms());
+        let (size, seconds) = (format::size(rdb_len), format::spoken_duration(took.as_secs_f64()));
+        self.events.info(&self.node(), format!("RDB received, {size} in {seconds}"));
+        Ok(None)
     }
 
     fn rdb_cut(&self, connection: &Connection, received: u64, total: Option<u64>) -> NetError {

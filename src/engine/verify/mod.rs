@@ -206,7 +206,11 @@ impl Run {
         if self.how.mode == Mode::Count {
             return self.counts().await;
         }
-        let rounds = self.job.options.rounds.max(1);
+        let rounds = match self.job.options.rounds.max(1) {
+            // The first round looks at digests, later ones at values: they can only be compared with each other.
+            2 if self.how.mode == Mode::Digest => 3,
+            rounds => rounds,
+        };
         let mut conflicts = match self.first_round().await? {
             Ended::Complete(conflicts) => conflicts,
             Ended::Cancelled => return Ok(Rounds::Cancelled),
