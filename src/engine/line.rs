@@ -4,7 +4,7 @@
 //! What receives runs for as long as the line lasts. The apply side, a replay thread and a writer, may be ended and begun
 //! again while it does: when the destination lost confirmed writes, it goes back to where the destination stands.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -77,6 +77,11 @@ pub fn checkpoint_key(id: &str) -> String {
     format!("shakedeck:checkpoint:{id}")
 }
 
+/// Where the slots of the marks are listed, beside the spool.
+pub fn marks_list(spool: &Path) -> PathBuf {
+    spool.join("marks.json")
+}
+
 /// Why a line has ended.
 pub enum LineEnd {
     /// The run is stopping.
@@ -135,13 +140,14 @@ impl Line {
         checkpoint_key(&self.id)
     }
 
-    fn signature(&self) -> cluster::Signature {
+    /// Names what it keeps on the destination.
+    pub fn signature(&self) -> cluster::Signature {
         cluster::Signature { id: self.id.clone(), source: self.source.address.clone() }
     }
 
     /// Where the slots are listed that carry marks in a destination cluster.
     fn marks_list(&self) -> PathBuf {
-        self.source.spool.dir().join("marks.json")
+        marks_list(self.source.spool.dir())
     }
 
     /// Asks the destination. A run that begins fails when it is not there; one that goes on waits for it.

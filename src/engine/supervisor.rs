@@ -384,7 +384,7 @@ impl Supervisor {
             }
             let site = line.site.as_ref()?;
             let endpoint = line.source.endpoint().unwrap_or_else(|| site.last());
-            Some(SourceSide { endpoint, shared: line.source.clone() })
+            Some(SourceSide { endpoint, shared: line.source.clone(), signature: line.signature() })
         };
         self.lines.iter().filter_map(side).collect()
     }

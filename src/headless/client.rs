@@ -234,7 +234,13 @@ pub async fn ctl(dir: &Path, action: Action, out: &mut (dyn Write + Send)) -> Re
         Action::Verify { wait, format } => connection.verify(wait, format, out).await?,
         Action::Cutover { confirmation, writes_stopped } => {
             let value = connection.ask(&Request::Status).await?;
-            let before = connection.parse::<Status>(value)?.cutover.attempts;
+            let status = connection.parse::<Status>(value)?;
+            if status.state == State::CuttingOver {
+                let text =
+                    "another cutover is in progress ('shakedeck ctl abort' ends it); this one was not begun";
+                return Err(ClientError::WentBack(text.into()));
+            }
+            let before = status.cutover.attempts;
             let command = Command::StartCutover { confirmation, writes_stopped };
             connection.command(command, "cutover", out).await?;
             return connection.watch_cutover(before, out).await;

@@ -439,7 +439,7 @@ fn a_command_that_was_applied_before_is_not_set_aside() {
     wait_until(
         MINUTES,
         "its last value",
-        || matches!(there.call(&["GET", &turns]), Reply::Bulk(value) if value == b"a string"),
+        || matches!(there.call(&["GET", &turns]), Reply::BulkString(value) if value == b"a string"),
     );
     let folder = run.folder();
     run.kill();

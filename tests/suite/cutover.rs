@@ -277,6 +277,34 @@ fn rights(purpose: &str) -> String {
     line.split_once(">password ").unwrap().1.to_owned()
 }
 
+/// What happens to the destination after the comparison is found out before the source is told to refuse writes for good.
+#[test]
+fn clients_are_not_sent_to_a_destination_that_has_come_to_harm() {
+    let harms: [(&[&str], &str); 3] = [
+        (&["FLUSHALL"], "has lost what it had confirmed"),
+        (&["REPLICAOF", "127.0.0.1", "1"], "READONLY"),
+        (&[], "does not answer on a new connection"),
+    ];
+    for (harm, told) in harms {
+        // No PING, by which the writer would find out itself.
+        let quiet = Options::new().config("repl-ping-replica-period", "3600");
+        let Some((source, destination)) = pair(quiet) else { return };
+        dataset::fill(&mut source.client(), 500, 1);
+        let (run, cutover) = fenced(setup(&source, &destination), &source, &destination);
+        // Whoever asks for a second one meanwhile is not kept waiting for it.
+        Cutover::start(&run, &destination).end().expect(7, &["another cutover is in progress"]);
+        match harm {
+            [] => destination.suspend(),
+            harm => drop(destination.client().ok(harm)),
+        }
+        run.ctl(&["go"]).expect(0, &[]);
+        cutover.end().expect(7, &[told]);
+        source.client().ok(&["SET", "after", "the way back"]);
+        assert!(!run.output().contains("switched: clients"), "{}", run.output());
+        destination.resume();
+    }
+}
+
 /// A cutover that waits fenced for the operator's go, so that things can happen to it.
 fn fenced(setup: Setup, source: &Server, destination: &Server) -> (Shakedeck, Cutover) {
     let run = setup.text("cutover", "hand_over", "ask").text("cutover", "fence_timeout", "3s").start();

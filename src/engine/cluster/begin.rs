@@ -384,6 +384,43 @@ async fn forget_slots(
     Ok(())
 }
 
+/// Asks the cluster, over new connections, up to where it has everything, and whether every master takes writes.
+pub async fn stands(
+    configured: &Endpoint,
+    signature: &Signature,
+    list: &Path,
+) -> Result<Option<Progress>, NetError> {
+    let listed = Listed::read(list);
+    let cluster = discover(&listed.seeds(configured)).await?;
+    let (endpoints, owners) = map_of(&cluster, configured)?;
+    let mut connections = Vec::new();
+    for endpoint in &endpoints {
+        connections.push(Connection::open(endpoint).await?);
+    }
+    for (node, connection) in connections.iter_mut().enumerate() {
+        // Where its mark is, if it has one; what is written is removed with the checkpoints.
+        let owned = |slot: &u16| owners.get(usize::from(*slot)) == Some(&node);
+        let slot = listed.marks.iter().copied().find(owned).or_else(|| (0..SLOTS).find(owned));
+        let Some(slot) = slot else { continue };
+        let key = slots::checkpoint_key(&signature.id, slot);
+        takes_writes(connection, &key).await?;
+    }
+    lowest_mark(&mut connections, configured, signature, &owners, &listed).await
+}
+
+/// Tries a write to a key that is ours.
+pub async fn takes_writes(connection: &mut Connection, key: &[u8]) -> Result<(), NetError> {
+    match connection.request(&[b"HSET", key, b"probe", b"1"]).await? {
+        Reply::Error(reply) => Err(NetError::Refused {
+            address: connection.address.clone(),
+            what: "a write".into(),
+            reply,
+            cure: "It must take writes before clients are sent there.".into(),
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Removes a key of a half-moved slot, wherever it is.
 async fn remove_half_moved(
     connection: &mut Connection,

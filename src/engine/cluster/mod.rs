@@ -45,7 +45,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until};
 
-pub use self::begin::{Begin, count_checkpoints, forget, look};
+pub use self::begin::{Begin, count_checkpoints, forget, look, stands, takes_writes};
 use self::begin::{Listed, open};
 use self::distribute::Intake;
 pub use self::flight::Signature;
@@ -512,7 +512,7 @@ impl ClusterWriter {
             }
             let slot = self.nodes.get(number).and_then(|node| node.mark_slot);
             let key = slots::checkpoint_key(&self.settings.signature.id, slot.unwrap_or_default());
-            if slot.is_some() && takes_writes(&endpoint, &key).await {
+            if slot.is_some() && answers_anew(&endpoint, &key).await {
                 let reason = "no answer, but it answers on a new connection: this link leads nowhere";
                 return Err(self.begin_again(Some(number), reason.into()));
             }
@@ -564,10 +564,7 @@ impl ClusterWriter {
 }
 
 /// Asked with a write, so that a server whose clients must not write for a while is not taken for one that answers.
-async fn takes_writes(endpoint: &Endpoint, key: &[u8]) -> bool {
-    let asked = async {
-        let mut connection = Connection::open(endpoint).await?;
-        connection.request(&[b"HINCRBY", key, b"probe", b"1"]).await
-    };
-    matches!(asked.await, Ok(reply) if !matches!(reply, Reply::Error(_)))
+async fn answers_anew(endpoint: &Endpoint, key: &[u8]) -> bool {
+    let asked = async { takes_writes(&mut Connection::open(endpoint).await?, key).await };
+    asked.await.is_ok()
 }

@@ -49,6 +49,7 @@ pub use self::reverse::{directory as reverse_directory, plan as reverse_plan};
 use self::steps::examine;
 pub use self::switch::{lift_old_source, lift_refusals};
 use super::Engine;
+use super::cluster::Signature;
 use super::events::EventLog;
 use super::shard::Shards;
 use super::shared::{SourceShared, Wishes, Writers};
@@ -67,6 +68,8 @@ pub struct SourceSide {
     pub endpoint: Endpoint,
     /// What its tasks tell.
     pub shared: Arc<SourceShared>,
+    /// Whose checkpoints its line sets.
+    pub signature: Signature,
 }
 
 /// What a cutover works with.

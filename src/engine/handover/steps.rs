@@ -141,8 +141,11 @@ impl Handover {
         let kind = self.progress.kind;
         let masters = self.sources.iter().map(|source| source.endpoint.clone()).collect();
         let counts = &mut self.progress.counts;
-        let verified = report::compare(&self.plan, masters, &self.lines, kind, differences, counts).await?;
-        self.progress.verified.clone_from(&verified);
+        let compared = report::compare(&self.plan, masters, &self.lines, kind, differences, counts).await;
+        // Also what it found to be different: the report is read to learn it.
+        let (Ok(words) | Err(words)) = &compared;
+        self.progress.verified.clone_from(words);
+        let verified = compared?;
         self.hook(Hook::BeforeSwitch, None).await?;
         Ok(verified)
     }

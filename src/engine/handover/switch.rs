@@ -1,6 +1,7 @@
 //! The hand-over, the way back, and the undoing of what either left on the sources.
 
 use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
@@ -13,8 +14,11 @@ use super::steps::offsets;
 use super::{Handover, reverse, reverse_directory};
 use crate::config::{Address, Endpoint, Plan, Reader};
 use crate::cutover::{FenceKind, Hook, SourceAfter};
+use crate::engine::batch::{Position, Progress};
+use crate::engine::cluster::{self, Signature};
 use crate::engine::events::unix_ms;
-use crate::engine::net::NetError;
+use crate::engine::line::{checkpoint_key, marks_list};
+use crate::engine::net::{Connection, NetError};
 use crate::format;
 
 /// How long the way back tries to reach a source before it leaves the pause to end by itself.
@@ -83,6 +87,9 @@ impl Handover {
             let back = reverse::start(&self.plan, &self.dir, &self.run_id, &self.writers).await?;
             self.progress.reverse = Some(back);
         }
+        timeout(LAST_LIMIT, self.destination_stands())
+            .await
+            .map_err(|_| "the destination does not answer on a new connection".to_owned())??;
         self.must_hold()?;
         record.switched = true;
         record.unix_ms = unix_ms();
@@ -117,6 +124,41 @@ impl Handover {
             ),
         );
         Ok(format!("the old source {after}"))
+    }
+
+    /// The destination, asked over new connections, has what it has confirmed and takes writes. What has happened to it since the
+    /// comparison would otherwise be found out by the clients.
+    async fn destination_stands(&mut self) -> Result<(), String> {
+        let writer = &self.plan.writer;
+        for source in &self.sources {
+            let confirmed = source.shared.offset_applied.load(Relaxed);
+            let stands = match writer.cluster {
+                true => {
+                    let list = marks_list(source.shared.spool.dir());
+                    cluster::stands(&writer.endpoint, &source.signature, &list).await
+                }
+                false => standing(&writer.endpoint, &source.signature).await,
+            };
+            let told = match stands.map_err(|error| error.to_string())? {
+                Some(progress) => progress.at,
+                None => {
+                    return Err(format!(
+                        "{} has lost what it had confirmed: the checkpoint is gone (was it emptied, or restarted without its data?)",
+                        self.destination()
+                    ));
+                }
+            };
+            match told {
+                Position::Stream { offset, .. } if offset >= confirmed => {}
+                _ => {
+                    return Err(format!(
+                        "{} has lost a part of what it had confirmed (did a replica take its place?)",
+                        self.destination()
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Lets blocked writers go on; an answer that does not come only means that they wait for the end of the pause.
@@ -239,6 +281,18 @@ impl Handover {
             None => "no time at all".into(),
         }
     }
+}
+
+/// The checkpoint of a line on a standalone destination that takes writes.
+async fn standing(endpoint: &Endpoint, signature: &Signature) -> Result<Option<Progress>, NetError> {
+    let mut connection = Connection::open(endpoint).await?;
+    let key = checkpoint_key(&signature.id);
+    let told = connection.request(&[b"HGET", key.as_bytes(), signature.source.as_bytes()]).await?;
+    let progress = told.text().and_then(|text| text.parse().ok());
+    if progress.is_some() {
+        cluster::takes_writes(&mut connection, key.as_bytes()).await?;
+    }
+    Ok(progress)
 }
 
 /// Puts back on one server what was changed there, and lets its writers through. Tries until it is done or dropped.

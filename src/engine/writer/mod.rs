@@ -37,7 +37,7 @@ use self::quiet::{append_off, append_on};
 pub use self::rebuild::rebuilding_key;
 use super::acceptance::Acceptance;
 use super::answers::{self, Answers};
-use super::batch::{Batch, Position};
+use super::batch::{Batch, CommandKind, Position};
 use super::confirm::{Confirmed, confirm};
 use super::events::{EventLog, unix_ms};
 use super::import_mode::ImportMode;
@@ -224,7 +224,8 @@ impl Writer {
                 return Ok(());
             }
             tokio::select! {
-                read = connection.io.read_buf(&mut connection.buffer), if !flights.is_empty() => {
+                // Also when nothing is in flight: a link that ends then is opened again, or shown as lost.
+                read = connection.io.read_buf(&mut connection.buffer) => {
                     let outcome = match read {
                         Ok(0) => Err(connection.lost("the pipeline", io::ErrorKind::UnexpectedEof.into())),
                         Err(cause) => Err(connection.lost("the pipeline", cause)),
@@ -280,6 +281,11 @@ impl Writer {
         serial: u64,
     ) -> Result<(), NetError> {
         batch.close_pairs();
+        if batch.commands.is_empty() {
+            // PINGs only: confirmed by the destination like everything else, so that one that is gone is missed at once.
+            let db = batch.start_db.to_string();
+            batch.push(CommandKind::Select, &[b"SELECT", db.as_bytes()]);
+        }
         let exec_sent = flights.is_empty();
         let mut flight = Flight {
             sent: Instant::now(),
