@@ -120,11 +120,9 @@ fn meta_and_count_and_digest_find_what_they_promise() {
     without_groups.retain(|_, kinds| !kinds.contains("stream_group"));
     // A stream whose last entry differs is named by its value too.
     assert_planted(&verification.found(), without_groups.clone());
-    // The first round looks at digests, the others at values.
-    for rounds in ["1", "2"] {
-        verification.run(&["--mode", "digest", "--rounds", rounds]).expect(6, &[]);
-        assert_planted(&verification.found(), without_groups.clone());
-    }
+    // The first round looks at digests, the others at values: the second alone could not tell what stands still.
+    verification.run(&["--mode", "digest", "--rounds", "2"]).expect(6, &[]);
+    assert_planted(&verification.found(), without_groups);
 }
 
 #[test]

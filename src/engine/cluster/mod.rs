@@ -23,6 +23,11 @@
 //!
 //! A slot that moves in order needs none of this: what was refused goes to the new owner, in order. One that stays half-moved: `ask.rs`.
 
+#![allow(
+    clippy::vec_box,
+    reason = "a group wanders between slots, flights and the spare ones: its box does, and is not copied"
+)]
+
 mod ask;
 mod barrier;
 mod begin;
