@@ -237,6 +237,11 @@ impl Topology {
         self.nodes.iter().filter(move |node| node.master.as_deref() == Some(master))
     }
 
+    /// How many slots no master serves.
+    pub fn unserved(&self) -> usize {
+        self.slot_map().into_iter().filter(Option::is_none).count()
+    }
+
     /// For each slot the place of its master in [`Topology::masters`]; `None` = nobody serves it.
     pub fn slot_map(&self) -> Vec<Option<u16>> {
         let mut map = vec![None; usize::from(SLOTS)];

@@ -1,7 +1,8 @@
 //! Asks a cluster how it is made up.
 //!
-//! Any node knows all of it, so the seeds are asked one after the other until one answers. Nodes are named as the cluster
-//! announces them, or as `address_map` says; user, password and TLS settings are those of the seed.
+//! Any node knows all of it, so the seeds are asked one after the other until one answers with all slots. A node that is out of its
+//! cluster (taken out, reset, started without its `nodes.conf`) answers too, that it is alone: it must not be believed while others know
+//! better. Nodes are named as the cluster announces them, or as `address_map` says; user, password and TLS settings are those of the seed.
 
 use super::net::{Connection, NetError};
 use crate::config::{Address, Endpoint};
@@ -21,6 +22,11 @@ impl Cluster {
     /// What the node `asked` said.
     pub fn new(topology: Topology, asked: Endpoint) -> Cluster {
         Cluster { topology, asked }
+    }
+
+    /// The node that was asked.
+    pub fn asked(&self) -> &Endpoint {
+        &self.asked
     }
 
     /// How to reach a node.
@@ -49,17 +55,30 @@ impl Cluster {
     }
 }
 
-/// Asks the seeds until one answers. The error is the one of the last seed.
+/// Asks the seeds until one answers that every slot is served; where none does, the answer with the most slots counts. The error is the
+/// one of the last seed.
 pub async fn discover(seeds: &[Endpoint]) -> Result<Cluster, NetError> {
-    let mut last = None;
+    let (mut last, mut best): (_, Option<(usize, Cluster)>) = (None, None);
     let further =
         |seed: &Endpoint| seed.seeds.iter().map(|address| seed.at(address.clone())).collect::<Vec<_>>();
     let seeds = seeds.iter().flat_map(|seed| std::iter::once(seed.clone()).chain(further(seed)));
     for seed in seeds {
         match ask(&seed).await {
-            Ok(topology) => return Ok(Cluster::new(topology, seed)),
+            Ok(topology) => {
+                let unserved = topology.unserved();
+                let cluster = Cluster::new(topology, seed);
+                if unserved == 0 {
+                    return Ok(cluster);
+                }
+                if best.as_ref().is_none_or(|(fewest, _)| unserved < *fewest) {
+                    best = Some((unserved, cluster));
+                }
+            }
             Err(error) => last = Some(error),
         }
+    }
+    if let Some((_, cluster)) = best {
+        return Ok(cluster);
     }
     Err(last.unwrap_or_else(|| NetError::Connect {
         address: Address::Tcp { host: String::new(), port: 0 },

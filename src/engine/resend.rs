@@ -83,6 +83,13 @@ async fn resend(
         let entry = entry.map_err(disk)?;
         let refused = match whole_command(&entry) {
             None => Some("the entry holds no command: its value could not be read".to_owned()),
+            Some(command) if concerns_databases(&command) => {
+                Some(
+                    "it concerns whole databases, or another one than its own: there it may mean something else, or harm others. Do by hand what \
+                     is wanted, then remove the line from the file"
+                        .to_owned(),
+                )
+            }
             Some(command) => match nodes.send(entry.db, &command).await {
                 Ok(Reply::Error(error)) => Some(error),
                 Ok(_) => None,
@@ -217,13 +224,33 @@ impl Nodes<'_> {
     }
 }
 
+/// Whether it empties or exchanges databases, or writes to another one than that in which it runs.
+fn concerns_databases(command: &[u8]) -> bool {
+    with_words(command, |words| {
+        let known = words.first().and_then(|verb| command::find(verb));
+        known.is_some_and(|known| {
+            matches!(known.name, "FLUSHALL" | "FLUSHDB" | "SWAPDB")
+                || command::other_database(known, words.len(), |at| words.get(at).copied()).is_some()
+        })
+    })
+}
+
+/// The words of a whole command.
+fn with_words<T>(command: &[u8], look: impl FnOnce(&[&[u8]]) -> T) -> T {
+    let mut parser = CommandParser::default();
+    let words: Vec<&[u8]> = match parser.advance(command) {
+        Ok(Some(_)) => parser.args.iter().filter_map(|range| command.get(range.clone())).collect(),
+        _ => Vec::new(),
+    };
+    look(&words)
+}
+
 /// The slot of all keys of a command, or why it has none.
 fn slot_of_command(command: &[u8]) -> Result<u16, &'static str> {
-    let Ok(Some((Reply::Array(words), _))) = Reply::decode(command) else {
-        return Err("the entry cannot be read");
-    };
-    let words: Vec<&[u8]> =
-        words.iter().map(|word| if let Reply::Bulk(word) = word { word } else { &[][..] }).collect();
+    with_words(command, slot_of_words)
+}
+
+fn slot_of_words(words: &[&[u8]]) -> Result<u16, &'static str> {
     let argument = |at: usize| words.get(at).copied();
     let keys: Vec<&[u8]> = match words.first().and_then(|verb| command::find(verb)) {
         Some(known) => known.keys(words.len(), argument).filter_map(argument).collect(),

@@ -222,6 +222,15 @@ impl Shards {
             let (from, to) = (name(&moving.from), name(&moving.to));
             return Lie::Moving(format!("the source moves slots (now {} from {from} to {to})", moving.slot));
         }
+        // Slots do not vanish: they have another owner, or they are where they were. Whoever leaves some out does not know, and what a line
+        // has must not be taken from it, nor from the destination, on such a word.
+        if let Some((view, count)) = views.iter().find_map(|view| Some((view, self.vanished(view)?))) {
+            return Lie::Moving(format!(
+                "{} says that no master serves {count} slots of the source: it has lost its cluster, or slots are taken from all masters \
+                 (look at CLUSTER NODES there)",
+                view.asked().address
+            ));
+        }
         let owners = |view: &Cluster| -> Vec<Option<String>> {
             let masters: Vec<&Node> = view.topology.masters().collect();
             let id = |place: u16| masters.get(usize::from(place)).map(|node| node.id.clone());
@@ -234,6 +243,15 @@ impl Shards {
         }
         let Some(cluster) = views.into_iter().next() else { return Lie::AsKnown };
         if self.change(&cluster) == Change::default() { Lie::AsKnown } else { Lie::Changed(cluster) }
+    }
+
+    /// How many slots of the lines are served by nobody; `None` = none.
+    fn vanished(&self, view: &Cluster) -> Option<usize> {
+        let served = view.topology.slot_map();
+        let known = self.lock();
+        let ours = known.iter().flat_map(|known| set(&known.slots));
+        let count = ours.filter(|slot| served.get(usize::from(*slot)).is_none_or(Option::is_none)).count();
+        (count > 0).then_some(count)
     }
 
     /// What is otherwise in this cluster than the lines have it. A shard whose master is down has not changed.

@@ -149,6 +149,10 @@ impl Supervisor {
     async fn find_shards(&mut self, reader: &SyncReader) -> Result<Arc<Shards>, Ending> {
         let dir = self.data_dir.path().to_owned();
         let failed = |error: super::spool::SpoolError| Ending::Failed(data_dir_failed(error.into()));
+        let without_slots = || {
+            let problem = format!("{}: no master of this cluster has slots", reader.endpoint.address);
+            Ending::Failed(outcome(exit::SOURCE, problem))
+        };
         let shards = match Shards::read(&dir, &reader.endpoint).map_err(failed)? {
             Some(shards) => shards,
             None => {
@@ -156,6 +160,10 @@ impl Supervisor {
                     .meanwhile(discover(std::slice::from_ref(&reader.endpoint)))
                     .await?
                     .map_err(|error| Ending::Failed(outcome(exit::SOURCE, error.to_string())))?;
+                // Nothing of this is remembered: a node that is out of its cluster says so too.
+                if cluster.masters().is_empty() {
+                    return Err(without_slots());
+                }
                 Shards::note(&dir, &reader.endpoint, &cluster).map_err(failed)?
             }
         };
@@ -177,8 +185,7 @@ impl Supervisor {
         }
         self.publisher.shards = Some(shards.clone());
         if self.lines.is_empty() {
-            let problem = format!("{}: no master of this cluster has slots", reader.endpoint.address);
-            return Err(Ending::Failed(outcome(exit::SOURCE, problem)));
+            return Err(without_slots());
         }
         // Once for all lines, and never again in a run that goes on.
         let begun = self.lines.iter().any(|line| line.source.spool.manifest().is_some());

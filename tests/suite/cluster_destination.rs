@@ -7,8 +7,8 @@ use crate::require_server;
 use crate::support;
 use crate::support::client::keys_like;
 use crate::support::cluster::{Cluster, Layout};
-use crate::support::cluster_client::slot_of;
-use crate::support::everything::assert_same;
+use crate::support::cluster_client::{SLOTS, slot_of};
+use crate::support::everything::{assert_same, same};
 use crate::support::mixed_load::{Mixed, MixedLoad};
 use crate::support::shakedeck::Setup;
 use crate::support::{Options, Reply, Server, ServerBinary, Shakedeck, dataset, servers, wait_until};
@@ -414,6 +414,33 @@ fn another_full_sync_leaves_no_ghosts_on_any_master() {
     others.ok(&["DEL", "others:1"]);
     assert_same(&source, &destination);
     assert!(others.keys_like("shakedeck:*").is_empty());
+}
+
+/// A master gives its slots away and leaves the cluster while nothing is written: what comes then does not wait for it.
+#[test]
+fn a_master_that_has_left_is_not_asked_for_ever() {
+    let binary = require_server!();
+    let (source, mut destination) = (source(binary), cluster(binary, 3, 0));
+    let mut client = source.client();
+    let write = |client: &mut support::Client, value: &str| {
+        (0..1_000).for_each(|n| client.push(&["SET", &format!("key:{n}"), value]));
+        client.flush(1_000);
+    };
+    write(&mut client, "before");
+    let run = to_cluster(&source, &destination).start();
+    run.wait_state("caught_up", MINUTES);
+    for left in [2, 0] {
+        destination.reshard(
+            left,
+            1,
+            (0..SLOTS).filter(|slot| destination.owner(*slot) == left).collect::<Vec<_>>(),
+        );
+        destination.expel_node(left);
+        write(&mut client, &format!("without {left}"));
+        wait_until(MINUTES, "everything without it", || same(&source, &destination).is_ok());
+    }
+    run.wait_state("caught_up", MINUTES);
+    assert_same(&source, &destination);
 }
 
 /// What comes a second time after a crash may meet what has followed it: the refusal is told as that, and not set aside.

@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use crate::require_server;
+use crate::support::client::keys_like;
 use crate::support::cluster::{Cluster, Layout};
-use crate::support::everything::assert_same;
+use crate::support::cluster_client::slot_of;
+use crate::support::everything::{assert_same, same};
 use crate::support::mixed_load::Mixed;
 use crate::support::shakedeck::Setup;
-use crate::support::{Options, Server, ServerBinary, Shakedeck, servers};
+use crate::support::{Options, Reply, Server, ServerBinary, Shakedeck, servers, wait_until};
 
 const MINUTES: Duration = Duration::from_secs(180);
 
@@ -241,4 +243,60 @@ fn a_cluster_that_is_none_and_one_that_cannot_be_reached_are_said_so() {
     let nobody = Setup::bare("127.0.0.1:1", &destination.address().to_string());
     let nobody = nobody.set("sync_reader", "cluster", "true");
     nobody.start().wait_exit(MINUTES).expect(3, &["127.0.0.1:1", "cannot connect"]);
+}
+
+/// A node that has forgotten its cluster says that it is alone and has no slots. Nobody believes it: nothing is removed, nothing ends.
+#[test]
+fn a_node_that_has_lost_its_cluster_is_not_believed() {
+    let binary = require_server!();
+    let (mut source, destination) = (cluster(binary, 3, 0), Server::start(binary, Options::new()));
+    let mut client = source.client();
+    (0..3_000).for_each(|n| drop(client.ok(&["SET", &format!("key:{n}"), "x"])));
+    let setup = from_cluster(&source, &destination);
+    let run = setup.start();
+    streaming(&run, 3);
+    run.wait_state("caught_up", MINUTES);
+    // The one that is asked first; it comes back without data and without cluster.
+    source.kill(0);
+    std::fs::remove_file(source.node_folder(0).join("nodes.conf")).unwrap();
+    source.restart(0);
+    let told = "reconnecting";
+    run.wait_status(MINUTES, "why it is not ready", |status| status["not_ready"].to_string().contains(told));
+    let folder = run.folder();
+    run.kill();
+    // A start meets the same, and a write of another master still arrives.
+    let run = setup.start_in(folder);
+    run.wait_status(MINUTES, "why it is not ready", |status| status["not_ready"].to_string().contains(told));
+    let mut other = source.client_of(1);
+    let of_other = |key: &String| (5_461..10_922).contains(&slot_of(key.as_bytes()));
+    let key = (0..).map(|n| format!("later:{n}")).find(of_other).unwrap();
+    other.ok(&["CONFIG", "SET", "cluster-require-full-coverage", "no"]);
+    wait_until(MINUTES, "the other master takes writes", || {
+        !matches!(other.cmd(&["SET", &key, "x"]), Reply::Error(_))
+    });
+    let mut there = destination.client();
+    wait_until(MINUTES, "a write of another master", || there.integer(&["EXISTS", &key]) == 1);
+    assert_eq!(keys_like(&mut there, "key:*").len(), 3_000, "keys were removed");
+    assert!(!run.output().contains("are removed"), "{}", run.output());
+}
+
+/// The master that is asked first gives its slots away and leaves the cluster: its keys come from the others.
+#[test]
+fn the_first_master_is_taken_out_of_the_cluster() {
+    let binary = require_server!();
+    let (mut source, destination) = (cluster(binary, 3, 0), Server::start(binary, Options::new()));
+    let load = Mixed::new(7).per_second(500).on_cluster(&source);
+    load.wait_more(2_000);
+    let run = from_cluster(&source, &destination).start();
+    streaming(&run, 3);
+    source.reshard(0, 1, 0..5_461);
+    // As redis-cli takes it out: the others forget it, and it forgets them; it still answers.
+    source.expel_node(0);
+    load.wait_more(500);
+    load.stop();
+    wait_until(MINUTES, "the slots are at rest", || run.output().contains("are at rest"));
+    wait_until(MINUTES, "both sides are equal", || same(&source, &destination).is_ok());
+    run.wait_state("caught_up", MINUTES);
+    assert_same(&source, &destination);
+    assert_eq!(run.output().matches("is no source any more").count(), 1, "{}", run.output());
 }

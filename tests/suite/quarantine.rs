@@ -149,3 +149,35 @@ fn a_directory_that_is_not_there_is_said_to_be_missing() {
     quarantine(folder.path(), &["replay", "shake.toml"]).expect(2, &["no data directory 'data'"]);
     assert!(!folder.path().join("data").exists());
 }
+
+/// What concerns whole databases is not sent again: set aside because it would do harm, it would do it now.
+#[test]
+fn what_concerns_whole_databases_is_not_sent_again() {
+    let binary = require_server!();
+    let (source, destination) =
+        (Server::start(binary, Options::new()), Server::start(binary, Options::new()));
+    let (mut from, mut to) = (source.client(), destination.client());
+    from.ok(&["SET", "of 0", "x"]);
+    to.ok(&["SELECT", "5"]);
+    to.ok(&["SET", "others", "x"]);
+    to.ok(&["SELECT", "0"]);
+    let setup = Setup::new(&source, &destination)
+        .set("advanced", "db_map", "{ 1 = 0 }")
+        .set("filter", "block_db", "[5]");
+    let run = setup.start();
+    run.wait_status(MINUTES, "the stream phase", |status| status["sources"][0]["phase"] == "stream");
+    for line in ["SELECT 1", "SET of:1 x", "FLUSHDB", "SWAPDB 5 6", "SELECT 5", "SET k x", "COPY k kk DB 0"] {
+        from.ok(&line.split(' ').collect::<Vec<_>>());
+    }
+    run.wait_status(MINUTES, "three entries", |status| status["counters"]["quarantined"] == 3);
+    let folder = run.folder();
+    run.terminate();
+    run.wait_exit(MINUTES).expect(75, &[]);
+    let words = ["0 entries accepted, 3 refused again", "whole databases"];
+    quarantine(folder.path(), &["replay", "shake.toml"]).expect(5, &words);
+    quarantine(folder.path(), &["list"]).expect(5, &["FLUSHDB", "SWAPDB", "COPY", "by hand"]);
+    assert_eq!(to.integer(&["EXISTS", "of 0", "of:1"]), 2, "database 0 was emptied");
+    assert_eq!(to.integer(&["EXISTS", "kk"]), 0);
+    to.ok(&["SELECT", "5"]);
+    assert_eq!(to.integer(&["EXISTS", "others"]), 1, "databases were exchanged");
+}

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::path::Path;
 use std::time::Duration;
 
 use redis_protocol::resp2::types::Resp2Frame;
@@ -410,6 +411,25 @@ impl Cluster {
             self.client_of(other).ok(&["CLUSTER", "FORGET", &id]);
         }
         self.wait_ok();
+    }
+
+    /// Takes a master without slots out of the cluster as `redis-cli --cluster del-node` does: it goes on, alone. To the harness it is gone.
+    #[track_caller]
+    pub fn expel_node(&mut self, n: usize) {
+        let id = self.id(n);
+        self.dead.insert(n);
+        // A node that has heard of it again from another one forgets it once more.
+        wait_until(DEADLINE, "the others have forgotten it", || {
+            self.living().for_each(|other| drop(self.client_of(other).cmd(&["CLUSTER", "FORGET", &id])));
+            self.living().all(|other| !self.client_of(other).text(&["CLUSTER", "NODES"]).contains(&id))
+        });
+        self.nodes[n].client().ok(&["CLUSTER", "RESET", "HARD"]);
+        self.wait_ok();
+    }
+
+    /// Where a node keeps its files, also while it is dead.
+    pub fn node_folder(&self, n: usize) -> &Path {
+        self.nodes[n].folder()
     }
 
     /// Ends a node like a crash.

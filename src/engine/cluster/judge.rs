@@ -125,7 +125,8 @@ impl ClusterWriter {
 
     /// The destination refuses for now: shown, and tried again soon.
     pub(super) fn not_now(&mut self, node: usize, reason: String) -> Result<(), WriterError> {
-        if reason.contains("READONLY") || reason.contains("MASTERDOWN") {
+        // A node without its cluster says so for ever: the others are asked who serves its slots, and waited for where they do not know.
+        if ["READONLY", "MASTERDOWN", "CLUSTERDOWN"].iter().any(|code| reason.contains(code)) {
             return Err(self.begin_again(Some(node), reason));
         }
         let name = self.nodes.get(node).map(|node| node.endpoint.address.to_string()).unwrap_or_default();

@@ -138,3 +138,27 @@ fn what_was_left_out_is_in_doubt_until_a_later_look() {
     assert_eq!(shards.take_trimmed(), ["10.0.0.1:1"]);
     assert!(shards.take_trimmed().is_empty());
 }
+
+/// A node that is out of its cluster says that nobody has the slots; and a slot that really has another owner is no such thing.
+#[test]
+fn slots_do_not_vanish() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole =
+        "a 10.0.0.1:1@2 master - 0 0 1 connected 0-99\nc 10.0.0.3:1@2 master - 0 0 1 connected 100-16383";
+    let before = cluster(whole);
+    let shards = Shards::note(dir.path(), &before.endpoint(&before.topology.nodes[0]), &before).unwrap();
+    let told = |views: &[&str]| match shards.compare(views.iter().map(|text| cluster(text)).collect()) {
+        Lie::Moving(why) => why,
+        Lie::AsKnown => "as known".into(),
+        Lie::Changed(_) => "changed".into(),
+    };
+    assert_eq!(told(&[whole, whole]), "as known");
+    let alone = "z 10.0.0.1:1@2 myself,master - 0 0 0 connected";
+    assert!(told(&[alone]).contains("no master serves 16384 slots"), "{}", told(&[alone]));
+    assert!(told(&[whole, alone]).contains("it has lost its cluster"));
+    let some =
+        "a 10.0.0.1:1@2 master - 0 0 1 connected 0-49\nc 10.0.0.3:1@2 master - 0 0 1 connected 100-16383";
+    assert!(told(&[some]).contains("no master serves 50 slots"));
+    let other = "c 10.0.0.3:1@2 master - 0 0 2 connected 0-16383";
+    assert_eq!(told(&[other, other]), "changed");
+}
