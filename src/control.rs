@@ -49,7 +49,7 @@ pub enum Command {
     },
     /// Ask the sources what a cutover needs, and show it in the checklist.
     Preflight,
-    /// Hand over: the operator has moved the clients (`[cutover] hand_over = "ask"`).
+    /// Hand over (`[cutover] hand_over = "ask"`): the clients move after it.
     HandOver,
     /// Let the old source take writes again.
     Unfence,

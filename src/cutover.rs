@@ -57,7 +57,7 @@ pub enum Input {
     TooLate,
     /// The operator wants to go back.
     Abort,
-    /// The operator has moved the clients: hand over.
+    /// The operator says: hand over. The clients move after it.
     Go,
 }
 

@@ -526,7 +526,7 @@ pub static BINDINGS: &[Binding] = &[
 
     key(&[Char('a')], Cutover, Action::Abort, "ABORT (unfences)", "abort: let writers through again and go on streaming; free until the hand-over")
         .footer(1).danger(Danger::Reversible).unless(abortable),
-    key(&[Char('h')], Cutover, Action::HandOver, "hand over", "hand over, with hand_over = \"ask\": the clients are moved")
+    key(&[Char('h')], Cutover, Action::HandOver, "hand over", "hand over, with hand_over = \"ask\"; then move the clients")
         .footer(2).danger(Danger::Reversible).unless(waits_for_go),
     key(&[Char('u')], Cutover, Action::Unfence, "unfence", "let the old source take writes again (asks)")
         .footer(3).danger(Danger::CostsTime).unless(refusing),

@@ -160,7 +160,7 @@ impl Source {
             let error = match outcome {
                 Ok(SessionEnd::Stopped) => return Ok(()),
                 Ok(SessionEnd::Restart) => {
-                    self.events.info(&self.node(), "link dropped on the operator's wish; connecting again");
+                    self.events.info(&self.node(), "link dropped on request; connecting again");
                     attempt = 0;
                     continue;
                 }

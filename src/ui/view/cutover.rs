@@ -187,7 +187,7 @@ fn step_line(screen: &Screen, index: usize, step: &CutoverStep, width: usize) ->
         State::Fencing => "CLIENT PAUSE on every master",
         State::Draining => "applied offset must reach the fenced offset",
         State::Verifying => "compare source and destination",
-        State::Waiting => "move the clients, then press h",
+        State::Waiting => "press h, then move the clients",
         _ => "the old source refuses writes, applying ends",
     };
     let detail = if step.detail.is_empty() { waiting } else { &step.detail };
@@ -251,7 +251,7 @@ fn outlook(screen: &Screen, width: usize) -> Vec<Line<'static>> {
             if state == State::Waiting {
                 lines.push((
                     Role::Warn,
-                    format!("Waiting for you: move the clients to {destination}, then press h."),
+                    format!("Waiting for you: press h, then move the clients to {destination}, not before."),
                 ));
             }
         }
