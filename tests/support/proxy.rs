@@ -137,7 +137,8 @@ impl Proxy {
         self.shared.set(|mode| mode.black_hole = true);
     }
 
-    /// From now on the open links lead nowhere: what they bring is thrown away. New links are not concerned.
+    /// From now on the open links lead nowhere: what they bring is thrown away, and neither side hears that the other one
+    /// has closed. New links are not concerned.
     pub fn swallow(&self) {
         self.shared.links.lock().unwrap().iter().for_each(|link| link.swallows.store(true, SeqCst));
     }
@@ -379,7 +380,8 @@ fn pump(shared: &Shared, link: &Arc<Link>, way: Way) -> std::io::Result<()> {
             link.deliver(way, &std::mem::take(&mut held))?;
         }
         if ended || link.engine_gone.load(SeqCst) {
-            if held.is_empty() {
+            // A link that leads nowhere brings no end either.
+            if held.is_empty() && !link.swallows.load(SeqCst) {
                 let _ = link.target(way).shutdown(Shutdown::Write);
                 return Ok(());
             }
