@@ -20,6 +20,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::cli::{self, Command};
 use crate::config::{self, LogLevel, Plan};
 use crate::control::{self, EngineEnd, Handle};
+use crate::cutover::SourceAfter;
 use crate::demo::{Comparison, Demo, DemoOptions};
 use crate::engine::{self, Engine, exit};
 use crate::format;
@@ -109,6 +110,16 @@ fn run_migrate(migrate: cli::Migrate) -> Result<i32, Outcome> {
             exit::CONFIG,
             "off_reply = true: the destination does not answer, so that neither caught-up nor a cutover is ever reached. Write \
              'off_reply = false' in [redis_writer], or wait for something else (--exit-when rdb-applied, --timeout).",
+        ));
+    }
+    if migrate.headless.exit_when == Some(headless::ExitWhen::Switched)
+        && plan.cutover.source_after == SourceAfter::Hold
+        && !plan.cutover.reverse
+    {
+        return Err(failure(
+            exit::CONFIG,
+            "source_after = \"hold\" lasts as long as this process, which --exit-when switched ends at once. Write 'source_after = \
+             \"refuse\"' in [cutover], or leave --exit-when out.",
         ));
     }
     let runtime = runtime(plan.advanced.ncpu)?;

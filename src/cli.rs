@@ -411,6 +411,8 @@ enum CtlVerb {
     },
     /// Break the cutover off and go back to streaming
     Abort,
+    /// Mark every error as read: unread ones are in the way of a cutover
+    Acknowledge,
     /// Hand over, where `[cutover] hand_over = "ask"` waits for it
     Go,
     /// Let the old source take writes again after a cutover
@@ -477,6 +479,7 @@ impl From<CtlArguments> for Ctl {
             CtlVerb::Cutover { yes_i_mean, writes_have_stopped } => {
                 Action::Cutover { confirmation: yes_i_mean, writes_stopped: writes_have_stopped }
             }
+            CtlVerb::Acknowledge => Action::Acknowledge,
             CtlVerb::Go => Action::Go,
             CtlVerb::Unfence { config } => Action::Unfence { config },
             CtlVerb::Abort => Action::Abort,

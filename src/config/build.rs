@@ -10,8 +10,8 @@ use super::endpoint::{different_servers, endpoint};
 use super::keys::{Role, SECTIONS};
 use super::value::{Value, address};
 use super::{
-    Address, Advanced, Cutover, DbMap, Filter, LogLevel, OnBadValue, OnExistingKey, OnFullResync, OnKeyless,
-    Outside, Plan, Policy, Reader, Secret, Settings, Spool, SyncReader, Writer,
+    Address, Advanced, Cutover, DbMap, Filter, LogLevel, OnBadValue, OnEmptySource, OnExistingKey,
+    OnFullResync, OnKeyless, Outside, Plan, Policy, Reader, Secret, Settings, Spool, SyncReader, Writer,
 };
 
 /// Builds the plan; `None` when something that is needed is missing (a problem says so).
@@ -59,6 +59,10 @@ pub(super) fn build(settings: &mut Settings, outside: &Outside<'_>) -> Option<Pl
             on_full_resync: match settings.text("policy", "on_full_resync") {
                 "stop" => OnFullResync::Stop,
                 _ => OnFullResync::Resync,
+            },
+            on_empty_source: match settings.text("policy", "on_empty_source") {
+                "follow" => OnEmptySource::Follow,
+                _ => OnEmptySource::Wait,
             },
             on_bad_value: match settings.text("policy", "on_bad_value") {
                 "stop" => OnBadValue::Stop,
@@ -253,6 +257,15 @@ fn cutover(settings: &mut Settings) -> Cutover {
             settings.at("cutover", "reverse"),
             "there is no way back while `db_map` changes database numbers",
             "write `reverse = false`, or remove `db_map`",
+        );
+    }
+    if settings.flag("cutover", "reverse")
+        && ["", "default"].contains(&settings.text("sync_reader", "username"))
+    {
+        settings.problem(
+            settings.at("cutover", "reverse"),
+            "a reverse link needs a user of its own on the source, so that all others can be refused there",
+            "set `username` in [sync_reader] (not \"default\"), or write `reverse = false`",
         );
     }
     // A pause is renewed three times in its length, each over the network.

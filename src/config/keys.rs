@@ -227,6 +227,7 @@ const KEYLESS: Kind = Kind::Choice(&["apply", "quarantine", "drop"]);
 
 const POLICY: &[Key] = &[
     yes("on_full_resync", Kind::Choice(&["resync", "stop"]), "\"resync\""),
+    yes("on_empty_source", Kind::Choice(&["wait", "follow"]), "\"wait\""),
     yes("on_bad_value", Kind::Choice(&["quarantine", "stop"]), "\"quarantine\""),
     yes("source_gone_after", Kind::Time, "\"1h\""),
     yes("on_flush", KEYLESS, "\"apply\""),

@@ -331,6 +331,8 @@ pub struct Spool {
 pub struct Policy {
     /// What to do when the source cannot continue and offers a full sync only.
     pub on_full_resync: OnFullResync,
+    /// What to do when another full sync brings no key at all, and the destination has some of former ones.
+    pub on_empty_source: OnEmptySource,
     /// What to do with a value that cannot be decoded or that the destination refuses.
     pub on_bad_value: OnBadValue,
     /// A source that could not be reached for so long is gone: what it sent is applied, and the run ends. Zero = never.
@@ -363,6 +365,15 @@ pub enum OnFullResync {
     Resync,
     /// Stop and say so.
     Stop,
+}
+
+/// `[policy] on_empty_source`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnEmptySource {
+    /// Keep what the destination has, and wait for another full sync or another start.
+    Wait,
+    /// Remove it there too.
+    Follow,
 }
 
 /// `[policy] on_bad_value`.

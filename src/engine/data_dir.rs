@@ -141,10 +141,10 @@ impl DataDir {
         let is_this = |run: &RunFile| run.source == source && run.destination == destination;
         let run = match former {
             // A run that never got so far as to copy anything (a wrong address, say) leaves nothing worth keeping.
-            Some(run) if is_this(&run) || has_spools(path) => run,
+            Some(run) if is_this(&run) || has_spools_in(path) => run,
             _ => {
                 // Masters whose spools are here already are those of a link back, which is begun now.
-                if !has_spools(path) {
+                if !has_spools_in(path) {
                     Shards::forget(path).map_err(io("empty", path))?;
                 }
                 let run = RunFile {
@@ -186,6 +186,11 @@ impl DataDir {
         spool_path(&self.path, source)
     }
 
+    /// Whether something that was received is left here.
+    pub fn has_spools(&self) -> bool {
+        has_spools_in(&self.path)
+    }
+
     /// The migration is over: a later start in this directory begins a new one.
     pub fn forget(&self) -> Result<(), DataDirError> {
         Shards::forget(&self.path).map_err(io("empty", &self.path))?;
@@ -195,7 +200,7 @@ impl DataDir {
 }
 
 /// Whether anything was ever received here.
-fn has_spools(dir: &Path) -> bool {
+fn has_spools_in(dir: &Path) -> bool {
     let folders = fs::read_dir(dir).into_iter().flatten().flatten();
     folders.into_iter().any(|folder| folder.path().join("manifest.json").exists())
 }

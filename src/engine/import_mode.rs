@@ -88,7 +88,10 @@ impl ImportMode {
             }
             _ => events.info(&node, "import-mode is put back to no on the destination"),
         }
-        if let Some(Err(cause)) = last.then(|| std::fs::remove_file(&file)) {
+        // Another line may have been quicker.
+        if let Some(Err(cause)) = last.then(|| std::fs::remove_file(&file))
+            && cause.kind() != std::io::ErrorKind::NotFound
+        {
             events.warn("", SpoolError { action: "remove", path: file, cause }.to_string());
         }
         Ok(())

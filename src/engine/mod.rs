@@ -99,18 +99,30 @@ fn start_line(plan: Plan, log_file: Option<PathBuf>, home: Option<Home>) -> Resu
     let data_dir =
         DataDir::take(&plan.advanced.dir, &source_address, &destination_address).map_err(data_dir_failed)?;
     let record = Record::read(data_dir.path()).map_err(|error| data_dir_failed(error.into()))?;
-    if let Some(record) = record.as_ref().filter(|record| record.switched && !record.rolled_back) {
-        let can_go_on =
-            plan.cutover.reverse && handover::reverse_directory(data_dir.path()).join("run.json").exists();
-        if !can_go_on {
-            return Err(already_switched(record, data_dir.path()));
-        }
+    if let Some(record) = record.as_ref().filter(|record| record.is_final())
+        && !handover::has_way_back(&plan, data_dir.path())
+        // Else there is something to clean up first.
+        && !data_dir.has_spools()
+    {
+        return Err(afterwards::already_switched(record, data_dir.path()));
     }
     let events = Arc::new(EventLog::default());
     for notice in &plan.notices {
         events.info("configuration", notice.clone());
     }
     let quarantine = Quarantine::open(data_dir.path()).map_err(|error| data_dir_failed(error.into()))?;
+    if quarantine.unread() > 0 {
+        let one = quarantine.unread() == 1;
+        events.error(
+            "",
+            format!(
+                "{} of a former run {} in quarantine and {} acknowledged by nobody: see 'shakedeck quarantine list'",
+                if one { "an entry".to_owned() } else { format!("{} entries", crate::format::number(quarantine.unread())) },
+                if one { "is" } else { "are" },
+                if one { "was" } else { "were" },
+            ),
+        );
+    }
     let quarantine = Arc::new(quarantine);
     // The masters of a cluster must be asked for first, which takes its time.
     let only_source = match &plan.reader {
@@ -188,23 +200,4 @@ fn start_line(plan: Plan, log_file: Option<PathBuf>, home: Option<Home>) -> Resu
 /// Returns their addresses. Must be called inside a tokio runtime.
 pub async fn unfence(plan: &Plan, dir: &Path) -> Result<Vec<String>, Outcome> {
     handover::lift_refusals(plan, dir).await.map_err(|problem| outcome(exit::SOURCE, problem))
-}
-
-/// Starting again would copy the old source over what is newer by now.
-fn already_switched(record: &Record, dir: &Path) -> Outcome {
-    Outcome {
-        exit_code: exit::CONFIG,
-        message: format!(
-            "this migration was switched at {}: clients belong on {}, and starting it again would overwrite what was written \
-             there since",
-            crate::format::date_time_utc(record.unix_ms),
-            record.destination
-        ),
-        hint: Some(format!(
-            "To let {source} take writes again: shakedeck ctl --dir {dir} unfence shake.toml. For another migration set \
-             another [advanced] dir, or remove '{dir}'.",
-            source = record.source,
-            dir = dir.display()
-        )),
-    }
 }

@@ -3,6 +3,7 @@
 //! ```text
 //!  quarantine.jsonl   the entries, appended by a migration
 //!  quarantine.done    what became of them in a replay: written per entry, folded into the former file at its end
+//!  quarantine.read    the newest entry that the operator has acknowledged
 //! ```
 //!
 //! The second file makes a replay of many entries cheap and safe: each answer is one line on disk, and a process that is
@@ -19,7 +20,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use serde::{Deserialize, Serialize};
 
 use super::events::unix_ms;
-use super::spool::SpoolError;
+use super::spool::{SpoolError, replace_file};
 
 /// One entry set aside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +71,8 @@ pub struct Quarantine {
     file: Mutex<Option<File>>,
     count: AtomicU64,
     last_id: AtomicU64,
+    /// Entries of former runs that nobody has acknowledged.
+    unread: u64,
 }
 
 impl Quarantine {
@@ -78,12 +81,33 @@ impl Quarantine {
         settle(dir)?;
         let path = entries_path(dir);
         cut_torn_line(&path)?;
-        let (mut count, mut last_id) = (0, 0);
+        let read = match fs::read_to_string(read_path(dir)) {
+            Ok(text) => text.trim().parse().unwrap_or(0),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(failed("read", &read_path(dir))(error)),
+        };
+        let (mut count, mut unread, mut last_id) = (0, 0, 0);
         for entry in waiting(dir)? {
-            last_id = last_id.max(entry?.id);
+            let id = entry?.id;
+            last_id = last_id.max(id);
             count += 1;
+            unread += u64::from(id > read);
         }
-        Ok(Quarantine { path, file: Mutex::new(None), count: count.into(), last_id: last_id.into() })
+        Ok(Quarantine { path, file: Mutex::new(None), count: count.into(), last_id: last_id.into(), unread })
+    }
+
+    /// Entries that former runs have left and that nobody has acknowledged.
+    pub fn unread(&self) -> u64 {
+        self.unread
+    }
+
+    /// The operator has seen what is there: a later start need not tell it again.
+    pub fn acknowledge(&self) -> Result<(), SpoolError> {
+        let last_id = self.last_id.load(Relaxed);
+        match self.path.parent() {
+            Some(dir) if last_id > 0 => replace_file(&read_path(dir), last_id.to_string().as_bytes()),
+            _ => Ok(()),
+        }
     }
 
     /// Entries that wait there, those of former runs too.
@@ -296,6 +320,10 @@ fn write_line(file: &mut File, value: &impl Serialize) -> io::Result<()> {
 
 fn entries_path(dir: &Path) -> PathBuf {
     dir.join("quarantine.jsonl")
+}
+
+fn read_path(dir: &Path) -> PathBuf {
+    dir.join("quarantine.read")
 }
 
 fn done_path(dir: &Path) -> PathBuf {

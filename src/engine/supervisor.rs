@@ -9,11 +9,13 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::afterwards::already_switched;
 use super::data_dir::DataDir;
 use super::discovery::discover;
 use super::events::EventLog;
 use super::handover::{
-    Board, Desk, End, Handover, Home, Record, SourceSide, lift_refusals, reverse_directory,
+    Board, Desk, End, Handover, Home, Mending, Record, SourceSide, has_way_back, left_refusing,
+    lift_refusals, reverse_directory,
 };
 use super::line::{Line, LineEnd};
 use super::net::{Connection, NetError};
@@ -22,12 +24,12 @@ use super::publish::Publisher;
 use super::quarantine::Quarantine;
 use super::reshape::{Reshape, Watch};
 use super::room::Quota;
-use super::shard::{Shards, Site};
+use super::shard::{Shard, Shards, Site};
 use super::shared::{SourceShared, Wishes, Writers};
-use super::spool::Spool;
+use super::spool::{Spool, SpoolError};
 use super::turns::Turns;
 use super::verify::Verifying;
-use crate::config::{self, Plan, Reader, SyncReader};
+use crate::config::{self, OnExistingKey, Plan, Reader, SyncReader};
 use crate::control::{Command, EngineEnd};
 use crate::cutover::Input;
 use crate::format;
@@ -111,12 +113,59 @@ impl Supervisor {
     /// The migration, and what follows a switch.
     async fn whole_run(&mut self) -> Ending {
         match self.record.take() {
-            Some(record) if record.switched && !record.rolled_back => {
+            Some(record) if record.is_final() => {
+                if let Err(problem) = self.clean_up_after_former().await {
+                    self.events.error("", format!("after the switch: {problem}"));
+                }
+                if !has_way_back(&self.plan, self.data_dir.path()) {
+                    return Ending::Failed(already_switched(&record, self.data_dir.path()));
+                }
                 return self.after_switch(None, false).await;
             }
+            Some(record) if !record.rolled_back => {
+                // A process that died while it handed over: the migration goes on meanwhile.
+                let dir = self.data_dir.path().to_owned();
+                let left = match left_refusing(&self.plan, &dir, &record) {
+                    Ok(left) => left,
+                    Err(problem) => return Ending::Failed(outcome(exit::CONFIG, problem)),
+                };
+                let _ = std::fs::remove_dir_all(reverse_directory(&dir));
+                if let Some((_, restore)) = left.first() {
+                    self.events.warn(
+                        "",
+                        format!("a former process died while it handed over: {} may refuse writes since, which is being put back", restore.address),
+                    );
+                }
+                let mending = Mending {
+                    run_id: record.run_id,
+                    dir,
+                    in_doubt: false,
+                    events: self.events.clone(),
+                    board: self.board.clone(),
+                };
+                mending.begin(left);
+            }
             Some(_) => {
-                // A process that died while it handed over, or a rollback: the migration begins or goes on.
+                // A rollback: the migration begins anew.
                 let (plan, dir) = (self.plan.clone(), self.data_dir.path().to_owned());
+                // What stands on the former destination would only be let open to writers, and refused to be overwritten then.
+                let refuses = Record::read(&reverse_directory(&dir)).ok().flatten();
+                if plan.advanced.on_existing_key == OnExistingKey::Panic
+                    && refuses.is_some_and(|record| !record.restore.is_empty())
+                {
+                    return Ending::Failed(Outcome {
+                        exit_code: exit::CONFIG,
+                        message: format!(
+                            "this migration was rolled back: {} holds what was copied, and refuses writes so that no client is lost there",
+                            plan.writer.endpoint.address
+                        ),
+                        hint: Some(format!(
+                            "To copy everything again over it, set rdb_restore_command_behavior = \"rewrite\" in [advanced]. To let it \
+                             take writes: shakedeck ctl --dir {} unfence shake.toml",
+                            dir.display()
+                        )),
+                    });
+                }
                 match self.meanwhile(lift_refusals(&plan, &dir)).await {
                     Ok(Ok(lifted)) if lifted.is_empty() => {}
                     Ok(Ok(lifted)) => {
@@ -148,7 +197,7 @@ impl Supervisor {
     /// Finds the masters of a source cluster, or remembers which they were.
     async fn find_shards(&mut self, reader: &SyncReader) -> Result<Arc<Shards>, Ending> {
         let dir = self.data_dir.path().to_owned();
-        let failed = |error: super::spool::SpoolError| Ending::Failed(data_dir_failed(error.into()));
+        let failed = |error: SpoolError| Ending::Failed(data_dir_failed(error.into()));
         let without_slots = || {
             let problem = format!("{}: no master of this cluster has slots", reader.endpoint.address);
             Ending::Failed(outcome(exit::SOURCE, problem))
@@ -170,15 +219,12 @@ impl Supervisor {
         let turns = Arc::new(Turns::new(reader.full_sync_parallel));
         let mut copied = Vec::new();
         for (name, shard) in shards.lines() {
-            let spool = Spool::open(&self.data_dir.spool_path(&name)).map_err(failed)?;
-            let source = Arc::new(SourceShared::new(name.clone(), spool));
+            let source = self.add_shard(&name, shard.clone(), turns.clone()).map_err(failed)?;
             let generation = source.spool.manifest().map_or(0, |manifest| manifest.generation);
             if shard.awaits_next(generation) {
                 source.full_sync_wanted.store(true, Relaxed);
-                copied.push((source.clone(), generation));
+                copied.push((source, generation));
             }
-            let id = format!("{}:{name}", self.data_dir.run_id());
-            self.add_line(id, source, Some(Site::Shard(shard)), turns.clone());
         }
         if !copied.is_empty() {
             self.reshape = Reshape::Copying(copied);
@@ -203,6 +249,20 @@ impl Supervisor {
         let text = format!("the source is a cluster of {} masters: {}", names.len(), names.join(", "));
         self.events.info("", text);
         Ok(shards)
+    }
+
+    /// A master of the source cluster.
+    pub(super) fn add_shard(
+        &mut self,
+        name: &str,
+        shard: Shard,
+        turns: Arc<Turns>,
+    ) -> Result<Arc<SourceShared>, SpoolError> {
+        let spool = Spool::open(&self.data_dir.spool_path(name))?;
+        let source = Arc::new(SourceShared::new(name.to_owned(), spool));
+        let id = format!("{}:{name}", self.data_dir.run_id());
+        self.add_line(id, source.clone(), Some(Site::Shard(shard)), turns);
+        Ok(source)
     }
 
     /// A source has been found. `id` names its line on the destination.
@@ -304,6 +364,7 @@ impl Supervisor {
                 }
                 command = self.end.commands.recv() => match command {
                     Some(Command::Stop { forget }) if self.desk.is_active() => {
+                        self.desk.note(&Command::Stop { forget });
                         // First the way back, so that nobody stays blocked; its end ends the run.
                         self.desk.tell(Input::Abort);
                         self.stop_wish = Some(forget);
@@ -384,16 +445,7 @@ impl Supervisor {
     }
 
     pub(super) fn source_sides(&self) -> Vec<SourceSide> {
-        // A file has no writers.
-        let side = |line: &Line| {
-            if line.source.retired.load(Relaxed) {
-                return None;
-            }
-            let site = line.site.as_ref()?;
-            let endpoint = line.source.endpoint().unwrap_or_else(|| site.last());
-            Some(SourceSide { endpoint, shared: line.source.clone(), signature: line.signature() })
-        };
-        self.lines.iter().filter_map(side).collect()
+        sides_of(&self.lines)
     }
 
     fn obey(&mut self, command: Command) {
@@ -432,7 +484,7 @@ impl Supervisor {
                 };
                 self.events.info("", words);
             }
-            Command::AcknowledgeErrors => self.events.acknowledge_errors(),
+            Command::AcknowledgeErrors => self.acknowledge_errors(),
             Command::RestartSource { address } => {
                 match self.lines.iter().find(|line| line.source.address == address) {
                     Some(line) => line.source.restart.notify_one(),
@@ -464,6 +516,13 @@ impl Supervisor {
             Command::Stop { .. } => {}
         }
         self.publish(None, None);
+    }
+
+    pub(super) fn acknowledge_errors(&self) {
+        self.events.acknowledge_errors();
+        if let Err(error) = self.quarantine.acknowledge() {
+            self.events.warn("", format!("a later start will tell of the quarantine again: {error}"));
+        }
     }
 
     /// How far everything has come, in words.
@@ -540,10 +599,24 @@ impl Supervisor {
         let wishes = *self.wishes.borrow();
         let status = self.publisher.snapshot(wishes, ending, outcome);
         if status.ready {
-            self.desk.ready();
+            let lines = &self.lines;
+            self.desk.ready(|| sides_of(lines));
         }
         self.end.status.send_replace(Arc::new(status));
     }
+}
+
+/// The sources that a cutover concerns: a file has no writers.
+fn sides_of(lines: &[Line]) -> Vec<SourceSide> {
+    let side = |line: &Line| {
+        if line.source.retired.load(Relaxed) {
+            return None;
+        }
+        let site = line.site.as_ref()?;
+        let endpoint = line.source.endpoint().unwrap_or_else(|| site.last());
+        Some(SourceSide { endpoint, shared: line.source.clone(), signature: line.signature() })
+    };
+    lines.iter().filter_map(side).collect()
 }
 
 /// Empties every master of the destination.

@@ -67,6 +67,8 @@ pub enum Action {
         /// The operator's word that nobody writes to the source any more.
         writes_stopped: bool,
     },
+    /// Mark every error as read.
+    Acknowledge,
     /// Break the cutover off.
     Abort,
     /// Hand over, with `[cutover] hand_over = "ask"`.
@@ -207,6 +209,7 @@ pub async fn ctl(dir: &Path, action: Action, out: &mut (dyn Write + Send)) -> Re
             }
         }
         Action::Pause { wait } => {
+            connection.may_steer().await?;
             connection.command(Command::Pause, "pause", out).await?;
             if let Some(limit) = wait {
                 let status = connection.wait("paused", limit, |status| status.state == State::Paused).await?;
@@ -214,6 +217,7 @@ pub async fn ctl(dir: &Path, action: Action, out: &mut (dyn Write + Send)) -> Re
             }
         }
         Action::Resume { wait } => {
+            connection.may_steer().await?;
             connection.command(Command::Resume, "resume", out).await?;
             if let Some(limit) = wait {
                 let is_resumed = |status: &Status| !matches!(status.state, State::Pausing | State::Paused);
@@ -233,8 +237,7 @@ pub async fn ctl(dir: &Path, action: Action, out: &mut (dyn Write + Send)) -> Re
         Action::Throttle(limit) => connection.command(Command::Throttle { limit }, "throttle", out).await?,
         Action::Verify { wait, format } => connection.verify(wait, format, out).await?,
         Action::Cutover { confirmation, writes_stopped } => {
-            let value = connection.ask(&Request::Status).await?;
-            let status = connection.parse::<Status>(value)?;
+            let status = connection.status().await?;
             if status.state == State::CuttingOver {
                 let text =
                     "another cutover is in progress ('shakedeck ctl abort' ends it); this one was not begun";
@@ -245,8 +248,31 @@ pub async fn ctl(dir: &Path, action: Action, out: &mut (dyn Write + Send)) -> Re
             connection.command(command, "cutover", out).await?;
             return connection.watch_cutover(before, out).await;
         }
-        Action::Abort => connection.command(Command::AbortCutover, "abort", out).await?,
-        Action::Go => connection.command(Command::HandOver, "go", out).await?,
+        Action::Acknowledge => connection.command(Command::AcknowledgeErrors, "acknowledge", out).await?,
+        Action::Abort => {
+            let status = connection.status().await?;
+            let state = status.cutover.state;
+            if status.state != State::CuttingOver {
+                return Err(ClientError::Refused("no cutover is in progress".into()));
+            }
+            if !state.can_abort() {
+                let reason = format!("the cutover is in '{}', which cannot be broken off", state.word());
+                return Err(ClientError::Refused(reason));
+            }
+            connection.command(Command::AbortCutover, "abort", out).await?
+        }
+        Action::Go => {
+            let status = connection.status().await?;
+            if status.state != State::CuttingOver {
+                return Err(ClientError::Refused("no cutover is in progress".into()));
+            }
+            if status.cutover.state != cutover::State::Waiting {
+                let reason =
+                    format!("the cutover is in '{}': it does not wait for a go", status.cutover.state.word());
+                return Err(ClientError::Refused(reason));
+            }
+            connection.command(Command::HandOver, "go", out).await?
+        }
         Action::Unfence { .. } => {
             connection.command(Command::Unfence, "unfence", out).await?;
             let is_lifted = |status: &Status| status.cutover.refusing.is_empty();
@@ -390,6 +416,25 @@ impl Connection {
         }
     }
 
+    async fn status(&mut self) -> Result<Status, ClientError> {
+        let value = self.ask(&Request::Status).await?;
+        self.parse(value)
+    }
+
+    /// Pause and resume concern a migration that applies.
+    async fn may_steer(&mut self) -> Result<(), ClientError> {
+        let status = self.status().await?;
+        let reason = match status.state {
+            State::CuttingOver => "a cutover is in progress ('shakedeck ctl abort' ends it)",
+            State::Switched if status.cutover.reverse.is_none() => {
+                "the cutover is done: nothing is applied any more"
+            }
+            state if state.is_final() => "the run has ended",
+            _ => return Ok(()),
+        };
+        Err(ClientError::Refused(reason.into()))
+    }
+
     async fn command(
         &mut self,
         command: Command,
@@ -438,8 +483,7 @@ impl Connection {
         format: LogFormat,
         out: &mut (dyn Write + Send),
     ) -> Result<(), ClientError> {
-        let value = self.ask(&Request::Status).await?;
-        let before = self.parse::<Status>(value)?.verification;
+        let before = self.status().await?.verification;
         let is_new = move |shown: &Verification| {
             before.as_ref().is_none_or(|before| {
                 before.state == VerificationState::Running || before.started_unix_ms != shown.started_unix_ms

@@ -2,7 +2,7 @@
 
 use super::lines::{safe, side, verdict};
 use crate::format;
-use crate::status::Status;
+use crate::status::{State, Status, StepState};
 
 /// The whole snapshot on one screen, without a final line break.
 pub(super) fn overview(status: &Status) -> String {
@@ -21,6 +21,14 @@ pub(super) fn overview(status: &Status) -> String {
         };
         lines.push(format!("verification ({}): {text}", shown.mode));
     }
+    if status.state == State::CuttingOver {
+        let cutover = &status.cutover;
+        let step = cutover.steps.iter().find(|step| step.progress == StepState::Active);
+        let detail = step.filter(|step| !step.detail.is_empty());
+        let detail = detail.map_or(String::new(), |step| format!(": {}", safe(&step.detail)));
+        lines.push(format!("cutover    {}{detail}", cutover.state.word()));
+    }
+    lines.extend(status.cutover.refusing.iter().map(|address| format!("{} refuses writes", safe(address))));
     lines.push(format!("{} -> {}", side(&status.source), side(&status.destination)));
     lines.push(String::new());
 

@@ -213,6 +213,7 @@ fn every_supported_key_reaches_the_plan() {
 
         [policy]
         on_full_resync = "stop"
+        on_empty_source = "follow"
         on_bad_value = "stop"
         source_gone_after = "20m"
         on_flush = "drop"
@@ -298,6 +299,7 @@ fn every_supported_key_reaches_the_plan() {
         spool: Spool { max_bytes: 3_000_000_000_000, min_free_bytes: 12_345 },
         policy: Policy {
             on_full_resync: OnFullResync::Stop,
+            on_empty_source: OnEmptySource::Follow,
             on_bad_value: OnBadValue::Stop,
             source_gone_after: Duration::from_secs(20 * 60),
             on_flush: OnKeyless::Drop,
@@ -333,6 +335,7 @@ fn the_defaults_are_those_of_the_documentation() {
         plan.policy,
         Policy {
             on_full_resync: OnFullResync::Resync,
+            on_empty_source: OnEmptySource::Wait,
             on_bad_value: OnBadValue::Quarantine,
             source_gone_after: Duration::from_secs(3600),
             on_flush: OnKeyless::Apply,

@@ -21,9 +21,9 @@ use crate::support::shakedeck::{Background, Setup, binary};
 use crate::support::{Exit, Options, Reply, Server, Shakedeck, dataset, wait_until};
 use serde_json::Value;
 
-const MINUTES: Duration = Duration::from_secs(120);
+pub const MINUTES: Duration = Duration::from_secs(120);
 
-fn pair(source: Options) -> Option<(Server, Server)> {
+pub fn pair(source: Options) -> Option<(Server, Server)> {
     let Some(binary) = support::servers::default() else {
         support::skip("no redis-server on PATH (run tests/run, or install it)");
         return None;
@@ -31,19 +31,19 @@ fn pair(source: Options) -> Option<(Server, Server)> {
     Some((Server::start(binary, source), Server::start(binary, Options::new())))
 }
 
-fn setup(source: &Server, destination: &Server) -> Setup {
+pub fn setup(source: &Server, destination: &Server) -> Setup {
     Setup::new(source, destination).text("cutover", "hold_for", "200ms").text("cutover", "max_lag", "5s")
 }
 
-fn ready(run: &Shakedeck) -> Value {
+pub fn ready(run: &Shakedeck) -> Value {
     run.wait_status(MINUTES, "ready", |status| status["ready"] == true && status["state"] == "caught_up")
 }
 
 /// `ctl cutover` in the background: it waits for the end.
-struct Cutover(Background);
+pub struct Cutover(Background);
 
 impl Cutover {
-    fn start(run: &Shakedeck, destination: &Server) -> Cutover {
+    pub fn start(run: &Shakedeck, destination: &Server) -> Cutover {
         Cutover::with(run, destination, &[])
     }
 
@@ -53,7 +53,7 @@ impl Cutover {
         Cutover(run.ctl_in_background(&words))
     }
 
-    fn end(self) -> Exit {
+    pub fn end(self) -> Exit {
         self.0.end()
     }
 }
@@ -163,7 +163,7 @@ fn assert_nothing_lost(home: &Server, other: &Server, writers: &[Written]) {
     assert!(only_there.is_empty(), "only on the side that was left: {only_there:?}");
 }
 
-fn hook(dir: &Path, name: &str, text: &str) -> PathBuf {
+pub fn hook(dir: &Path, name: &str, text: &str) -> PathBuf {
     let path = dir.join(name);
     std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -172,7 +172,7 @@ fn hook(dir: &Path, name: &str, text: &str) -> PathBuf {
 
 /// The source takes writes, and what is written there reaches the destination.
 #[track_caller]
-fn assert_streams(run: &Shakedeck, source: &Server, destination: &Server, key: &str) {
+pub fn assert_streams(run: &Shakedeck, source: &Server, destination: &Server, key: &str) {
     source.client().ok(&["SET", key, "after"]);
     let mut to = destination.client();
     wait_until(MINUTES, "a write after the way back arrives", || {
@@ -226,7 +226,8 @@ fn a_scripted_cutover_ends_the_run_and_unfence_works_without_one() {
     dataset::fill(&mut source.client(), 500, 1);
     let folder = tempfile::tempdir().unwrap();
     let note = folder.path().join("said");
-    let script = hook(folder.path(), "hook", &format!("echo $SHAKEDECK_HOOK >> {}", note.display()));
+    let script =
+        hook(folder.path(), "hook", &format!("echo $SHAKEDECK_HOOK $SHAKEDECK_SOURCE >> {}", note.display()));
     let mut setup = setup(&source, &destination)
         .text("sync_reader", "username", "mover")
         .text("sync_reader", "password", "pw")
@@ -241,8 +242,10 @@ fn a_scripted_cutover_ends_the_run_and_unfence_works_without_one() {
     run.wait_exit(MINUTES).expect(0, &["CUTOVER 1 of run", "switched: clients belong on", "exit code    0"]);
     wait_until(MINUTES, "on_ready has run", || std::fs::read_to_string(&note).unwrap().lines().count() == 5);
     let mut said: Vec<String> = std::fs::read_to_string(&note).unwrap().lines().map(str::to_owned).collect();
-    said.retain(|line| line != "on_ready");
-    assert_eq!(said, ["before_fence", "after_drain", "before_switch", "after_switch"]);
+    let at = |moment: &str| format!("{moment} {}", source.address());
+    assert!(said.contains(&at("on_ready")), "{said:?}");
+    said.retain(|line| !line.starts_with("on_ready"));
+    assert_eq!(said, ["before_fence", "after_drain", "before_switch", "after_switch"].map(at));
     let report: Value = serde_json::from_slice(&std::fs::read(data.join("cutover-1.json")).unwrap()).unwrap();
     assert_eq!(report["result"], "switched");
     assert_eq!(report["offsets"][0]["fenced_offset"], report["offsets"][0]["applied_offset"]);
@@ -271,7 +274,7 @@ fn a_scripted_cutover_ends_the_run_and_unfence_works_without_one() {
 }
 
 /// The rights that the README gives the user for this purpose.
-fn rights(purpose: &str) -> String {
+pub fn rights(purpose: &str) -> String {
     let readme = include_str!("../../README.md");
     let line = readme.lines().find(|line| line.starts_with(purpose) && line.contains("ACL SETUSER")).unwrap();
     line.split_once(">password ").unwrap().1.to_owned()
@@ -416,7 +419,8 @@ fn a_destination_that_stalls_while_draining_costs_the_drain_timeout_and_nothing_
 fn a_source_that_stands_still_or_dies_while_fenced_ends_the_cutover() {
     let Some((mut source, destination)) = pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 500, 1);
-    let (run, cutover) = fenced(setup(&source, &destination), &source, &destination);
+    let setup = setup(&source, &destination).text("policy", "on_empty_source", "follow");
+    let (run, cutover) = fenced(setup, &source, &destination);
     source.suspend();
     let exit = cutover.end();
     source.resume();
@@ -503,6 +507,10 @@ fn a_difference_takes_the_cutover_back() {
     let differences = std::fs::read_to_string(run.data().join("cutover-1-differences.jsonl")).unwrap();
     assert!(differences.contains("\"told\"") && differences.lines().count() == 1, "{differences}");
     assert_streams(&run, &source, &destination, "after-difference");
+    run.wait_status(MINUTES, "not ready before it is read", |status| {
+        status["ready"] == false
+            && status["not_ready"][0].as_str().unwrap_or_default().contains("unread error")
+    });
     let home = run.folder();
     run.ctl(&["stop"]).expect(0, &[]);
     run.wait_exit(MINUTES).expect(75, &[]);
@@ -604,10 +612,10 @@ fn a_reverse_link_carries_new_writes_back_and_a_rollback_loses_none() {
 
     // The process may die meanwhile: the way back stays open.
     run.wait_state("switched", MINUTES);
-    let home = run.folder();
+    let (home, data) = (run.folder(), run.data());
     run.kill();
     other_db.ok(&["SET", "while-down", "5"]);
-    let run = setup.start_in(home);
+    let run = setup.start_in(home.clone());
     ready_back(&run);
     let back = Writers::start(3, "back", &destination, &source);
     back.wait_more(200);
@@ -627,6 +635,21 @@ fn a_reverse_link_carries_new_writes_back_and_a_rollback_loses_none() {
         assert_eq!(old.bytes(&["GET", key]).as_deref(), Some(&b"5"[..]), "{key}");
     }
     assert!(destination.client().error(&["SET", "stray", "1"]).starts_with("NOREPLICAS"));
+
+    // Both are reported in the operator's directory, and numbered on.
+    for (number, to) in [(1, &destination), (2, &source)] {
+        let file = data.join(format!("cutover-{number}.json"));
+        let report: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        assert_eq!(report["destination"], to.address().to_string());
+        assert_eq!(report["attempt"], number);
+    }
+    // A start would run into what stands there, and must not open it to writers before it finds out.
+    let again = setup.start_in(home.clone()).wait_exit(MINUTES);
+    again.expect(2, &["was rolled back", "rdb_restore_command_behavior", "unfence"]);
+    assert!(destination.client().error(&["SET", "stray", "1"]).starts_with("NOREPLICAS"));
+    let run = setup.text("advanced", "rdb_restore_command_behavior", "rewrite").start_in(home);
+    assert_streams(&run, &source, &destination, "after-rollback");
+    assert!(data.join("cutover-2.json").exists(), "the report of the rollback is gone");
 }
 
 fn ready_back(run: &Shakedeck) {
@@ -642,11 +665,14 @@ fn ready_back(run: &Shakedeck) {
 fn hold_keeps_writers_waiting_as_long_as_the_process_runs() {
     let Some((source, destination)) = pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 500, 1);
-    let run = setup(&source, &destination)
-        .text("cutover", "source_after", "hold")
-        .text("cutover", "fence_timeout", "2s")
-        .start();
+    let setup = setup(&source, &destination).text("cutover", "source_after", "hold");
+    let ends = setup.clone().exit_when("switched").start().wait_exit(MINUTES);
+    ends.expect(2, &["lasts as long as this process", "source_after = \"refuse\""]);
+    let run = setup.text("cutover", "fence_timeout", "2s").start();
     ready(&run);
+    for word in ["go", "abort"] {
+        run.ctl(&[word]).expect(2, &["no cutover is in progress"]);
+    }
     Cutover::start(&run, &destination).end().expect(0, &["is held while this process runs"]);
     let mut writer = source.client();
     let began = Instant::now();
@@ -656,6 +682,7 @@ fn hold_keeps_writers_waiting_as_long_as_the_process_runs() {
         assert!(!waiting.is_finished(), "the pause ended after {:?}", began.elapsed());
         std::thread::sleep(Duration::from_millis(50));
     }
+    run.ctl(&["pause"]).expect(2, &["nothing is applied any more"]);
     run.ctl(&["stop"]).expect(0, &[]);
     assert!(matches!(waiting.join().unwrap(), Reply::SimpleString(_)), "it must be let go at the end");
     run.wait_exit(MINUTES).expect(0, &["switched"]);

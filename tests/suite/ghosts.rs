@@ -133,6 +133,49 @@ fn what_the_source_lost_goes_and_what_others_have_stays() {
     assert!(output.contains("0 keys removed that the source no longer has"), "{output}");
 }
 
+/// A source that has lost everything does not take the only copy with it: nothing happens before a person says so, or the
+/// source has its data again.
+#[test]
+fn a_source_that_comes_back_empty_does_not_empty_the_destination() {
+    let Some((source, destination)) = pair() else { return };
+    dataset::fill(&mut source.client(), 500, 1);
+    let setup = Setup::new(&source, &destination);
+    let run = setup.start();
+    streaming(&run);
+    applied(&run, &source);
+    let kept = destination.client().list(&["KEYS", "*"]).len();
+    behind_its_back(&source, "FLUSHALL");
+    let held = |run: &Shakedeck| {
+        run.wait_status(MINUTES, "it waits, and says so", |status| {
+            let reason = status["sources"][0]["reason"].as_str().unwrap_or_default();
+            reason.contains("the source came back empty") && status["unread_errors"].as_u64() > Some(0)
+        });
+        assert!(run.output().contains("on_empty_source"), "{}", run.output());
+    };
+    held(&run);
+    // Nor does what is written there meanwhile, or another start.
+    source.client().ok(&["SET", "new", "1"]);
+    let home = run.folder();
+    run.kill();
+    let run = setup.start_in(home.clone());
+    held(&run);
+    assert_eq!(destination.client().list(&["KEYS", "*"]).len(), kept);
+    assert_eq!(destination.client().bytes(&["GET", "new"]), None);
+    // The data is there again: another full sync goes on by itself.
+    dataset::fill(&mut source.client(), 400, 1);
+    behind_its_back(&source, "SET third v");
+    applied(&run, &source);
+    compare::assert_equal(&source, &destination);
+    // The same once more, and it is meant.
+    behind_its_back(&source, "FLUSHALL");
+    held(&run);
+    run.terminate();
+    run.wait_exit(MINUTES).expect(75, &["stopped"]);
+    let run = setup.text("policy", "on_empty_source", "follow").start_in(home);
+    applied(&run, &source);
+    compare::assert_equal(&source, &destination);
+}
+
 /// SWAPDB, then a full sync: keys are looked for where the SWAPDB has put them.
 #[test]
 fn swapped_databases_are_searched_where_they_are_now() {

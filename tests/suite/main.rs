@@ -53,3 +53,4 @@ mod spine;
 mod steering;
 mod verify;
 mod verify_cluster;
+mod way_back;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::require_server;
 use crate::support::cluster_client::slot_of;
 use crate::support::shakedeck::{Setup, binary};
-use crate::support::{Cluster, Exit, Layout, Options, Reply, Server};
+use crate::support::{Cluster, Exit, Layout, Options, Reply, Server, Shakedeck};
 
 const MINUTES: Duration = Duration::from_secs(120);
 
@@ -53,6 +53,20 @@ fn refused_entries_are_listed_and_sent_again_in_order() {
     run.wait_status(MINUTES, "the count of before", |status| {
         status["sources"][0]["phase"] == "stream" && status["counters"]["quarantined"] == 3
     });
+    // So does that nobody has read of them, until somebody does.
+    let first_reason = "1 unread error";
+    let unread = |run: &Shakedeck, unread: u64| {
+        run.wait_status(MINUTES, "unread or not", |status| status["unread_errors"] == unread);
+    };
+    unread(&run, 1);
+    assert!(run.status_json()["not_ready"].to_string().contains(first_reason));
+    assert!(run.output().contains("3 entries of a former run are in quarantine"), "{}", run.output());
+    run.ctl(&["acknowledge"]).expect(0, &["acknowledge accepted"]);
+    unread(&run, 0);
+    run.kill();
+    let run = setup.start_in(folder.clone());
+    run.wait_status(MINUTES, "the stream phase", |status| status["sources"][0]["phase"] == "stream");
+    unread(&run, 0);
     run.terminate();
     run.wait_exit(MINUTES).expect(75, &[]);
 

@@ -62,6 +62,8 @@ struct Shared {
     upstream: Mutex<SocketAddr>,
     mode: Mutex<Mode>,
     random: Mutex<Random>,
+    /// A link on which these bytes are on their way to the server begins to hold them.
+    trap: Mutex<Option<Vec<u8>>>,
     links: Mutex<Vec<Arc<Link>>>,
     ended: AtomicBool,
     accepted: AtomicU64,
@@ -96,6 +98,7 @@ impl Proxy {
             upstream: Mutex::new(upstream),
             mode: Mutex::default(),
             random: Mutex::new(Random::new(seed)),
+            trap: Mutex::default(),
             links: Mutex::default(),
             ended: AtomicBool::new(false),
             accepted: AtomicU64::new(0),
@@ -152,6 +155,16 @@ impl Proxy {
     /// gone meanwhile; new links are not concerned.
     pub fn hold(&self) {
         self.shared.links.lock().unwrap().iter().for_each(|link| link.holds.store(true, SeqCst));
+    }
+
+    /// The same for each link on which these bytes are to be sent, from the piece on that contains them.
+    pub fn hold_from(&self, bytes: &[u8]) {
+        *self.shared.trap.lock().unwrap() = Some(bytes.to_vec());
+    }
+
+    /// Whether a link holds bytes back.
+    pub fn is_holding(&self) -> bool {
+        self.shared.links.lock().unwrap().iter().any(|link| link.holds.load(SeqCst))
     }
 
     /// What was held arrives; links without an engine end then.
@@ -236,6 +249,11 @@ impl Shared {
             Way::ToServer => &self.to_server,
             Way::ToEngine => &self.to_engine,
         }
+    }
+
+    fn is_trap(&self, bytes: &[u8]) -> bool {
+        let trap = self.trap.lock().unwrap();
+        trap.as_ref().is_some_and(|trap| bytes.windows(trap.len()).any(|window| window == &trap[..]))
     }
 
     fn draw(&self, least: u64, most: u64) -> u64 {
@@ -412,6 +430,9 @@ fn pump(shared: &Shared, link: &Arc<Link>, way: Way) -> std::io::Result<()> {
             continue;
         }
         let bytes = &buffer[..count];
+        if way == Way::ToServer && shared.is_trap(bytes) {
+            link.holds.store(true, SeqCst);
+        }
         if way == Way::ToServer && link.holds.load(SeqCst) {
             held.extend_from_slice(bytes);
             continue;

@@ -92,6 +92,7 @@ impl Board {
             preflight_unix_ms: shown.preflight_unix_ms,
             fence: shown.fence,
             attempts: shown.attempts + 1,
+            refusing: std::mem::take(&mut shown.refusing),
             started_unix_ms: Some(unix_ms()),
             steps: STEPS
                 .map(|state| CutoverStep {

@@ -31,24 +31,52 @@ pub struct Standing {
 /// A connection to one source master beside the replication link.
 pub struct SourceControl {
     endpoint: Endpoint,
+    /// In CLIENT LIST: that of every control connection of this migration, so that its next process knows them too.
+    name: String,
     connection: Connection,
     /// How long one answer may take.
     limit: Duration,
 }
 
 impl SourceControl {
-    /// Connects; every answer may take `limit`.
-    pub async fn open(endpoint: &Endpoint, limit: Duration) -> Result<SourceControl, NetError> {
+    /// Connects, for the migration `run_id`; every answer may take `limit`.
+    pub async fn open(endpoint: &Endpoint, run_id: &str, limit: Duration) -> Result<SourceControl, NetError> {
         let connection =
             timeout(limit, Connection::open(endpoint)).await.map_err(|_| NetError::Timeout {
                 address: endpoint.address.clone(),
                 what: "the connection attempt".into(),
                 limit,
             })??;
-        let mut control = SourceControl { endpoint: endpoint.clone(), connection, limit };
-        // Only a name in CLIENT LIST; a server that refuses it loses nothing.
-        let _ = control.ask(&[b"CLIENT", b"SETNAME", b"shakedeck-cutover"]).await?;
+        let name = format!("shakedeck-cutover-{run_id}");
+        let mut control = SourceControl { endpoint: endpoint.clone(), name, connection, limit };
+        let name = control.name.clone();
+        // A server that refuses it only has less to tell; see end_others.
+        let _ = control.ask(&[b"CLIENT", b"SETNAME", name.as_bytes()]).await?;
         Ok(control)
+    }
+
+    /// Ends the other control connections of this migration. What a link that stood still has not delivered yet cannot
+    /// arrive any more then. `Err` = the server does not allow it.
+    pub async fn end_others(&mut self) -> Result<Result<(), String>, NetError> {
+        let list = match self.ask(&[b"CLIENT", b"LIST"]).await? {
+            Reply::Bulk(list) => String::from_utf8_lossy(&list).into_owned(),
+            Reply::Error(denied) => return Ok(Err(denied)),
+            other => return Ok(Err(format!("{other:?}"))),
+        };
+        let own = match self.ask(&[b"CLIENT", b"ID"]).await? {
+            Reply::Integer(id) => id.to_string(),
+            other => return Ok(Err(format!("{other:?}"))),
+        };
+        let others: Vec<&str> = named(&list, &self.name).filter(|id| **id != own).collect();
+        for id in others {
+            match self.ask(&[b"CLIENT", b"KILL", b"ID", id.as_bytes()]).await? {
+                // It has gone by itself.
+                Reply::Error(reply) if reply.contains("No such client") => {}
+                Reply::Error(denied) => return Ok(Err(denied)),
+                _ => {}
+            }
+        }
+        Ok(Ok(()))
     }
 
     /// Address in words.
@@ -312,6 +340,14 @@ impl SourceControl {
             cure: "The README lists the rights that a cutover needs on the source.".into(),
         }
     }
+}
+
+/// The ids of the connections with this name, from CLIENT LIST: `id=7 addr=… name=… …` a line.
+fn named<'a>(list: &'a str, name: &str) -> impl Iterator<Item = &'a str> {
+    list.lines().filter_map(move |line| {
+        let field = |field: &str| line.split(' ').find_map(|pair| pair.strip_prefix(field));
+        (field("name=") == Some(name)).then(|| field("id=")).flatten()
+    })
 }
 
 fn denial(reply: Reply) -> Option<String> {

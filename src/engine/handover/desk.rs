@@ -12,6 +12,7 @@ use crate::config::Plan;
 use crate::control::Command;
 use crate::cutover::Input;
 use crate::engine::events::EventLog;
+use crate::format;
 
 /// How long a source may take to answer a question of the checklist.
 const QUESTION_LIMIT: Duration = Duration::from_secs(3);
@@ -50,8 +51,13 @@ impl Desk {
         if self.is_active() {
             self.events.warn("", "a cutover is in progress already");
         } else if confirmation != destination {
-            let typed = crate::format::escape(confirmation, 100);
+            let typed = format::escape(confirmation, 100);
             self.refuse(format!("the destination is {destination}, not '{typed}'"));
+        } else if let Some(refusing) = self.board.view().refusing.first() {
+            // What it had before would be noted wrongly.
+            self.refuse(format!(
+                "{refusing} still refuses writes since the last one; that is being put back"
+            ));
         } else {
             let (inputs, receiver) = mpsc::channel(4);
             self.running = Some(Running { inputs, task: tokio::spawn(make().run(receiver)) });
@@ -85,9 +91,9 @@ impl Desk {
         if self.is_active() || self.examining.as_ref().is_some_and(|task| !task.is_finished()) {
             return;
         }
-        let (plan, board) = (self.plan.clone(), self.board.clone());
+        let (plan, run_id, board) = (self.plan.clone(), self.run_id.clone(), self.board.clone());
         self.examining = Some(tokio::spawn(async move {
-            let (checks, kind, _) = examine(&plan, &sources, QUESTION_LIMIT).await;
+            let (checks, kind, _) = examine(&plan, &run_id, &sources, QUESTION_LIMIT).await;
             board.set_preflight(checks);
             board.update(|shown| shown.fence = kind);
         }));
@@ -112,13 +118,14 @@ impl Desk {
     }
 
     /// Runs the hook `on_ready`, once.
-    pub fn ready(&mut self) {
+    pub fn ready(&mut self, sources: impl FnOnce() -> Vec<SourceSide>) {
         if std::mem::replace(&mut self.told_ready, true) {
             return;
         }
+        let sources = sources();
         let (plan, run_id, dir, events) =
             (self.plan.clone(), self.run_id.clone(), self.dir.clone(), self.events.clone());
-        tokio::spawn(async move { on_ready(&plan, &run_id, &dir, &events).await });
+        tokio::spawn(async move { on_ready(&plan, &run_id, &dir, &sources, &events).await });
     }
 
     /// The end of the cutover that runs; never without one. Can be dropped and asked again.
@@ -142,17 +149,27 @@ impl Desk {
             Command::Resume => "resume".into(),
             Command::Throttle { limit } => match (limit.bytes_per_second, limit.ops_per_second) {
                 (None, None) => "speed limit lifted".into(),
-                (bytes, ops) => format!("speed limit: {bytes:?} bytes/s, {ops:?} commands/s"),
+                (bytes, ops) => format!(
+                    "speed limit: {}",
+                    [
+                        bytes.map(|bytes| format::rate(bytes as f64)),
+                        ops.map(|ops| format!("{} commands/s", format::number(ops))),
+                    ]
+                    .into_iter()
+                    .flatten()
+                    .collect::<Vec<_>>()
+                    .join(", ")
+                ),
             },
             Command::AcknowledgeErrors => "errors marked as read".into(),
             Command::RestartSource { address } => {
-                format!("link to {} restarted", crate::format::escape(address, 100))
+                format!("link to {} restarted", format::escape(address, 100))
             }
             Command::Verify => "verification".into(),
             Command::StopVerify => "verification stopped".into(),
             Command::StartCutover { confirmation, writes_stopped } => format!(
                 "cutover (typed: {}{})",
-                crate::format::escape(confirmation, 100),
+                format::escape(confirmation, 100),
                 if *writes_stopped { "; gave the word that writes have stopped" } else { "" }
             ),
             Command::AbortCutover => "abort".into(),

@@ -25,6 +25,7 @@ mod control;
 mod desk;
 mod fence;
 mod hook;
+mod mend;
 mod record;
 mod report;
 mod reverse;
@@ -33,6 +34,7 @@ mod switch;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
@@ -43,11 +45,11 @@ use self::control::{SourceControl, Standing};
 pub use self::desk::Desk;
 use self::fence::{Fence, Held, on_all};
 use self::hook::{Context, NodeContext};
+pub use self::mend::{Mending, left_refusing, lift_old_source, lift_refusals};
 pub use self::record::Record;
 use self::report::{Counts, Report};
-pub use self::reverse::{directory as reverse_directory, plan as reverse_plan};
+pub use self::reverse::{directory as reverse_directory, has_way_back, plan as reverse_plan};
 use self::steps::examine;
-pub use self::switch::{lift_old_source, lift_refusals};
 use super::Engine;
 use super::cluster::Signature;
 use super::events::EventLog;
@@ -116,6 +118,8 @@ pub struct Home {
 /// What is under way in one cutover.
 #[derive(Default)]
 pub struct Progress {
+    /// Counts the cutovers of this data directory; names the files.
+    number: u32,
     kind: FenceKind,
     controls: Vec<SourceControl>,
     keepers: Vec<SourceControl>,
@@ -126,6 +130,8 @@ pub struct Progress {
     /// Commands replayed from each stream when it was drained.
     commands: Vec<u64>,
     record: Option<Record>,
+    /// A source was told to refuse writes, and has not answered.
+    refusal_in_doubt: bool,
     reverse: Option<Engine>,
     counts: Vec<Counts>,
     verified: String,
@@ -143,6 +149,7 @@ impl Handover {
     /// Runs from the start to the switch, or back.
     pub async fn run(mut self, mut inputs: mpsc::Receiver<Input>) -> End {
         self.board.begin();
+        self.progress.number = report::next_number(self.report_dir());
         self.events.info("", format!("cutover to {} begun", self.destination()));
         let (mut state, mut effects) = step(State::Live, Input::Start);
         let mut words;
@@ -224,8 +231,7 @@ impl Handover {
             self.board.note(problem);
         }
         if let Err(problem) = self.hook(Hook::AfterSwitch, None).await {
-            self.events.error("", problem.clone());
-            self.board.note(problem);
+            self.events.error("", problem);
         }
         self.report(Ok(()));
         let (state, effects) = step(State::Switched, Input::Succeeded);
@@ -366,6 +372,11 @@ impl Handover {
         (self.plan.cutover.fence_timeout / 4).clamp(Duration::from_secs(1), Duration::from_secs(5))
     }
 
+    /// The operator's data directory: the one of a link back comes and goes.
+    fn report_dir(&self) -> &Path {
+        self.home.as_ref().map_or(&self.dir, |home| &home.dir)
+    }
+
     fn report(&self, end: Result<(), String>) {
         let result = match &end {
             Ok(()) => "switched".to_owned(),
@@ -373,10 +384,16 @@ impl Handover {
         };
         self.board.note(result.clone());
         let status = self.status.borrow().clone();
-        let report =
-            Report::new(&self.board, &status, &self.progress.counts, &self.progress.verified, &result);
+        let report = Report::new(
+            self.progress.number,
+            &self.board,
+            &status,
+            &self.progress.counts,
+            &self.progress.verified,
+            &result,
+        );
         let text = report.text();
-        let file = match report.write(&self.dir) {
+        let file = match report.write(self.report_dir()) {
             Ok(file) => Some(file.display().to_string()),
             Err(error) => {
                 self.events.error("", format!("the report could not be written: {error}"));
@@ -393,12 +410,21 @@ impl Handover {
 }
 
 /// Runs `on_ready`, whose end changes nothing.
-pub async fn on_ready(plan: &Plan, run_id: &str, dir: &Path, events: &EventLog) {
+pub async fn on_ready(plan: &Plan, run_id: &str, dir: &Path, sources: &[SourceSide], events: &EventLog) {
     let Some(path) = plan.cutover.hooks.get(&Hook::OnReady) else { return };
+    let nodes = sources.iter().map(|source| NodeContext {
+        address: source.endpoint.address.to_string(),
+        fenced_offset: None,
+        applied_offset: source.shared.offset_applied.load(Relaxed),
+    });
+    let nodes: Vec<NodeContext> = nodes.collect();
+    let addresses: Vec<&str> = nodes.iter().map(|node| node.address.as_str()).collect();
     let context = Context {
         run_id: run_id.to_owned(),
+        source: addresses.join(","),
         destination: plan.writer.endpoint.address.to_string(),
         data_dir: dir.display().to_string(),
+        nodes,
         ..Context::default()
     }
     .at(Hook::OnReady, None);

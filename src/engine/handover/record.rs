@@ -21,6 +21,9 @@ pub struct Record {
     pub rolled_back: bool,
     /// When (Unix ms).
     pub unix_ms: u64,
+    /// The migration, which names the control connections.
+    #[serde(default)]
+    pub run_id: String,
     /// The old source.
     pub source: String,
     /// Where the clients belong.
@@ -50,6 +53,11 @@ pub struct UserRules {
 }
 
 impl Record {
+    /// True where the migration is over: its clients are elsewhere, and stay there.
+    pub fn is_final(&self) -> bool {
+        self.switched && !self.rolled_back
+    }
+
     fn path(dir: &Path) -> PathBuf {
         dir.join("cutover.json")
     }

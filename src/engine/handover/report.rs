@@ -59,12 +59,19 @@ pub struct Counts {
 
 impl Report {
     /// Of a cutover that has just ended.
-    pub fn new(board: &Board, status: &Status, counts: &[Counts], verified: &str, result: &str) -> Report {
+    pub fn new(
+        number: u32,
+        board: &Board,
+        status: &Status,
+        counts: &[Counts],
+        verified: &str,
+        result: &str,
+    ) -> Report {
         let shown = board.view();
         Report {
             run_id: status.run_id.clone(),
             version: status.version.clone(),
-            attempt: shown.attempts,
+            attempt: number,
             source: status.source.address.clone(),
             destination: status.destination.address.clone(),
             result: result.to_owned(),
@@ -90,7 +97,7 @@ impl Report {
     /// For people.
     pub fn text(&self) -> String {
         let mut text = String::new();
-        let time = |unix_ms: u64| format::date_time_utc(unix_ms);
+        let time = |unix_ms: u64| format!("{}.{:03}", format::date_time_utc(unix_ms), unix_ms % 1000);
         let _ = writeln!(text, "CUTOVER {} of run {}: {}", self.attempt, self.run_id, self.result);
         let _ = writeln!(text, "  from        {}", self.source);
         let _ = writeln!(text, "  to          {}", self.destination);
@@ -154,6 +161,13 @@ impl Report {
         replace_file(&file("txt"), (self.text() + "\n").as_bytes())?;
         Ok(file("txt"))
     }
+}
+
+/// After the last report that is there, whichever process wrote it.
+pub fn next_number(dir: &Path) -> u32 {
+    let number = |name: &str| name.strip_prefix("cutover-")?.strip_suffix(".json")?.parse::<u32>().ok();
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    files.filter_map(|file| number(file.file_name().to_str()?)).max().unwrap_or(0).saturating_add(1)
 }
 
 /// Compares the sides while nothing moves; the words say what was found. A difference is the error. `masters`: those of the

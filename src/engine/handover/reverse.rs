@@ -44,6 +44,11 @@ pub fn directory(dir: &Path) -> PathBuf {
     dir.join("reverse")
 }
 
+/// True where a link back was begun that a start can go on with.
+pub fn has_way_back(plan: &Plan, dir: &Path) -> bool {
+    plan.cutover.reverse && directory(dir).join("run.json").exists()
+}
+
 /// The migration turned round. What is filtered on the way there is filtered on the way back.
 pub fn plan(plan: &Plan, dir: &Path) -> Option<Plan> {
     let Reader::Sync(reader) = &plan.reader else { return None };

@@ -24,7 +24,7 @@ impl Handover {
     pub(super) async fn preflight(&mut self) -> Result<String, String> {
         self.gates()?;
         let limit = self.limit();
-        let (checks, kind, controls) = examine(&self.plan, &self.sources, limit).await;
+        let (checks, kind, controls) = examine(&self.plan, &self.run_id, &self.sources, limit).await;
         let bad = checks.iter().find(|check| !check.ok).map(|check| check.detail.clone());
         self.board.set_preflight(checks);
         self.board.update(|shown| shown.fence = kind);
@@ -40,9 +40,8 @@ impl Handover {
         self.progress.kind = kind;
         self.progress.controls = controls;
         for source in &self.sources {
-            let keeper =
-                SourceControl::open(&source.endpoint, limit).await.map_err(|error| error.to_string())?;
-            self.progress.keepers.push(keeper);
+            let keeper = SourceControl::open(&source.endpoint, &self.run_id, limit).await;
+            self.progress.keepers.push(keeper.map_err(|error| error.to_string())?);
         }
         if self.plan.cutover.reverse {
             reverse::prepare(&self.plan.writer, &self.writers).await?;
@@ -136,8 +135,8 @@ impl Handover {
 
     pub(super) async fn verify(&mut self) -> Result<String, String> {
         self.hook(Hook::AfterDrain, None).await?;
-        let attempt = self.board.view().attempts;
-        let differences = self.dir.join(format!("cutover-{attempt}-differences.jsonl"));
+        let differences =
+            self.report_dir().join(format!("cutover-{}-differences.jsonl", self.progress.number));
         let kind = self.progress.kind;
         let masters = self.sources.iter().map(|source| source.endpoint.clone()).collect();
         let counts = &mut self.progress.counts;
@@ -145,6 +144,9 @@ impl Handover {
         // Also what it found to be different: the report is read to learn it.
         let (Ok(words) | Err(words)) = &compared;
         self.progress.verified.clone_from(words);
+        if let Err(found) = &compared {
+            self.events.error("", found.clone());
+        }
         let verified = compared?;
         self.hook(Hook::BeforeSwitch, None).await?;
         Ok(verified)
@@ -211,6 +213,7 @@ impl Handover {
 /// Asks every source what a cutover needs; changes nothing there. The connections can be used on.
 pub async fn examine(
     plan: &Plan,
+    run_id: &str,
     sources: &[SourceSide],
     limit: Duration,
 ) -> (Vec<Gate>, FenceKind, Vec<SourceControl>) {
@@ -219,7 +222,7 @@ pub async fn examine(
     for source in sources {
         let streamed = source.shared.spool.manifest().map(|manifest| manifest.replid.to_string());
         let asked = async {
-            let mut control = SourceControl::open(&source.endpoint, limit).await?;
+            let mut control = SourceControl::open(&source.endpoint, run_id, limit).await?;
             let facts = control.facts(streamed.as_deref(), plan.cutover.reverse).await?;
             Ok::<_, NetError>((control, facts))
         };

@@ -1,18 +1,17 @@
 //! The hand-over, the way back, and the undoing of what either left on the sources.
 
-use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::control::SourceControl;
 use super::fence::{Fence, Held, on_all};
-use super::record::{Record, Restore};
+use super::mend::{Mending, UNFENCE_LIMIT, lift_old_source, put_back};
+use super::record::Record;
 use super::steps::offsets;
-use super::{Handover, reverse, reverse_directory};
-use crate::config::{Address, Endpoint, Plan, Reader};
+use super::{Handover, reverse};
+use crate::config::Endpoint;
 use crate::cutover::{FenceKind, Hook, SourceAfter};
 use crate::engine::batch::{Position, Progress};
 use crate::engine::cluster::{self, Signature};
@@ -21,8 +20,6 @@ use crate::engine::line::{checkpoint_key, marks_list};
 use crate::engine::net::{Connection, NetError};
 use crate::format;
 
-/// How long the way back tries to reach a source before it leaves the pause to end by itself.
-const UNFENCE_LIMIT: Duration = Duration::from_secs(8);
 /// How long the last confirmations may take, after everything else has been confirmed already.
 const LAST_LIMIT: Duration = Duration::from_secs(5);
 /// Time between two looks at the writer that comes to rest.
@@ -38,6 +35,7 @@ impl Handover {
             switched: false,
             rolled_back: false,
             unix_ms: unix_ms(),
+            run_id: self.run_id.clone(),
             source: self.source_words(),
             destination: self.destination(),
             restore: Vec::new(),
@@ -50,7 +48,10 @@ impl Handover {
             self.progress.record = Some(record.clone());
             record.write(&self.dir).map_err(|error| error.to_string())?;
             for (control, restore) in self.progress.controls.iter_mut().zip(&record.restore) {
-                control.refuse(restore).await.map_err(|error| error.to_string())?;
+                if let Err(error) = control.refuse(restore).await {
+                    self.progress.refusal_in_doubt = error.is_transient();
+                    return Err(error.to_string());
+                }
             }
         }
         if self.progress.kind != FenceKind::PauseAll {
@@ -195,6 +196,7 @@ impl Handover {
         let kind = self.progress.kind;
         let paused = self.progress.fenced_at.is_some() && kind == FenceKind::PauseWrites;
         let restores = self.progress.record.take().map(|record| record.restore).unwrap_or_default();
+        let in_doubt = std::mem::take(&mut self.progress.refusal_in_doubt);
         // All at once: the writers of the others must not wait for a master that does not answer.
         let mut mending = JoinSet::new();
         for source in &self.sources {
@@ -204,21 +206,30 @@ impl Handover {
             if !paused && restore.is_none() {
                 continue;
             }
-            let limit = self.limit();
+            let (run_id, limit) = (self.run_id.clone(), self.limit());
             let fence = format::spoken_duration(self.plan.cutover.fence_timeout.as_secs_f64());
             mending.spawn(async move {
-                timeout(UNFENCE_LIMIT, put_back(&endpoint, restore.as_ref(), paused, limit))
-                    .await
-                    .unwrap_or_else(|_| {
-                        Err(format!(
-                            "{address} could not be reached: its pause ends by itself within {fence}"
-                        ))
-                    })
+                let tried = put_back(&endpoint, &run_id, restore.as_ref(), paused, in_doubt, limit);
+                let problem = match timeout(UNFENCE_LIMIT, tried).await {
+                    Ok(Ok(())) => return None,
+                    Ok(Err(problem)) => problem,
+                    Err(_) => {
+                        format!("{address} could not be reached: its pause ends by itself within {fence}")
+                    }
+                };
+                Some((problem, restore.map(|restore| (endpoint, restore))))
             });
         }
-        let mut problems = Vec::new();
+        let (mut problems, mut left) = (Vec::new(), Vec::new());
         while let Some(mended) = mending.join_next().await {
-            problems.extend(mended.unwrap_or_else(|error| Err(error.to_string())).err());
+            match mended {
+                Ok(Some((problem, restore))) => {
+                    problems.push(problem);
+                    left.extend(restore);
+                }
+                Ok(None) => {}
+                Err(panic) => problems.push(panic.to_string()),
+            }
         }
         self.note_blocked();
         if let Some(engine) = self.progress.reverse.take() {
@@ -226,14 +237,22 @@ impl Handover {
         }
         self.wishes.send_modify(|wishes| wishes.sealed = false);
         // A source that cannot be reached, but on which nothing is left to put back, needs nobody: its pause ends by itself.
-        let needs_a_person = !problems.is_empty() && !restores.is_empty();
-        if needs_a_person {
-            problems.push("'shakedeck ctl unfence' puts back what is left".into());
+        let may_refuse = !left.is_empty();
+        if may_refuse {
+            problems.push("this is tried again until it is done".into());
+            let mending = Mending {
+                run_id: self.run_id.clone(),
+                dir: self.dir.clone(),
+                in_doubt,
+                events: self.events.clone(),
+                board: self.board.clone(),
+            };
+            mending.begin(left);
         } else if let Err(error) = Record::remove(&self.dir) {
             problems.push(error.to_string());
         }
         for problem in &problems {
-            match needs_a_person {
+            match may_refuse {
                 true => self.events.error("", format!("unfence: {problem}")),
                 false => self.events.warn("", format!("unfence: {problem}")),
             }
@@ -242,10 +261,7 @@ impl Handover {
             self.events.warn("", problem);
         }
         let blocked = self.blocked_words();
-        self.events.info(
-            "",
-            format!("the cutover went back; streaming goes on; writers were blocked for {blocked}"),
-        );
+        self.events.info("", format!("the cutover went back; writers were blocked for {blocked}"));
         if problems.is_empty() {
             Ok("writers are let through again".into())
         } else {
@@ -293,77 +309,4 @@ async fn standing(endpoint: &Endpoint, signature: &Signature) -> Result<Option<P
         cluster::takes_writes(&mut connection, key.as_bytes()).await?;
     }
     Ok(progress)
-}
-
-/// Puts back on one server what was changed there, and lets its writers through. Tries until it is done or dropped.
-async fn put_back(
-    endpoint: &Endpoint,
-    restore: Option<&Restore>,
-    paused: bool,
-    limit: Duration,
-) -> Result<(), String> {
-    loop {
-        let mending = async {
-            let mut control = SourceControl::open(endpoint, limit).await?;
-            if let Some(restore) = restore {
-                control.restore(restore).await?;
-            }
-            if paused {
-                control.unpause().await?;
-            }
-            Ok::<_, NetError>(())
-        };
-        match mending.await {
-            Ok(()) => return Ok(()),
-            Err(error) if error.is_transient() => sleep(Duration::from_millis(200)).await,
-            Err(error) => return Err(error.to_string()),
-        }
-    }
-}
-
-/// Lets old sources take writes again which a cutover from this data directory has made refuse them. Returns their
-/// addresses; the record keeps what could not be put back.
-pub async fn lift_refusals(plan: &Plan, dir: &Path) -> Result<Vec<String>, String> {
-    let mut lifted = lift_old_source(plan, dir).await?;
-    // After a rollback it is the former destination that refuses.
-    lifted.extend(lift(&plan.writer.endpoint, plan.writer.cluster, &reverse_directory(dir)).await?);
-    Ok(lifted)
-}
-
-/// Lets the old source take writes again.
-pub async fn lift_old_source(plan: &Plan, dir: &Path) -> Result<Vec<String>, String> {
-    match &plan.reader {
-        Reader::Sync(reader) => lift(&reader.endpoint, reader.cluster, dir).await,
-        Reader::Rdb { .. } => Ok(Vec::new()),
-    }
-}
-
-/// `endpoint` is the server, or one node of the cluster, in which `cluster` has the others found by their addresses.
-async fn lift(endpoint: &Endpoint, cluster: bool, dir: &Path) -> Result<Vec<String>, String> {
-    let Some(mut record) = Record::read(dir).map_err(|error| error.to_string())? else {
-        return Ok(Vec::new());
-    };
-    for restore in &record.restore {
-        let node = match restore.address.parse::<Address>() {
-            Ok(address) if cluster => endpoint.at(address),
-            _ => endpoint.clone(),
-        };
-        if restore.address != node.address.to_string() {
-            return Err(format!(
-                "'{}' names the server {}, which is not in this configuration",
-                dir.display(),
-                restore.address
-            ));
-        }
-        timeout(UNFENCE_LIMIT, put_back(&node, Some(restore), false, Duration::from_secs(3)))
-            .await
-            .map_err(|_| format!("{} could not be reached", restore.address))??;
-    }
-    let lifted = std::mem::take(&mut record.restore).into_iter().map(|restore| restore.address).collect();
-    if record.switched {
-        record.write(dir).map_err(|error| error.to_string())?;
-    } else {
-        Record::remove(dir).map_err(|error| error.to_string())?;
-    }
-    Ok(lifted)
 }

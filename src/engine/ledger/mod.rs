@@ -260,6 +260,11 @@ impl Ledger {
         Ok(())
     }
 
+    /// Whether this full sync has brought no key so far.
+    pub fn is_empty(&self) -> Result<bool, SpoolError> {
+        Ok(self.unwritten() == 0 && self.parts()?.iter().all(|(_, of, _)| *of < self.generation))
+    }
+
     /// Whether there is a record of former full syncs.
     pub fn has_former(&self) -> Result<bool, SpoolError> {
         Ok(self.parts()?.iter().any(|(_, of, _)| *of < self.generation))

@@ -19,7 +19,7 @@ use super::super::spool::{ReadEnd, SpoolError};
 use super::walk::Unswept;
 use super::{End, Replay, ReplayError};
 use crate::command;
-use crate::config::{Endpoint, OnExistingKey};
+use crate::config::{Endpoint, OnEmptySource, OnExistingKey};
 use crate::format;
 
 /// Ghosts looked for in one walk through the destination: 16 MB.
@@ -236,6 +236,10 @@ impl Replay {
             }
             std::thread::sleep(TRY_AGAIN);
         };
+        // A master whose slots have all gone elsewhere is another matter.
+        let is_empty = self.policy.on_empty_source == OnEmptySource::Wait
+            && self.shard.as_ref().is_none_or(|shard| shard.slots(generation).contains(&true))
+            && self.keeper.ledger.borrow().is_empty()?;
         let mut removed = 0u64;
         loop {
             let some: Result<Vec<KeyHash>, std::io::Error> = ghosts.by_ref().take(GHOSTS_AT_A_TIME).collect();
@@ -246,6 +250,9 @@ impl Replay {
             })?;
             if some.is_empty() {
                 break;
+            }
+            if is_empty && let Some(end) = self.wait_for_data(generation) {
+                return Ok(Some(end));
             }
             // SCAN may return a key twice while the table shrinks.
             let found = RefCell::new(vec![false; some.len()]);
@@ -278,6 +285,26 @@ impl Replay {
             format!("{} {keys} removed that the source no longer has", format::number(removed)),
         );
         Ok(None)
+    }
+
+    /// The source has lost everything: what it had is nowhere but on the destination now, perhaps. Ends when this full sync
+    /// does.
+    fn wait_for_data(&self, generation: u64) -> Option<End> {
+        self.events.error(
+            &self.node(),
+            "the source has come back without any key: nothing is removed from the destination, and nothing more is applied, \
+             until the source has its data again and sends it anew. If it is meant to be empty, stop this and start it with \
+             [policy] on_empty_source = \"follow\"",
+        );
+        let reason = "the source came back empty: the destination keeps its keys ([policy] on_empty_source)";
+        self.shared.set_reason(Some(reason.into()));
+        loop {
+            if let Some(end) = self.ended(generation) {
+                self.shared.set_reason(None);
+                return Some(end);
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
     }
 
     /// The end of the RDB is handed over: once it is confirmed, nothing of earlier full syncs counts any more.

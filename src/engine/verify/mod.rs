@@ -129,6 +129,11 @@ pub async fn verify(
     cancel: watch::Receiver<bool>,
 ) -> Result<Verification, VerifyError> {
     let run = async {
+        // Two of them would overwrite each other's files.
+        let _lock = job.dir.as_deref().map(saved::lock).transpose()?;
+        if let Some(path) = &job.output {
+            saved::try_out(path)?;
+        }
         let mut run = Run::begin(job, progress.clone(), cancel).await?;
         let outcome = run.rounds().await?;
         run.conclude(outcome).await
@@ -532,7 +537,8 @@ impl Run {
         let shown = self.progress.snapshot();
         let mut words = vec![match shown.mode.as_str() {
             "count" => format!("{} keys counted", format::number(shown.keys_compared)),
-            _ => format!("{} keys compared", format::number(shown.keys_compared)),
+            // Those of both sides: each key is looked at from either one.
+            _ => format!("{} keys compared (each side's counted)", format::number(shown.keys_compared)),
         }];
         let (differences, unsettled) = (standing.len() as u64, shown.unsettled);
         words.push(match differences {

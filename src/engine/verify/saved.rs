@@ -3,13 +3,17 @@
 //! ```text
 //!  data/verify.json                where it stands; gone once it has ended
 //!  data/verify-differences.jsonl   one difference per line
+//!  data/verify.lock                held while a verification uses the two
 //! ```
 //!
 //! A SCAN cursor means something to one server process only: a saved one is used if both sides still run in the same processes.
 
+use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::super::spool::replace_file;
@@ -89,7 +93,7 @@ pub fn write_differences(
     differences: impl Iterator<Item = Difference>,
 ) -> Result<(), VerifyError> {
     let failed = |cause| VerifyError::File { path: path.to_owned(), cause };
-    let file = std::fs::File::create(path).map_err(failed)?;
+    let file = File::create(path).map_err(failed)?;
     let mut file = BufWriter::new(file);
     for difference in differences {
         serde_json::to_writer(&mut file, &difference)
@@ -98,6 +102,26 @@ pub fn write_differences(
             .map_err(failed)?;
     }
     file.flush().map_err(failed)
+}
+
+/// Keeps other verifications out of this data directory; let go when dropped.
+pub fn lock(dir: &Path) -> Result<File, VerifyError> {
+    let path = dir.join("verify.lock");
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = file.map_err(|cause| VerifyError::File { path, cause })?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(_) => Err(VerifyError::Options(format!(
+            "another verification works in '{}': wait for its end, or give this one another [advanced] dir",
+            dir.display()
+        ))),
+    }
+}
+
+/// Finds out before the work whether the list of differences can be written there.
+pub fn try_out(path: &Path) -> Result<(), VerifyError> {
+    let file = OpenOptions::new().append(true).create(true).open(path);
+    file.map(drop).map_err(|cause| VerifyError::File { path: path.to_owned(), cause })
 }
 
 #[cfg(test)]
