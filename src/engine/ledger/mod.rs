@@ -262,7 +262,12 @@ impl Ledger {
 
     /// Whether this full sync has brought no key so far.
     pub fn is_empty(&self) -> Result<bool, SpoolError> {
-        Ok(self.unwritten() == 0 && self.parts()?.iter().all(|(_, of, _)| *of < self.generation))
+        for (path, of, _) in self.parts()? {
+            if of == self.generation && fs::metadata(&path).map_err(failed("examine", &path))?.len() > 0 {
+                return Ok(false);
+            }
+        }
+        Ok(self.unwritten.is_empty())
     }
 
     /// Whether there is a record of former full syncs.
@@ -477,7 +482,11 @@ mod tests {
         assert!(ledger.is_complete());
         ledger.begin(2, Some((1, 77))).unwrap();
         assert!(ledger.has_former().unwrap());
+        assert!(ledger.is_empty().unwrap());
         ledger.note(0, b"b");
+        assert!(!ledger.is_empty().unwrap());
+        ledger.flush().unwrap();
+        assert!(!ledger.is_empty().unwrap());
         ledger.note(0, b"new");
         assert_eq!(ghosts(&mut ledger, 0, "a b c new kept other"), "a c");
         assert_eq!(ghosts(&mut ledger, 3, "a b c new"), "a");
