@@ -2,7 +2,7 @@
 
 use super::lines::{offsets, safe};
 use crate::format;
-use crate::status::{Outcome, Status, StepState};
+use crate::status::{Outcome, State, Status, StepState};
 
 /// The final summary as a block of plain text without a final line break; `resume` is the command that goes on.
 ///
@@ -109,7 +109,9 @@ pub fn summary(status: &Status, outcome: &Outcome, resume: Option<&str>) -> Stri
     if let Some(hint) = &outcome.hint {
         row("hint", safe(hint));
     }
-    if let Some(command) = resume {
+    // After a switch there is nothing to go on with but a link back.
+    let way_back = status.cutover.reverse.as_ref().is_some_and(|reverse| reverse.state != State::Switched);
+    if let Some(command) = resume.filter(|_| way_back || !status.cutover.state.is_switched()) {
         row("resume", safe(command));
     }
     row("exit code", outcome.exit_code.to_string());

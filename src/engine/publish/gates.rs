@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::super::shared::Wishes;
 use super::Publisher;
 use crate::config::Reader;
+use crate::cutover;
 use crate::format;
 use crate::status::{DestinationStatus, Gate, Phase, SourceStatus, SpoolStatus, WriterState};
 
@@ -63,6 +64,13 @@ impl Publisher {
         if self.plan.writer.off_reply {
             let detail = "off_reply = true: the destination's answers are off, what it refuses is not seen";
             gates.push(gate("replies", "the destination answers".into(), false, detail.into()));
+        }
+        let cutover = self.board.view();
+        if let (Some(refusing), cutover::State::Live) = (cutover.refusing.first(), cutover.state) {
+            let detail = format!(
+                "{refusing} may still refuse writes since a cutover that went back; it is being put back"
+            );
+            gates.push(gate("refusal", "the source takes writes".into(), false, detail));
         }
         if wishes.paused {
             gates.push(gate("pause", "not paused".into(), false, "paused by the operator".into()));

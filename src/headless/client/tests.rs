@@ -41,13 +41,49 @@ async fn every_command_reaches_the_engine() {
         (Action::Resume { wait: None }, Command::Resume, "resume"),
         (Action::Throttle(limit), Command::Throttle { limit }, "throttle"),
         (Action::Verify { wait: false, format: LogFormat::Plain }, Command::Verify, "verify"),
-        (Action::Go, Command::HandOver, "go"),
-        (Action::Abort, Command::AbortCutover, "abort"),
+        (Action::Acknowledge, Command::AcknowledgeErrors, "acknowledge"),
         (Action::Stop { forget: true, wait: None }, Command::Stop { forget: true }, "stop"),
     ];
     for (action, command, name) in table {
         assert_eq!(ctl_text(dir.path(), action).await.unwrap(), format!("{name} accepted\n"));
         assert_eq!(engine.commands.recv().await, Some(command));
+    }
+}
+
+/// What cannot have an effect is refused, and not accepted in silence.
+#[tokio::test]
+async fn go_abort_and_pause_are_refused_where_they_mean_nothing() {
+    use crate::cutover::State::{Done, HandingOver, Live, Verifying, Waiting};
+    let (go, abort, pause) = (|| Action::Go, || Action::Abort, || Action::Pause { wait: None });
+    let table = [
+        (State::Streaming, Live, go(), Err("no cutover is in progress")),
+        (State::Streaming, Live, abort(), Err("no cutover is in progress")),
+        (State::Streaming, Live, pause(), Ok(Command::Pause)),
+        (State::CuttingOver, Verifying, go(), Err("does not wait for a go")),
+        (State::CuttingOver, Verifying, abort(), Ok(Command::AbortCutover)),
+        (State::CuttingOver, Verifying, pause(), Err("a cutover is in progress")),
+        (State::CuttingOver, Waiting, go(), Ok(Command::HandOver)),
+        (State::CuttingOver, HandingOver, abort(), Err("cannot be broken off")),
+        (State::Switched, Done, pause(), Err("nothing is applied any more")),
+        (State::Stopped, Live, pause(), Err("the run has ended")),
+    ];
+    for (state, cutover, action, expected) in table {
+        let (dir, _server, mut engine) = start();
+        engine.status.send_modify(|status| {
+            let status = Arc::make_mut(status);
+            (status.state, status.cutover.state) = (state, cutover);
+        });
+        match (ctl_text(dir.path(), action.clone()).await, expected) {
+            (Ok(text), Ok(command)) => {
+                assert!(text.ends_with(" accepted\n"), "{text}");
+                assert_eq!(engine.commands.recv().await, Some(command));
+            }
+            (Err(error), Err(words)) => {
+                assert_eq!(error.exit_code(), 2);
+                assert!(error.to_string().contains(words), "{error}");
+            }
+            (got, _) => panic!("{action:?} in {state:?}, {cutover:?}: {got:?}"),
+        }
     }
 }
 
