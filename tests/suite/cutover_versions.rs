@@ -59,7 +59,7 @@ fn one(from: &ServerBinary, to: &ServerBinary) {
         writers.wait_more(100);
         ready();
         cutover()
-            .expect(0, &["switched", "CLIENT PAUSE 4000 WRITE on 1 of 1", "keys compared, no differences"]);
+            .expect(0, &["switched", "CLIENT PAUSE 4000 WRITE on 1 of 1", "keys of both sides compared, no differences"]);
         writers.wait_more(100);
         let written = writers.stop();
         written.assert_moved("NOREPLICAS");

@@ -537,8 +537,7 @@ impl Run {
         let shown = self.progress.snapshot();
         let mut words = vec![match shown.mode.as_str() {
             "count" => format!("{} keys counted", format::number(shown.keys_compared)),
-            // Those of both sides: each key is looked at from either one.
-            _ => format!("{} keys compared (each side's counted)", format::number(shown.keys_compared)),
+            _ => format!("{} keys of both sides compared", format::number(shown.keys_compared)),
         }];
         let (differences, unsettled) = (standing.len() as u64, shown.unsettled);
         words.push(match differences {
