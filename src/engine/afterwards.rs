@@ -4,7 +4,6 @@
 //! With a reverse link the status that is published is the one of that link, a migration of its own with the sides
 //! swapped; so its lag, its gates and its cutover, which is the rollback, are seen and steered like any other.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use tokio::time::{MissedTickBehavior, interval};
@@ -13,13 +12,9 @@ use super::Engine;
 use super::events::unix_ms;
 use super::handover::{Handover, Home, Record, lift_old_source, reverse_plan};
 use super::outcome::{exit, outcome};
-use super::shard::Shards;
 use super::supervisor::{Ending, SNAPSHOT_INTERVAL, Supervisor};
-use super::turns::Turns;
-use crate::config::Reader;
 use crate::control::Command;
 use crate::cutover;
-use crate::format;
 use crate::status::{EventLevel, Outcome, ReverseStatus, State, Status};
 
 /// How the time after the switch ended.
@@ -75,23 +70,6 @@ impl Supervisor {
         let end = self.watch(&mut reverse).await;
         self.end_reverse(&mut reverse).await;
         self.switched_ending(end)
-    }
-
-    /// Removes what a process that was killed behind its switch has left on the destination.
-    pub(super) async fn clean_up_after_former(&mut self) -> Result<(), String> {
-        if let Reader::Sync(reader) = self.plan.reader.clone()
-            && reader.cluster
-        {
-            let shards = Shards::read(self.data_dir.path(), &reader.endpoint);
-            let shards = shards.map_err(|error| error.to_string())?;
-            for (name, shard) in shards.iter().flat_map(|shards| shards.lines()) {
-                self.add_shard(&name, shard, Arc::new(Turns::new(0))).map_err(|error| error.to_string())?;
-            }
-        }
-        match self.lines.iter().any(|line| line.source.spool.manifest().is_some()) {
-            true => self.forget().await,
-            false => Ok(()),
-        }
     }
 
     async fn watch(&mut self, reverse: &mut Option<Engine>) -> Afterwards {
@@ -274,24 +252,5 @@ impl Supervisor {
         status.events_dropped = own.events_dropped;
         status.unread_errors = own.unread_errors;
         self.end.status.send_replace(Arc::new(status));
-    }
-}
-
-/// Starting again would copy the old source over what is newer by now.
-pub(super) fn already_switched(record: &Record, dir: &Path) -> Outcome {
-    Outcome {
-        exit_code: exit::CONFIG,
-        message: format!(
-            "this migration was switched at {}: clients belong on {}, and starting it again would overwrite what was written \
-             there since",
-            format::date_time_utc(record.unix_ms),
-            record.destination
-        ),
-        hint: Some(format!(
-            "To let {source} take writes again: shakedeck ctl --dir {dir} unfence shake.toml. For another migration set \
-             another [advanced] dir, or remove '{dir}'.",
-            source = record.source,
-            dir = dir.display()
-        )),
     }
 }

@@ -18,6 +18,7 @@ mod confirm;
 mod data_dir;
 mod discovery;
 mod events;
+mod former;
 mod handover;
 mod import_mode;
 mod ledger;
@@ -104,7 +105,7 @@ fn start_line(plan: Plan, log_file: Option<PathBuf>, home: Option<Home>) -> Resu
         // Else there is something to clean up first.
         && !data_dir.has_spools()
     {
-        return Err(afterwards::already_switched(record, data_dir.path()));
+        return Err(former::already_switched(record, data_dir.path()));
     }
     let events = Arc::new(EventLog::default());
     for notice in &plan.notices {

@@ -9,14 +9,10 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::afterwards::already_switched;
 use super::data_dir::DataDir;
 use super::discovery::discover;
 use super::events::EventLog;
-use super::handover::{
-    Board, Desk, End, Handover, Home, Mending, Record, SourceSide, has_way_back, left_refusing,
-    lift_refusals, reverse_directory,
-};
+use super::handover::{Board, Desk, End, Handover, Home, Record, SourceSide};
 use super::line::{Line, LineEnd};
 use super::net::{Connection, NetError};
 use super::outcome::{data_dir_failed, exit, outcome};
@@ -29,7 +25,7 @@ use super::shared::{SourceShared, Wishes, Writers};
 use super::spool::{Spool, SpoolError};
 use super::turns::Turns;
 use super::verify::Verifying;
-use crate::config::{self, OnExistingKey, Plan, Reader, SyncReader};
+use crate::config::{self, Plan, Reader, SyncReader};
 use crate::control::{Command, EngineEnd};
 use crate::cutover::Input;
 use crate::format;
@@ -113,75 +109,16 @@ impl Supervisor {
     /// The migration, and what follows a switch.
     async fn whole_run(&mut self) -> Ending {
         match self.record.take() {
-            Some(record) if record.is_final() => {
-                if let Err(problem) = self.clean_up_after_former().await {
-                    self.events.error("", format!("after the switch: {problem}"));
+            Some(record) if record.is_final() => return self.go_on_after_switch(record).await,
+            Some(record) if record.rolled_back => {
+                if let Err(ending) = self.begin_after_rollback().await {
+                    return ending;
                 }
-                if !has_way_back(&self.plan, self.data_dir.path()) {
-                    return Ending::Failed(already_switched(&record, self.data_dir.path()));
-                }
-                return self.after_switch(None, false).await;
             }
-            Some(record) if !record.rolled_back => {
-                // A process that died while it handed over: the migration goes on meanwhile.
-                let dir = self.data_dir.path().to_owned();
-                let left = match left_refusing(&self.plan, &dir, &record) {
-                    Ok(left) => left,
-                    Err(problem) => return Ending::Failed(outcome(exit::CONFIG, problem)),
-                };
-                let _ = std::fs::remove_dir_all(reverse_directory(&dir));
-                if let Some((_, restore)) = left.first() {
-                    self.events.warn(
-                        "",
-                        format!("a former process died while it handed over: {} may refuse writes since, which is being put back", restore.address),
-                    );
+            Some(record) => {
+                if let Err(problem) = self.put_back_after_crash(record) {
+                    return Ending::Failed(outcome(exit::CONFIG, problem));
                 }
-                let mending = Mending {
-                    run_id: record.run_id,
-                    dir,
-                    in_doubt: false,
-                    events: self.events.clone(),
-                    board: self.board.clone(),
-                };
-                mending.begin(left);
-            }
-            Some(_) => {
-                // A rollback: the migration begins anew.
-                let (plan, dir) = (self.plan.clone(), self.data_dir.path().to_owned());
-                // What stands on the former destination would only be let open to writers, and refused to be overwritten then.
-                let refuses = Record::read(&reverse_directory(&dir)).ok().flatten();
-                if plan.advanced.on_existing_key == OnExistingKey::Panic
-                    && refuses.is_some_and(|record| !record.restore.is_empty())
-                {
-                    return Ending::Failed(Outcome {
-                        exit_code: exit::CONFIG,
-                        message: format!(
-                            "this migration was rolled back: {} holds what was copied, and refuses writes so that no client is lost there",
-                            plan.writer.endpoint.address
-                        ),
-                        hint: Some(format!(
-                            "To copy everything again over it, set rdb_restore_command_behavior = \"rewrite\" in [advanced]. To let it \
-                             take writes: shakedeck ctl --dir {} unfence shake.toml",
-                            dir.display()
-                        )),
-                    });
-                }
-                match self.meanwhile(lift_refusals(&plan, &dir)).await {
-                    Ok(Ok(lifted)) if lifted.is_empty() => {}
-                    Ok(Ok(lifted)) => {
-                        let lifted = lifted.join(", ");
-                        self.events.warn(
-                            "",
-                            format!("{lifted} refused writes since a former cutover and takes them again"),
-                        );
-                    }
-                    Ok(Err(problem)) => return Ending::Failed(outcome(exit::SOURCE, problem)),
-                    Err(ending) => return ending,
-                }
-                if let Err(error) = Record::remove(&dir) {
-                    return Ending::Failed(data_dir_failed(error.into()));
-                }
-                let _ = std::fs::remove_dir_all(reverse_directory(&dir));
             }
             None => {}
         }

@@ -574,6 +574,20 @@ fn sentinels_are_read_in_either_spelling() {
 }
 
 #[test]
+fn a_way_back_needs_a_user_of_its_own() {
+    let with = |user: &str| {
+        format!(
+            "[sync_reader]\naddress = \"a:1\"\n{user}\n[redis_writer]\naddress = \"b:2\"\n[cutover]\nreverse = true"
+        )
+    };
+    for user in ["", "username = \"default\""] {
+        let said = messages(&with(user));
+        assert!(said.contains("a user of its own on the source"), "{said}");
+    }
+    assert!(read(&with("username = \"mover\"")).unwrap().cutover.reverse);
+}
+
+#[test]
 fn several_seeds_are_for_clusters_and_databases_that_meet_are_said() {
     let plan = minimal_and("");
     assert!(plan.writer.endpoint.seeds.is_empty());

@@ -365,6 +365,8 @@ fn an_abort_in_each_state_goes_back_to_streaming() {
         ready(&run);
         let cutover = Cutover::start(&run, &destination);
         run.wait_status(MINUTES, state, |status| status["cutover"]["state"] == state);
+        let shown = if state == "armed" { "preflight" } else { state };
+        run.ctl(&["status"]).expect(0, &[&format!("cutover    {shown}")]);
         run.ctl(&["abort"]).expect(0, &[]);
         run.wait_status(MINUTES, "it goes back", |status| {
             status["cutover"]["state"] == "aborting" || status["cutover"]["state"] == "live"

@@ -58,8 +58,10 @@ fn one(from: &ServerBinary, to: &ServerBinary) {
         let writers = Movers::start(2, "w", &source, &destination);
         writers.wait_more(100);
         ready();
-        cutover()
-            .expect(0, &["switched", "CLIENT PAUSE 4000 WRITE on 1 of 1", "keys of both sides compared, no differences"]);
+        cutover().expect(
+            0,
+            &["switched", "CLIENT PAUSE 4000 WRITE on 1 of 1", "keys of both sides compared, no differences"],
+        );
         writers.wait_more(100);
         let written = writers.stop();
         written.assert_moved("NOREPLICAS");

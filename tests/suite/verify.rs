@@ -440,6 +440,22 @@ fn ctl_verify_rehearses_what_the_cutover_compares() {
     }
 }
 
+/// Nothing is compared for minutes only to find out that the result cannot be kept, or to be overwritten by another one.
+#[test]
+fn files_of_a_comparison_are_its_own_and_can_be_written() {
+    let Some((source, destination)) = pair() else { return };
+    dataset::fill(&mut source.client(), 3_000, 1);
+    let verification = Verification::new(&source, &destination);
+    verification.run(&["--output", "nowhere/differences"]).expect(8, &["cannot write 'nowhere/differences'"]);
+    let mut slow = verification.command(&["--mode", "meta", "--rate", "100"]).spawn().unwrap();
+    let held = verification.folder.path().join("data/verify.lock");
+    wait_until(MINUTES, "it has begun", || held.exists());
+    verification.run(&["--mode", "count"]).expect(2, &["another verification works in 'data'"]);
+    slow.kill().unwrap();
+    slow.wait().unwrap();
+    verification.run(&["--mode", "count"]).expect(6, &["databases differ"]);
+}
+
 #[test]
 fn what_cannot_be_judged_is_refused_in_words() {
     let Some((source, destination)) = pair() else { return };
