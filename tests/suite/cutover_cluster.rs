@@ -72,6 +72,52 @@ fn every_acknowledged_write_is_on_the_new_cluster_after_the_switch() {
     }
 }
 
+/// Slots that move at the last moment before the fence, and such as are away for a moment only: either the cutover goes back, or nothing
+/// is missing.
+#[test]
+fn slots_that_move_just_before_the_fence_cost_no_write() {
+    let binary = require_server!();
+    let (source, destination) = clusters(binary, 3);
+    let writers = Movers::start(3, "w", &source, &destination);
+    writers.wait_more(500);
+    let folder = tempfile::tempdir().unwrap();
+    let (hook, at_hook, go_on) =
+        (folder.path().join("hook"), folder.path().join("at-hook"), folder.path().join("go-on"));
+    let script = format!(
+        "#!/bin/sh\ntouch {}\nwhile [ ! -e {} ]; do sleep 0.01; done\n",
+        at_hook.display(),
+        go_on.display()
+    );
+    std::fs::write(&hook, script).unwrap();
+    std::fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let run = setup(&source, &destination).text("cutover", "before_fence", hook.to_str().unwrap()).start();
+    let moves: [&dyn Fn(); 3] = [
+        &|| source.reshard(0, 1, 0..50),
+        &|| {
+            source.reshard(2, 0, 16_000..16_030);
+            source.reshard(0, 2, 16_000..16_030);
+        },
+        &|| {},
+    ];
+    let switched = moves.iter().any(|moves| {
+        ready(&run);
+        let _ = (std::fs::remove_file(&at_hook), std::fs::remove_file(&go_on));
+        let cutover = run.ctl_in_background(&["cutover", "--yes-i-mean", &destination.address().to_string()]);
+        wait_until(MINUTES, "the hook runs", || at_hook.exists());
+        moves();
+        std::fs::write(&go_on, "").unwrap();
+        let end = cutover.end();
+        println!("{}", end.output);
+        assert!(matches!(end.code, Some(0 | 7)), "{}", end.output);
+        end.code == Some(0)
+    });
+    assert!(switched, "none of them switched");
+    writers.wait_more(500);
+    let written = writers.stop();
+    written.assert_moved("NOREPLICAS");
+    written.assert_all_on(&destination);
+}
+
 /// A way back from behind the drain: every master takes writes again, and the migration goes on.
 #[test]
 fn a_veto_behind_the_drain_lets_every_master_take_writes_again() {
