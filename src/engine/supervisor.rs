@@ -237,7 +237,7 @@ impl Supervisor {
     pub(super) fn remove_line(&mut self, name: &str) {
         for line in self.lines.iter().filter(|line| line.source.address == name) {
             self.publisher.remove_source(&line.source);
-            self.writers.remove(&line.writer);
+            self.writers.remove(&line.writer, name);
         }
         self.lines.retain(|line| line.source.address != name);
     }
@@ -305,7 +305,7 @@ impl Supervisor {
                 command = self.end.commands.recv() => match command {
                     Some(Command::Stop { forget }) if self.desk.is_active() => {
                         // First the way back, so that nobody stays blocked; its end ends the run.
-                        self.desk.tell(Input::Abort);
+                        self.desk.abort("the run was asked to stop");
                         self.stop_wish = Some(forget);
                     }
                     Some(Command::Stop { forget }) => {
@@ -354,7 +354,7 @@ impl Supervisor {
 
     /// The run ends for another reason while a cutover is under way: its writers must not stay blocked.
     async fn take_back(&mut self) {
-        self.desk.tell(Input::Abort);
+        self.desk.abort("the run ends for another reason");
         let mut tick = interval(SNAPSHOT_INTERVAL);
         loop {
             tokio::select! {
