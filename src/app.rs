@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -28,7 +29,7 @@ use crate::headless::{self, HeadlessOptions};
 use crate::rdb::dump::Target;
 use crate::rdb::export::{self, RespOptions, Statistics, Summary};
 use crate::rdb::{Decoder, Limits, RdbError};
-use crate::status::{Outcome, State};
+use crate::status::{Outcome, State, Status};
 use crate::ui::{self, UiOptions, theme::Palette};
 
 /// How long the live load of a demo without a console goes on.
@@ -180,7 +181,7 @@ impl Front {
         let outside = ui::Outside::default();
         runtime.spawn(signals.watch(handle.clone(), outside.clone()));
         if !console {
-            return Ok(runtime.block_on(self.lines(handle, finished, true)));
+            return Ok(runtime.block_on(self.lines(handle, finished, true, false)));
         }
         // Goal and time-out are watched while the console is open, too.
         let watched = self.headless.exit_when.is_some()
@@ -188,7 +189,7 @@ impl Front {
             || self.headless.cutover_when_ready;
         let watching =
             watched.then(|| runtime.spawn(headless::run(handle.clone(), self.headless_options(false))));
-        let options = ui_options(&self.screen, false, outside);
+        let options = ui_options(&self.screen, outside);
         let exit = ui::run(handle.clone(), options).map_err(|error| {
             failure(exit::CONFIG, format!("the console cannot use this terminal: {error}"))
         })?;
@@ -209,19 +210,24 @@ impl Front {
             ui::Exit::Detached | ui::Exit::TerminalLost => {
                 let status = handle.status();
                 if exit == ui::Exit::Detached {
-                    println!("The migration goes on in this process (pid {}).", status.pid);
-                    println!("  console   shakedeck attach --dir {}", status.data_dir);
-                    println!("  stop      shakedeck ctl --dir {} stop, or Ctrl-C here", status.data_dir);
-                    println!("  log       {}", status.log_file.as_deref().unwrap_or("-"));
+                    let _ = writeln!(std::io::stdout(), "{}", detached_words(&status));
                 }
-                let outcome = runtime.block_on(self.lines(handle, finished, watching.is_none()));
+                let outcome = runtime.block_on(self.lines(handle, finished, watching.is_none(), true));
                 Ok(outcome)
             }
         }
     }
 
-    async fn lines(&self, handle: Handle, finished: JoinHandle<Outcome>, watch: bool) -> Outcome {
+    /// `after_screen`: what has happened so far was on the screen.
+    async fn lines(
+        &self,
+        handle: Handle,
+        finished: JoinHandle<Outcome>,
+        watch: bool,
+        after_screen: bool,
+    ) -> Outcome {
         let mut options = self.headless_options(true);
+        options.after_screen = after_screen;
         if !watch {
             (options.exit_when, options.timeout, options.cutover_when_ready) = (None, None, false);
         }
@@ -238,12 +244,27 @@ impl Front {
             exit_when: self.headless.exit_when,
             timeout: self.headless.timeout,
             resume: self.resume.clone(),
+            after_screen: false,
             out: if print { Box::new(std::io::stdout()) } else { Box::new(std::io::sink()) },
         }
     }
 }
 
-fn ui_options(screen: &cli::Screen, attached: bool, outside: ui::Outside) -> UiOptions {
+/// What stands on the terminal after the screen was closed.
+fn detached_words(status: &Status) -> String {
+    let dir = &status.data_dir;
+    format!(
+        "The migration goes on in this process (pid {}), which prints a line now and then.\n  \
+         shell     Ctrl-Z, then: bg; disown\n  \
+         console   shakedeck attach --dir {dir}\n  \
+         stop      shakedeck ctl --dir {dir} stop, or Ctrl-C here\n  \
+         log       {}",
+        status.pid,
+        status.log_file.as_deref().unwrap_or("-")
+    )
+}
+
+fn ui_options(screen: &cli::Screen, outside: ui::Outside) -> UiOptions {
     UiOptions {
         ascii: screen.ascii.then_some(true),
         palette: screen.theme.map(|theme| match theme {
@@ -253,7 +274,7 @@ fn ui_options(screen: &cli::Screen, attached: bool, outside: ui::Outside) -> UiO
         }),
         read_only: screen.read_only,
         mouse: screen.mouse,
-        attached,
+        attached: false,
         outside,
     }
 }
@@ -263,8 +284,10 @@ fn run_attach(attach: cli::Attach) -> Result<i32, Outcome> {
     let handle = runtime
         .block_on(headless::remote(&attach.dir))
         .map_err(|error| failure(error.exit_code(), error.to_string()))?;
-    let options = ui_options(&attach.screen, true, ui::Outside::default());
-    ui::run(handle, options)
+    let (found, further) = mpsc::channel(1);
+    runtime.spawn(headless::further_runs(attach.dir, handle.clone(), found));
+    let options = ui_options(&attach.screen, ui::Outside::default());
+    ui::attach(handle, further, options)
         .map_err(|error| failure(exit::CONFIG, format!("the console needs a terminal: {error}")))?;
     Ok(exit::DONE)
 }

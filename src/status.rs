@@ -284,9 +284,10 @@ pub struct SourceStatus {
     pub offset_durable: u64,
     /// Replication offset that the destination confirmed.
     pub offset_applied: u64,
-    /// `offset_received - offset_applied`.
-    pub lag_bytes: u64,
-    /// Age of the oldest byte not yet applied; during the full sync the time since FULLRESYNC.
+    /// `offset_received - offset_applied`; `None` while nobody knows what is missing: without a link, and until the RDB is
+    /// received.
+    pub lag_bytes: Option<u64>,
+    /// Age of the oldest byte not yet applied, during the full sync the time since FULLRESYNC; `None` without a link.
     pub lag_seconds: Option<f64>,
     /// Commands confirmed by the destination, over the last 5 s.
     pub ops_per_second: f64,
@@ -320,6 +321,18 @@ pub struct SourceStatus {
     pub held_back_by: Option<String>,
     /// Time to the end of the RDB at the present speed; never before 1 % is applied.
     pub eta_seconds: Option<f64>,
+}
+
+/// The greatest lag of all sources (bytes); `None` while that of one is not known.
+pub fn worst_lag_bytes(sources: &[SourceStatus]) -> Option<u64> {
+    let all: Option<Vec<u64>> = sources.iter().map(|source| source.lag_bytes).collect();
+    all?.into_iter().max()
+}
+
+/// The greatest lag of all sources (seconds); `None` while that of one is not known.
+pub fn worst_lag_seconds(sources: &[SourceStatus]) -> Option<f64> {
+    let all: Option<Vec<f64>> = sources.iter().map(|source| source.lag_seconds).collect();
+    all?.into_iter().reduce(f64::max)
 }
 
 /// One destination master.
@@ -490,7 +503,7 @@ impl EventLevel {
 pub struct Sample {
     /// Commands confirmed in this second.
     pub ops: Option<f64>,
-    /// Worst lag of all sources (bytes) at the end of this second.
+    /// Worst lag of all sources (bytes) at the end of this second; not known while that of one is not.
     pub lag_bytes: Option<f64>,
 }
 
@@ -635,6 +648,8 @@ pub struct CutoverStatus {
     pub fence_ends_unix_ms: Option<u64>,
     /// How long writers were blocked, once they are not (seconds).
     pub blocked_seconds: Option<f64>,
+    /// `[cutover] max_blocked`: writers are blocked for no longer before the hand-over (seconds).
+    pub max_blocked_seconds: Option<f64>,
     /// The steps of the last one, in order.
     pub steps: Vec<CutoverStep>,
     /// Each source master in it.
@@ -692,8 +707,8 @@ pub struct ReverseStatus {
     pub state: State,
     /// Why it is not ready for a rollback, the most important reason first.
     pub not_ready: Vec<String>,
-    /// What the old source has not confirmed yet (bytes).
-    pub lag_bytes: u64,
+    /// What the old source has not confirmed yet (bytes), where that is known.
+    pub lag_bytes: Option<u64>,
     /// Commands copied back so far.
     pub applied: u64,
 }

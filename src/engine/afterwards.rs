@@ -15,7 +15,7 @@ use super::outcome::{exit, outcome};
 use super::supervisor::{Ending, SNAPSHOT_INTERVAL, Supervisor};
 use crate::control::Command;
 use crate::cutover;
-use crate::status::{EventLevel, Outcome, ReverseStatus, State, Status};
+use crate::status::{EventLevel, Outcome, ReverseStatus, State, Status, worst_lag_bytes};
 
 /// How the time after the switch ended.
 enum Afterwards {
@@ -222,7 +222,7 @@ impl Supervisor {
             to: back.destination.address.clone(),
             state: back.state,
             not_ready: back.not_ready.clone(),
-            lag_bytes: back.sources.iter().map(|source| source.lag_bytes).max().unwrap_or(0),
+            lag_bytes: worst_lag_bytes(&back.sources),
             applied: back.counters.entries_applied,
         };
         let mut status = back.clone();

@@ -6,6 +6,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::status::{EVENT_CAPACITY, Event, EventLevel, Rejected};
 
+/// Refused entries come in turns (the same few commands of an application, again and again): that one is the same as an event
+/// before is seen so far back. For other events their order says something, so only neighbours count as one.
+const ENTRIES_TO_LOOK_BACK: usize = 32;
+
 /// Now, as Unix milliseconds.
 pub fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
@@ -14,6 +18,16 @@ pub fn unix_ms() -> u64 {
 /// The text without the address in front of it: errors of the network name it, and so does the place where they are shown.
 pub fn without_address<'a>(text: &'a str, address: &str) -> &'a str {
     text.strip_prefix(address).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(text)
+}
+
+/// What is done about it, behind what went wrong: as a sentence of its own where that one ended in a question or a hint.
+pub fn and_now(text: &str, now: &str) -> String {
+    if !text.ends_with(['.', '?']) {
+        return format!("{text}; {now}");
+    }
+    let mut letters = now.chars();
+    let first: String = letters.next().into_iter().flat_map(char::to_uppercase).collect();
+    format!("{text} {first}{}", letters.as_str())
 }
 
 /// The ring of operator events and the table of rejected entries.
@@ -47,30 +61,30 @@ pub struct EventView {
 impl EventLog {
     /// Good to know.
     pub fn info(&self, node: &str, text: impl Into<String>) {
-        self.push(EventLevel::Info, node, text.into());
+        self.push(EventLevel::Info, node, text.into(), 1);
     }
 
     /// Nothing lost, worth a look.
     pub fn warn(&self, node: &str, text: impl Into<String>) {
-        self.push(EventLevel::Warn, node, text.into());
+        self.push(EventLevel::Warn, node, text.into(), 1);
     }
 
     /// A person must act.
     pub fn error(&self, node: &str, text: impl Into<String>) {
-        self.push(EventLevel::Error, node, text.into());
+        self.push(EventLevel::Error, node, text.into(), 1);
     }
 
     /// Counts entries that were not applied as they came; the first of a kind is an event too.
     pub fn reject(&self, node: &str, level: EventLevel, kind: &str, policy: &str, example: &str, text: &str) {
         if self.count(kind, policy, example) || level == EventLevel::Error {
-            self.push(level, node, text.to_owned());
+            self.push(level, node, text.to_owned(), ENTRIES_TO_LOOK_BACK);
         }
     }
 
     /// The same for what a person must act on and what may come in thousands: the first of a kind is an error.
     pub fn report(&self, node: &str, kind: &str, policy: &str, example: &str, text: &str) {
         if self.count(kind, policy, example) {
-            self.push(EventLevel::Error, node, text.to_owned());
+            self.push(EventLevel::Error, node, text.to_owned(), ENTRIES_TO_LOOK_BACK);
         }
     }
 
@@ -106,7 +120,8 @@ impl EventLog {
         }
     }
 
-    fn push(&self, level: EventLevel, node: &str, text: String) {
+    /// The same as one of the last `look_back` events counts that one up.
+    fn push(&self, level: EventLevel, node: &str, text: String, look_back: usize) {
         let text = match node.split_once(' ') {
             Some((_, address)) => without_address(&text, address).to_owned(),
             None => text,
@@ -122,13 +137,10 @@ impl EventLog {
             inner.unread_errors += 1;
         }
         let now = unix_ms();
-        if let Some(last) = inner.events.back_mut()
-            && last.level == level
-            && last.node == node
-            && last.text == text
-        {
-            last.count += 1;
-            last.unix_ms = now;
+        let same = |it: &&mut Event| it.level == level && it.node == node && it.text == text;
+        if let Some(known) = inner.events.iter_mut().rev().take(look_back).find(same) {
+            known.count += 1;
+            known.unix_ms = now;
             return;
         }
         let id = inner.next_id;
@@ -150,6 +162,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_done_now_is_a_sentence_of_its_own_behind_one() {
+        assert_eq!(and_now("connection lost", "trying again"), "connection lost; trying again");
+        assert_eq!(and_now("Is it running?", "trying again"), "Is it running? Trying again");
+    }
+
+    #[test]
     fn an_address_is_said_once() {
         let log = EventLog::default();
         log.warn("source a:1", "a:1: cannot connect");
@@ -157,6 +175,28 @@ mod tests {
         log.warn("", "a:1: cannot connect");
         let texts: Vec<String> = log.view().events.into_iter().map(|event| event.text).collect();
         assert_eq!(texts, ["cannot connect", "a:12: cannot connect", "a:1: cannot connect"]);
+    }
+
+    #[test]
+    fn refused_entries_that_come_in_turns_collapse_and_other_events_keep_their_order() {
+        let log = EventLog::default();
+        for _ in 0..12 {
+            for key in ["a", "b"] {
+                let text = format!("INCR '{key}' -> WRONGTYPE");
+                log.reject("writer x", EventLevel::Error, "WRONGTYPE", "quarantine", key, &text);
+            }
+        }
+        for _ in 0..2 {
+            log.info("", "paused");
+            log.info("", "resumed");
+        }
+        let view = log.view();
+        let shown: Vec<(&str, u64)> =
+            view.events.iter().map(|event| (event.text.as_str(), event.count)).collect();
+        let refused = [("INCR 'a' -> WRONGTYPE", 12), ("INCR 'b' -> WRONGTYPE", 12)];
+        assert_eq!(shown[..2], refused);
+        assert_eq!(shown[2..], [("paused", 1), ("resumed", 1), ("paused", 1), ("resumed", 1)]);
+        assert_eq!((view.unread_errors, view.rejected[0].count), (24, 24));
     }
 
     #[test]

@@ -182,6 +182,7 @@ impl Line {
             if self.writer.details().reason.as_ref() != Some(&reason) {
                 self.events.warn("", reason.clone());
             }
+            self.writers.node_lost(&self.source.address, &error.address().to_string(), &reason);
             self.writer.enter(WriterState::Reconnecting, Some(reason));
             self.unless_stopped(sleep(LOOK_AGAIN)).await?;
         }

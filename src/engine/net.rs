@@ -100,6 +100,19 @@ pub enum NetError {
 }
 
 impl NetError {
+    /// The server.
+    pub fn address(&self) -> &Address {
+        match self {
+            NetError::Connect { address, .. }
+            | NetError::Timeout { address, .. }
+            | NetError::Lost { address, .. }
+            | NetError::NoMaster { address, .. }
+            | NetError::Tls { address, .. }
+            | NetError::Protocol { address, .. }
+            | NetError::Refused { address, .. } => address,
+        }
+    }
+
     /// True when the same attempt may succeed later without anybody changing the configuration.
     pub fn is_transient(&self) -> bool {
         match self {

@@ -45,7 +45,6 @@ use super::spool::{Spool, SpoolError};
 use super::supervisor::{Ending, Supervisor};
 use super::turns::Turns;
 use crate::config::{Endpoint, OnFullResync};
-use crate::cutover::Input;
 
 /// Time between two looks at the cluster.
 const LOOK: Duration = Duration::from_secs(1);
@@ -209,7 +208,7 @@ impl Supervisor {
                 self.events.warn("", format!("{why}; not ready to cut over before that has ended"));
                 // The writers of a fenced cluster could not be moved as a whole.
                 if self.desk.is_active() {
-                    self.desk.tell(Input::Abort);
+                    self.desk.abort(why);
                 }
             }
             (Some(_), None) => self.events.info("", "the slots of the source are at rest"),

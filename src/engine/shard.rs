@@ -523,10 +523,8 @@ impl Shard {
                 .nodes
                 .first()
                 .map_or_else(|| self.shards.seed.address.clone(), |node| self.shards.endpoint(node).address);
-            let cause = io::Error::other(
-                "the cluster says that it fails and no replica has taken its place yet, or that it has no slots any more",
-            );
-            return Err(NetError::Connect { address, cause });
+            let found = "the cluster says that this one fails, or has no slots any more, and names no other in its place";
+            return Err(NetError::NoMaster { address, found: found.into() });
         };
         let endpoint = cluster.endpoint(master);
         let nodes = nodes_of(&cluster, master);

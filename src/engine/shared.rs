@@ -36,9 +36,9 @@ pub struct SourceShared {
     pub bytes_applied: AtomicU64,
     /// Commands and keys confirmed.
     pub entries_applied: AtomicU64,
-    /// Commands and keys read from the spool.
+    /// Commands and keys read from the spool, whatever became of them.
     pub entries_read: AtomicU64,
-    /// Entries dropped by the filter.
+    /// Those of them that were left out by a rule.
     pub filtered: AtomicU64,
     /// Errors on the link and refused entries.
     pub errors: AtomicU64,
@@ -79,8 +79,10 @@ pub struct SourceDetails {
     pub reason: Option<String>,
     /// Since when (Unix ms).
     pub phase_since_unix_ms: u64,
-    /// Times at which phases were entered first, for the timeline.
+    /// Times at which phases were entered first, for the timeline; a full sync begins them anew.
     pub entered: Vec<(Phase, u64)>,
+    /// When it had answered the first handshake (Unix ms).
+    pub answered_unix_ms: Option<u64>,
     /// "redis 7.2.4".
     pub server: Option<String>,
     /// "master" or "slave".
@@ -115,10 +117,56 @@ pub struct SourceDetails {
     pub full_said: Option<Instant>,
 }
 
+impl SourceDetails {
+    /// Nothing known yet.
+    pub fn new(now_unix_ms: u64) -> Self {
+        SourceDetails {
+            phase: Phase::Connecting,
+            reason: None,
+            phase_since_unix_ms: now_unix_ms,
+            entered: vec![(Phase::Connecting, now_unix_ms)],
+            answered_unix_ms: None,
+            server: None,
+            role: None,
+            connected_to: None,
+            transfer: None,
+            rdb_total: None,
+            full_sync_since: None,
+            rdb_received_unix_ms: None,
+            reconnects: 0,
+            last_error: None,
+            last_ack_unix_ms: None,
+            backlog_bytes: None,
+            output_buffer_limit_bytes: None,
+            patience: None,
+            clock_skew_ms: None,
+            no_room: None,
+            full_said: None,
+        }
+    }
+
+    /// Enters a phase.
+    pub fn enter(&mut self, phase: Phase, now_unix_ms: u64) {
+        if self.phase == phase {
+            return;
+        }
+        self.phase = phase;
+        self.phase_since_unix_ms = now_unix_ms;
+        if !matches!(phase, Phase::Connecting | Phase::Handshake | Phase::Reconnecting | Phase::Failed) {
+            self.answered_unix_ms.get_or_insert(now_unix_ms);
+        }
+        if phase == Phase::WaitingBgsave {
+            self.entered.retain(|(phase, _)| matches!(phase, Phase::Connecting | Phase::Handshake));
+        }
+        if self.entered.iter().all(|(entered, _)| *entered != phase) {
+            self.entered.push((phase, now_unix_ms));
+        }
+    }
+}
+
 impl SourceShared {
     /// Nothing known yet.
     pub fn new(address: String, spool: Arc<Spool>) -> Self {
-        let now = unix_ms();
         SourceShared {
             address,
             endpoint: Mutex::default(),
@@ -144,28 +192,7 @@ impl SourceShared {
             retire: Notify::new(),
             held_back: AtomicBool::new(false),
             apply_limit: AtomicU64::new(u64::MAX),
-            details: Mutex::new(SourceDetails {
-                phase: Phase::Connecting,
-                reason: None,
-                phase_since_unix_ms: now,
-                entered: vec![(Phase::Connecting, now)],
-                server: None,
-                role: None,
-                connected_to: None,
-                transfer: None,
-                rdb_total: None,
-                full_sync_since: None,
-                rdb_received_unix_ms: None,
-                reconnects: 0,
-                last_error: None,
-                last_ack_unix_ms: None,
-                backlog_bytes: None,
-                output_buffer_limit_bytes: None,
-                patience: None,
-                clock_skew_ms: None,
-                no_room: None,
-                full_said: None,
-            }),
+            details: Mutex::new(SourceDetails::new(unix_ms())),
         }
     }
 
@@ -177,6 +204,12 @@ impl SourceShared {
     /// Its master was found there.
     pub fn found_at(&self, endpoint: &Endpoint) {
         *self.endpoint.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(endpoint.clone());
+    }
+
+    /// A command or key was read and left out by a rule.
+    pub fn filter_out(&self) {
+        self.entries_read.fetch_add(1, Relaxed);
+        self.filtered.fetch_add(1, Relaxed);
     }
 
     /// Changes only the reason.
@@ -212,16 +245,7 @@ impl SourceShared {
     pub fn enter(&self, phase: Phase, reason: Option<String>) {
         let mut details = self.details();
         details.reason = reason.map(|reason| without_address(&reason, &self.address).to_owned());
-        if details.phase != phase {
-            let now = unix_ms();
-            details.phase = phase;
-            details.phase_since_unix_ms = now;
-            details.entered.push((phase, now));
-            // A link that flaps for days must not grow this list.
-            if details.entered.len() > 64 {
-                details.entered.remove(8);
-            }
-        }
+        details.enter(phase, unix_ms());
     }
 }
 
@@ -251,7 +275,7 @@ impl Wishes {
     }
 }
 
-/// The writers of a run: one for each source and destination node.
+/// The writers of a run: one for each source, and where the destination is a cluster one more for each node of it.
 #[derive(Default)]
 pub struct Writers {
     all: Mutex<Vec<Arc<WriterShared>>>,
@@ -262,16 +286,44 @@ pub struct Writers {
 }
 
 impl Writers {
-    /// Another one, for the node with this address.
+    /// That of another source.
     pub fn add(&self, address: &str) -> Arc<WriterShared> {
-        let writer = Arc::new(WriterShared::new(address.to_owned()));
+        let writer = Arc::new(WriterShared::new(address.to_owned(), None));
         self.list().push(writer.clone());
         writer
     }
 
-    /// This one is gone: its node has left the destination.
-    pub fn remove(&self, writer: &Arc<WriterShared>) {
+    /// The source is gone, and with it what was told of the nodes.
+    pub fn remove(&self, writer: &Arc<WriterShared>, source: &str) {
+        self.keep_nodes(source, &[]);
         self.list().retain(|other| !Arc::ptr_eq(other, writer));
+    }
+
+    /// That of a source for one node of the destination cluster: the one that was there when applying began before, if any.
+    pub fn node(&self, source: &str, address: &str) -> Arc<WriterShared> {
+        let mut list = self.list();
+        if let Some(known) = list.iter().find(|it| it.is_node_of(source) && it.address == address) {
+            return known.clone();
+        }
+        let writer = Arc::new(WriterShared::new(address.to_owned(), Some(source.to_owned())));
+        list.push(writer.clone());
+        writer
+    }
+
+    /// Of the destination cluster these nodes are left; the others are shown no more.
+    pub fn keep_nodes(&self, source: &str, addresses: &[String]) {
+        self.list().retain(|it| !it.is_node_of(source) || addresses.contains(&it.address));
+    }
+
+    /// A node of the destination cluster is lost to this source. Others that were lost before may be back: they are not known to
+    /// be lost any more.
+    pub fn node_lost(&self, source: &str, address: &str, reason: &str) {
+        for node in self.list().iter().filter(|it| it.is_node_of(source)) {
+            match node.address == address {
+                true => node.enter(WriterState::Reconnecting, Some(reason.to_owned())),
+                false => node.enter(WriterState::Ok, None),
+            }
+        }
     }
 
     /// All of them.
@@ -309,6 +361,8 @@ impl Writers {
 pub struct WriterShared {
     /// Address in words.
     pub address: String,
+    /// One node of a destination cluster: the source that it is written from.
+    node_of: Option<String>,
     /// Commands sent and not yet answered.
     pub in_flight: AtomicU64,
     /// True while paused and nothing is in flight.
@@ -362,9 +416,10 @@ impl WriterDetails {
 
 impl WriterShared {
     /// Nothing known yet.
-    pub fn new(address: String) -> Self {
+    fn new(address: String, node_of: Option<String>) -> Self {
         WriterShared {
             address,
+            node_of,
             in_flight: AtomicU64::new(0),
             idle: AtomicBool::new(true),
             entries: AtomicU64::new(0),
@@ -388,6 +443,15 @@ impl WriterShared {
     /// Looks at or changes the slow-moving part.
     pub fn details(&self) -> MutexGuard<'_, WriterDetails> {
         self.details.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Whether it is one node of a destination cluster.
+    pub fn is_node(&self) -> bool {
+        self.node_of.is_some()
+    }
+
+    fn is_node_of(&self, source: &str) -> bool {
+        self.node_of.as_deref() == Some(source)
     }
 
     /// The state as it should be shown: a writer whose oldest batch is old is slow.

@@ -234,7 +234,7 @@ impl Supervisor {
     pub(super) fn remove_line(&mut self, name: &str) {
         for line in self.lines.iter().filter(|line| line.source.address == name) {
             self.publisher.remove_source(&line.source);
-            self.writers.remove(&line.writer);
+            self.writers.remove(&line.writer, name);
         }
         self.lines.retain(|line| line.source.address != name);
     }
@@ -303,7 +303,7 @@ impl Supervisor {
                     Some(Command::Stop { forget }) if self.desk.is_active() => {
                         self.desk.note(&Command::Stop { forget });
                         // First the way back, so that nobody stays blocked; its end ends the run.
-                        self.desk.tell(Input::Abort);
+                        self.desk.abort("the run was asked to stop");
                         self.stop_wish = Some(forget);
                     }
                     Some(Command::Stop { forget }) => {
@@ -352,7 +352,7 @@ impl Supervisor {
 
     /// The run ends for another reason while a cutover is under way: its writers must not stay blocked.
     async fn take_back(&mut self) {
-        self.desk.tell(Input::Abort);
+        self.desk.abort("the run ends for another reason");
         let mut tick = interval(SNAPSHOT_INTERVAL);
         loop {
             tokio::select! {

@@ -13,7 +13,8 @@ use serde_json::Value;
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::lines::{LogFormat, event_line, missed_line, safe, verdict};
 use super::overview::overview;
@@ -29,7 +30,8 @@ use crate::status::{Event, Outcome, State, Status, Throttle, Verification, Verif
 const REPLY_LIMIT: usize = 16 * 1_024 * 1_024;
 /// How long a run may take to answer. It answers from memory; longer means that it is stopped or starved.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
-
+/// How often a data directory is looked at for the next run.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// How long an old source may take to be put back.
 const UNFENCE_LIMIT: Duration = Duration::from_secs(30);
 
@@ -290,7 +292,7 @@ pub async fn ctl(dir: &Path, action: Action, out: &mut (dyn Write + Send)) -> Re
 
 /// A handle on the run whose data directory is `dir`: its snapshots arrive, and commands are forwarded.
 ///
-/// The handle closes when the run ends or the connection breaks. A command that the run refuses is noted in the log.
+/// The handle closes when the run ends or the connection breaks: see [`further_runs`]. A command that the run refuses is noted in the log.
 /// Must be called inside a tokio runtime, which has to live as long as the handle is used.
 pub async fn remote(dir: &Path) -> Result<Handle, ClientError> {
     let mut connection = Connection::open(dir).await?;
@@ -305,6 +307,27 @@ pub async fn remote(dir: &Path) -> Result<Handle, ClientError> {
     let (handle, engine_end) = control::channel(first);
     tokio::spawn(forward(connection, engine_end));
     Ok(handle)
+}
+
+/// Looks for the next run in `dir` each time the one before is gone, and hands it over, for as long as somebody takes it.
+pub async fn further_runs(dir: PathBuf, mut last: Handle, found: mpsc::Sender<Handle>) {
+    loop {
+        while last.next_status().await.is_some() {}
+        last = loop {
+            tokio::select! {
+                () = sleep(LOOK_AGAIN) => {}
+                () = found.closed() => return,
+            }
+            match remote(&dir).await {
+                // One that has ended still listens for a moment.
+                Ok(next) if !next.status().state.is_final() => break next,
+                _ => {}
+            }
+        };
+        if found.send(last.clone()).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Carries snapshots in and commands out until one side is gone; dropping the engine's end closes the handle.

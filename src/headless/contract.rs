@@ -36,7 +36,7 @@ const CONTRACT: &[(&str, &str)] = &[
     ("/sources/0/offset_received", "integer"),
     ("/sources/0/offset_durable", "integer"),
     ("/sources/0/offset_applied", "integer"),
-    ("/sources/0/lag_bytes", "integer"),
+    ("/sources/0/lag_bytes", "integer?"),
     ("/sources/0/lag_seconds", "number?"),
     ("/sources/0/ops_per_second", "number"),
     ("/sources/0/errors", "integer"),
@@ -76,9 +76,10 @@ fn unknown_values_are_null_and_the_words_are_those_of_the_contract() {
     let mut status = samples::syncing();
     status.sources[0].replid = None;
     status.sources[0].rdb_bytes_total = None;
+    status.sources[0].lag_bytes = None;
     status.sources[0].lag_seconds = None;
     let value = json(&status);
-    for name in ["replid", "rdb_bytes_total", "lag_seconds"] {
+    for name in ["replid", "rdb_bytes_total", "lag_bytes", "lag_seconds"] {
         assert_eq!(value["sources"][0][name], Value::Null, "{name}");
     }
     let words: Vec<String> = State::ALL

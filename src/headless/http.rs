@@ -289,7 +289,7 @@ const SOURCE_METRICS: [Metric<SourceStatus, Option<f64>>; 13] = [
     ("source_offset_applied_bytes", "gauge", "Replication offset confirmed.", |s| {
         Some(s.offset_applied as f64)
     }),
-    ("source_lag_bytes", "gauge", "Received and not yet confirmed.", |s| Some(s.lag_bytes as f64)),
+    ("source_lag_bytes", "gauge", "Received and not yet confirmed.", |s| s.lag_bytes.map(|lag| lag as f64)),
     ("source_lag_seconds", "gauge", "Age of the oldest byte not yet confirmed.", |s| s.lag_seconds),
     ("source_ops_per_second", "gauge", "Commands confirmed, last 5 s.", |s| Some(s.ops_per_second)),
     ("source_applied_bytes_per_second", "gauge", "Bytes confirmed, last 5 s.", |s| Some(s.bytes_per_second)),

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use super::summary::summary;
 use crate::format;
-use crate::status::{Event, Outcome, Side, SourceStatus, State, Status};
+use crate::status::{Event, Outcome, Side, SourceStatus, State, Status, worst_lag_seconds};
 
 /// How lines are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -205,11 +205,10 @@ fn progress_lines(status: &Status) -> Vec<String> {
         [] => vec![format!("{head} | no source yet | {verdict}")],
         [one] => vec![format!("{head} | {} | {verdict}", source_text(one))],
         many => {
-            let seconds = many.iter().filter_map(|source| source.lag_seconds).reduce(f64::max);
             let total = format!(
                 "{head} | {} sources | {} | {} | {verdict}",
                 many.len(),
-                lag_text(many.iter().map(|source| source.lag_bytes).sum(), seconds),
+                lag_text(many.iter().map(|source| source.lag_bytes).sum(), worst_lag_seconds(many)),
                 rate_text(
                     many.iter().map(|source| source.ops_per_second).sum(),
                     many.iter().map(|source| source.errors).sum()
@@ -253,7 +252,8 @@ pub(super) fn offsets(source: &SourceStatus) -> String {
     )
 }
 
-fn lag_text(bytes: u64, seconds: Option<f64>) -> String {
+fn lag_text(bytes: Option<u64>, seconds: Option<f64>) -> String {
+    let Some(bytes) = bytes else { return "lag not known".into() };
     format!("lag {} {}", format::size(bytes), seconds.map_or("-".into(), format::spoken_duration))
 }
 
@@ -345,22 +345,21 @@ mod tests {
         second.reason = Some("in 4 s (3rd try): connection refused".into());
         second.rdb_bytes_total = None;
         second.rdb_bytes_received = 0;
-        second.lag_seconds = None;
-        second.lag_bytes = 812;
+        (second.lag_bytes, second.lag_seconds) = (None, None);
         status.sources.push(second);
         let mut reporter = plain();
         reporter.news(&status);
         assert_eq!(
             reporter.progress(&status),
             [
-                "2026-03-02 03:12:07 caught_up (THROTTLED: limit 50 MB/s) | 2 sources | lag 812 bytes 0.0 s | \
+                "2026-03-02 03:12:07 caught_up (THROTTLED: limit 50 MB/s) | 2 sources | lag not known | \
                  20.2k ops/s | errors 2 | READY",
                 "2026-03-02 03:12:07   10.0.1.13:6379 stream | RDB 4.38G of 4.40G received, 4.38G applied, 20,100,117 \
                  keys | offset received 88,120,334,118 on disk 88,120,334,118 applied 88,120,334,118 | \
                  lag 0 bytes 0.0 s | 10.1k ops/s | errors 0",
                 "2026-03-02 03:12:07   10.0.1.14:6379 reconnecting (in 4 s (3rd try): connection refused) | RDB - | \
                  offset received 88,120,334,118 on disk 88,120,330,000 applied 87,268,211,006 | \
-                 lag 812 bytes - | 10.1k ops/s | errors 2",
+                 lag not known | 10.1k ops/s | errors 2",
             ]
         );
     }

@@ -25,7 +25,7 @@ mod summary;
 mod verification;
 pub mod wire;
 
-pub use client::{Action, ClientError, ctl, remote};
+pub use client::{Action, ClientError, ctl, further_runs, remote};
 pub use lines::LogFormat;
 pub use run::{ExitWhen, HeadlessOptions, run};
 pub use summary::summary;

@@ -2,7 +2,7 @@
 
 use super::lines::{safe, side, verdict};
 use crate::format;
-use crate::status::{State, Status, StepState};
+use crate::status::{Phase, State, Status, StepState, WriterState};
 
 /// The whole snapshot on one screen, without a final line break.
 pub(super) fn overview(status: &Status) -> String {
@@ -46,7 +46,7 @@ pub(super) fn overview(status: &Status) -> String {
             source.offset_received.to_string(),
             source.offset_durable.to_string(),
             source.offset_applied.to_string(),
-            format::bytes(source.lag_bytes),
+            source.lag_bytes.map_or("-".into(), format::bytes),
             source.lag_seconds.map_or("-".into(), format::duration),
             format::count(source.ops_per_second),
             source.errors.to_string(),
@@ -54,7 +54,9 @@ pub(super) fn overview(status: &Status) -> String {
     }
     lines.extend(table(&sources));
     for source in &status.sources {
-        let notes = source.reason.iter().chain(source.last_error.iter());
+        // What went wrong once is in the events; here stands what is wrong.
+        let troubled = matches!(source.phase, Phase::Failed | Phase::Reconnecting);
+        let notes = source.reason.iter().chain(source.last_error.iter().filter(|_| troubled));
         lines.extend(notes.map(|note| format!("  {}: {}", safe(&source.address), safe(note))));
     }
     lines.push(String::new());
@@ -74,7 +76,13 @@ pub(super) fn overview(status: &Status) -> String {
     }
     lines.extend(table(&destinations));
     for destination in &status.destinations {
-        let notes = destination.reason.iter().chain(destination.last_error.iter());
+        let troubled = matches!(destination.state, WriterState::Failed | WriterState::Reconnecting);
+        // The reason of the trouble is mostly the last error.
+        let last = destination
+            .last_error
+            .iter()
+            .filter(|last| troubled && destination.reason.as_ref() != Some(last));
+        let notes = destination.reason.iter().chain(last);
         lines.extend(notes.map(|note| format!("  {}: {}", safe(&destination.address), safe(note))));
     }
     lines.push(String::new());
@@ -148,7 +156,8 @@ mod tests {
         let mut status = samples::syncing();
         let mut second = samples::source("10.0.1.9:6379");
         second.rdb_bytes_total = None;
-        second.lag_seconds = None;
+        second.phase = Phase::Reconnecting;
+        (second.lag_bytes, second.lag_seconds) = (None, None);
         second.last_error = Some("connection \u{1b}[2J reset".into());
         status.sources.push(second);
         status.source.nodes = 2;
@@ -162,9 +171,9 @@ NOT READY: 10.0.1.13:6379 applying RDB, about 20m30s
 WARNING: TLS NOT VERIFIED: source
 redis 7.2.4 standalone 10.0.1.13:6379 (2 nodes) -> standalone 10.0.2.23:6379
 
-SOURCE          PHASE      RDB RECV  TOTAL  APPLIED     RECEIVED      ON DISK      APPLIED     LAG  LAG s  OPS/s  ERR
-10.0.1.13:6379  RDB apply     4.38G  4.40G    2.72G  88120334118  88120330000  87268211006  852.1M  41m08  10.1k    2
-10.0.1.9:6379   RDB apply     4.38G      -    2.72G  88120334118  88120330000  87268211006  852.1M      -  10.1k    2
+SOURCE          PHASE         RDB RECV  TOTAL  APPLIED     RECEIVED      ON DISK      APPLIED     LAG  LAG s  OPS/s  ERR
+10.0.1.13:6379  RDB apply        4.38G  4.40G    2.72G  88120334118  88120330000  87268211006  852.1M  41m08  10.1k    2
+10.0.1.9:6379   reconnecting     4.38G      -    2.72G  88120334118  88120330000  87268211006       -      -  10.1k    2
   10.0.1.9:6379: connection \\x1b[2J reset
 
 DESTINATION     STATE  IN FLIGHT  OLDEST ms  OPS/s  RETRY  ERR

@@ -82,6 +82,8 @@ pub struct HeadlessOptions {
     pub timeout: Option<Duration>,
     /// The command that goes on with this migration, for the summary.
     pub resume: Option<String>,
+    /// Until now a console was open: what has happened so far is not said again.
+    pub after_screen: bool,
     /// Where lines go. Written by a thread of its own; errors are ignored.
     pub out: Box<dyn Write + Send>,
 }
@@ -95,6 +97,7 @@ impl fmt::Debug for HeadlessOptions {
             .field("exit_when", &self.exit_when)
             .field("timeout", &self.timeout)
             .field("resume", &self.resume)
+            .field("after_screen", &self.after_screen)
             .finish_non_exhaustive()
     }
 }
@@ -104,6 +107,9 @@ impl fmt::Debug for HeadlessOptions {
 /// Everything is printed when it returns, the summary too (unless the reader of the output is stuck).
 pub async fn run(mut handle: Handle, options: HeadlessOptions) -> Outcome {
     let mut reporter = Reporter::new(options.format);
+    if options.after_screen {
+        let _ = reporter.news(&handle.status());
+    }
     let mut printer = Printer::new(options.out);
     let mut print = |reporter: &Reporter, lines: Vec<String>| {
         for line in lines {
@@ -309,6 +315,7 @@ mod tests {
             exit_when: None,
             timeout: None,
             resume: Some("shakedeck shake.toml".into()),
+            after_screen: false,
             out: Box::new(out),
         }
     }
@@ -355,6 +362,26 @@ mod tests {
         assert!(text.contains("STATE caught_up -> stopped\n"), "{text}");
         assert!(!text.contains("  resume  "), "{text}");
         assert!(text.ends_with("  exit code    0\n"), "{text}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_on_a_screen_is_not_said_again() {
+        let mut status = samples::syncing();
+        let event =
+            |id, text: &str| crate::status::Event { id, text: text.into(), ..status.events[0].clone() };
+        let (seen, new) = (event(7, "seen on the screen"), event(8, "new"));
+        status.events = vec![seen];
+        let (handle, engine) = control::channel(status.clone());
+        let page = Page::default();
+        let options = HeadlessOptions { after_screen: true, ..options(page.clone()) };
+        let running = tokio::spawn(run(handle, options));
+        tokio::task::yield_now().await;
+        status.events.push(new);
+        engine.status.send_replace(Arc::new(Status { events: status.events, ..samples::stopped() }));
+        running.await.unwrap();
+        let text = page.text();
+        assert!(!text.contains("seen on the screen") && !text.contains("started:"), "{text}");
+        assert!(text.contains(" new\n"), "{text}");
     }
 
     #[tokio::test(start_paused = true)]

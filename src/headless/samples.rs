@@ -100,7 +100,7 @@ pub fn caught_up() -> Status {
         source.rdb_bytes_applied = source.rdb_bytes_received;
         source.offset_applied = source.offset_received;
         source.offset_durable = source.offset_received;
-        source.lag_bytes = 0;
+        source.lag_bytes = Some(0);
         source.lag_seconds = Some(0.0);
         source.errors = 0;
     }
@@ -137,7 +137,7 @@ pub fn source(address: &str) -> SourceStatus {
         offset_received: 88_120_334_118,
         offset_durable: 88_120_330_000,
         offset_applied: 87_268_211_006,
-        lag_bytes: 852_123_112,
+        lag_bytes: Some(852_123_112),
         lag_seconds: Some(2_468.0),
         ops_per_second: 10_100.0,
         bytes_per_second: 1_400_000.0,

@@ -47,7 +47,7 @@ pub fn summary(status: &Status, outcome: &Outcome, resume: Option<&str>) -> Stri
                 source.phase.word(),
                 format::number(source.keys_applied),
                 offsets(source),
-                format::size(source.lag_bytes),
+                source.lag_bytes.map_or("not known".into(), format::size),
                 source.errors
             ),
         );

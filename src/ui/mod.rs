@@ -12,6 +12,9 @@
 //! The odd one here is the waiting: crossterm 0.29 spins for ever once its terminal has hung up (a read of 0 bytes or
 //! EIO is retried at once), so the loop asks the kernel itself and enters crossterm only while the terminal is alive.
 //! `Terminal::clear` is never called: it asks the terminal for the cursor and fails where nobody answers.
+//!
+//! A console that is stopped from outside (SIGSTOP) loses the terminal to the shell, and is in the background when it goes on.
+//! Whoever reads there, or sets the terminal's modes, is stopped by the kernel: the console does neither, and waits.
 
 pub mod action;
 pub mod dialog;
@@ -43,6 +46,8 @@ use ratatui::crossterm::terminal::{
 use ratatui::crossterm::{cursor, execute};
 use ratatui::layout::Rect;
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::termios::LocalModes;
+use tokio::sync::mpsc;
 
 use crate::control::Handle;
 use crate::status::Status;
@@ -61,7 +66,7 @@ pub struct UiOptions {
     pub read_only: bool,
     /// Takes the mouse: scroll and row click. Off by default, for it steals the terminal's own selection.
     pub mouse: bool,
-    /// The engine runs in another process (`attach`): leaving costs nothing, and the log pane has no lines.
+    /// The engine runs in another process ([`attach`]): leaving costs nothing, and the log pane has no lines.
     pub attached: bool,
     /// Wishes from outside the terminal.
     pub outside: Outside,
@@ -111,19 +116,36 @@ const LOOK_FOR_NEWS: Duration = Duration::from_millis(50);
 /// Standard input and output must be terminals. The error is one of setting them up; later trouble with them is
 /// [`Exit::TerminalLost`].
 pub fn run(handle: Handle, options: UiOptions) -> io::Result<Exit> {
+    let (_, none) = mpsc::channel(1);
+    run_over(handle, none, options)
+}
+
+/// The same over a run in another process (`attach`), and over those in `further`, which come after it.
+pub fn attach(handle: Handle, further: mpsc::Receiver<Handle>, options: UiOptions) -> io::Result<Exit> {
+    run_over(handle, further, UiOptions { attached: true, ..options })
+}
+
+fn run_over(handle: Handle, further: mpsc::Receiver<Handle>, options: UiOptions) -> io::Result<Exit> {
     let look = Look::choose(options.palette, options.ascii, |name| std::env::var(name).ok());
     let mut model = Model::new(look);
     model.read_only = options.read_only;
     model.attached = options.attached;
     let mut guard = TerminalGuard::enter(options.mouse)?;
-    Ok(watch(&mut guard.terminal, handle, model, &options.outside).unwrap_or(Exit::TerminalLost))
+    Ok(watch(&mut guard, handle, further, model, &options.outside).unwrap_or(Exit::TerminalLost))
 }
 
 type Screen = Terminal<CrosstermBackend<Stdout>>;
 
 /// The loop. Every error in it comes from the terminal.
-fn watch(terminal: &mut Screen, mut handle: Handle, mut model: Model, outside: &Outside) -> io::Result<Exit> {
+fn watch(
+    guard: &mut TerminalGuard,
+    mut handle: Handle,
+    mut further: mpsc::Receiver<Handle>,
+    mut model: Model,
+    outside: &Outside,
+) -> io::Result<Exit> {
     let mut status = handle.status();
+    let mut is_away = false;
     let mut drawn: Option<Instant> = None;
     let mut changed = true;
     loop {
@@ -142,9 +164,29 @@ fn watch(terminal: &mut Screen, mut handle: Handle, mut model: Model, outside: &
             model.engine_gone = true;
             changed = true;
         }
+        if model.engine_gone
+            && let Ok(next) = further.try_recv()
+        {
+            handle = next;
+            let before = std::mem::replace(&mut status, handle.status());
+            model.found_run(&before, &status);
+            changed = true;
+        }
         if let Some(Effect::Leave(exit)) = model.tick(unix_ms(), &status) {
             return Ok(exit);
         }
+        if !in_foreground() {
+            is_away = true;
+            if !wait_for(PollFlags::empty(), LOOK_FOR_NEWS)? {
+                return Ok(Exit::TerminalLost);
+            }
+            continue;
+        }
+        if std::mem::take(&mut is_away) {
+            guard.take_again()?;
+            drawn = None;
+        }
+        let terminal = &mut guard.terminal;
         let since = drawn.map_or(CLOCK, |drawn| drawn.elapsed());
         if since >= CLOCK || (changed && since >= FRAME) {
             draw(terminal, &mut model, &status)?;
@@ -152,10 +194,11 @@ fn watch(terminal: &mut Screen, mut handle: Handle, mut model: Model, outside: &
             changed = false;
         }
         let wait = if changed { FRAME.saturating_sub(since) } else { LOOK_FOR_NEWS };
-        if !wait_for_input(wait)? {
+        if !wait_for(PollFlags::IN, wait)? {
             return Ok(Exit::TerminalLost);
         }
-        while event::poll(Duration::ZERO)? {
+        // The wait may have been ended by what took the terminal away.
+        while in_foreground() && event::poll(Duration::ZERO)? {
             changed = true;
             match take_event(event::read()?, &mut model, &status) {
                 Some(Effect::Send(command)) => model.sent(handle.send(command)),
@@ -180,10 +223,10 @@ fn draw(terminal: &mut Screen, model: &mut Model, status: &Status) -> io::Result
     Ok(())
 }
 
-/// Waits for a key, for at most `wait`; false when the terminal has hung up.
-fn wait_for_input(wait: Duration) -> io::Result<bool> {
+/// Waits for what is wanted of the terminal, for at most `wait`; false when it has hung up.
+fn wait_for(wanted: PollFlags, wait: Duration) -> io::Result<bool> {
     let stdin = io::stdin();
-    let mut inputs = [PollFd::new(&stdin, PollFlags::IN)];
+    let mut inputs = [PollFd::new(&stdin, wanted)];
     let wait = Timespec { tv_sec: 0, tv_nsec: i64::from(wait.subsec_nanos()) };
     match rustix::event::poll(&mut inputs, Some(&wait)) {
         // A signal, most likely SIGWINCH: crossterm reports it as an event.
@@ -194,6 +237,16 @@ fn wait_for_input(wait: Duration) -> io::Result<bool> {
             Ok(!inputs[0].revents().intersects(gone))
         }
     }
+}
+
+/// False while the terminal belongs to another job, mostly the shell. What is no terminal of ours belongs to nobody else.
+fn in_foreground() -> bool {
+    rustix::termios::tcgetpgrp(io::stdin()).map_or(true, |group| group == rustix::process::getpgrp())
+}
+
+/// True where a job in the background is stopped when it writes (`stty tostop`).
+fn stops_who_writes() -> bool {
+    rustix::termios::tcgetattr(io::stdout()).is_ok_and(|modes| modes.local_modes.contains(LocalModes::TOSTOP))
 }
 
 fn take_event(event: Event, model: &mut Model, status: &Status) -> Option<Effect> {
@@ -239,6 +292,7 @@ struct TerminalGuard {
     terminal: ManuallyDrop<Screen>,
     /// The hook that was there before.
     previous_hook: Arc<PanicHook>,
+    mouse: bool,
 }
 
 impl TerminalGuard {
@@ -259,13 +313,27 @@ impl TerminalGuard {
                 tracing::error!(target: "shakedeck::panic", "thread '{name}' panicked: {panic}");
             }
         }));
-        let guard = TerminalGuard { terminal, previous_hook };
+        let guard = TerminalGuard { terminal, previous_hook, mouse };
+        guard.set_modes()?;
+        Ok(guard)
+    }
+
+    fn set_modes(&self) -> io::Result<()> {
         enable_raw_mode()?;
         execute!(io::stdout(), EnterAlternateScreen, EnableBracketedPaste)?;
-        if mouse {
+        if self.mouse {
             execute!(io::stdout(), EnableMouseCapture)?;
         }
-        Ok(guard)
+        Ok(())
+    }
+
+    /// The shell has given the terminal back.
+    fn take_again(&mut self) -> io::Result<()> {
+        // crossterm takes its modes for set, which the shell has changed.
+        disable_raw_mode()?;
+        self.set_modes()?;
+        let size = self.terminal.size()?;
+        self.terminal.resize(Rect::new(0, 0, size.width, size.height))
     }
 }
 
@@ -280,14 +348,19 @@ impl Drop for TerminalGuard {
     }
 }
 
-/// Gives the terminal back. Errors are of no use here: the terminal may be gone.
+/// Gives the terminal back. Errors are of no use here: the terminal may be gone. In the background the modes are the shell's.
 fn restore() {
-    let _ = execute!(
-        io::stdout(),
-        DisableMouseCapture,
-        DisableBracketedPaste,
-        LeaveAlternateScreen,
-        cursor::Show
-    );
-    let _ = disable_raw_mode();
+    let in_foreground = in_foreground();
+    if in_foreground || !stops_who_writes() {
+        let _ = execute!(
+            io::stdout(),
+            DisableMouseCapture,
+            DisableBracketedPaste,
+            LeaveAlternateScreen,
+            cursor::Show
+        );
+    }
+    if in_foreground {
+        let _ = disable_raw_mode();
+    }
 }

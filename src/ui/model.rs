@@ -213,6 +213,23 @@ impl Model {
         (loaded && !self.attached).then_some(Effect::Leave(Exit::EngineEnded))
     }
 
+    /// The run that was shown is gone, and another one is there in its place.
+    pub fn found_run(&mut self, before: &Status, now: &Status) {
+        self.engine_gone = false;
+        self.pending = None;
+        let again = (before.pid, before.started_unix_ms) == (now.pid, now.started_unix_ms);
+        if again {
+            self.say("connected to the run again".into());
+            return;
+        }
+        // Its events and cutovers are counted from the beginning.
+        self.event_anchor = None;
+        self.seen_cutovers = 0;
+        let text = format!("a new run has begun in this data directory (pid {}): it is shown now", now.pid);
+        self.note(EventLevel::Info, text.clone());
+        self.say(text);
+    }
+
     /// Takes an action. The only place where the model changes by the operator's will.
     pub fn update(&mut self, action: Action, status: &Status) -> Option<Effect> {
         if self.overlay.is_some() {
@@ -546,9 +563,8 @@ impl Model {
         let mut events: Vec<&Event> = all
             .filter(|event| self.passes(Pane::Events, &[&event.node, &event.text, event.level.word()]))
             .collect();
-        if !self.local_events.is_empty() {
-            events.sort_by_key(|event| std::cmp::Reverse(event.unix_ms));
-        }
+        // One that has come again counts up where it stands in the snapshot; here it is as new as it is.
+        events.sort_by_key(|event| std::cmp::Reverse(event.unix_ms));
         events
     }
 
@@ -574,7 +590,10 @@ impl Model {
 
     /// Error events, newest first, whatever the filter.
     pub fn errors<'s>(&'s self, status: &'s Status) -> Vec<&'s Event> {
-        status.events.iter().rev().filter(|event| event.level == EventLevel::Error).collect()
+        let mut errors: Vec<&Event> =
+            status.events.iter().rev().filter(|event| event.level == EventLevel::Error).collect();
+        errors.sort_by_key(|event| std::cmp::Reverse(event.unix_ms));
+        errors
     }
 
     /// Selects a row by its address.

@@ -34,8 +34,20 @@ fn child() {
     }
     let mut status = statuses::applying();
     let (handle, engine) = channel(status.clone());
+    let outside = Outside::default();
+    if part == "stopped" {
+        outside.leave_at_end();
+    }
     std::thread::spawn(move || {
         for round in 0u64.. {
+            if part == "stopped" && round == 10 {
+                let own = std::process::id().to_string();
+                std::process::Command::new("kill").args(["-STOP", &own]).status().unwrap();
+            }
+            // Where it goes on, the shell has the terminal.
+            if part == "stopped" && round == 20 {
+                return;
+            }
             status.snapshot_unix_ms = unix_ms();
             if round == 4 && part == "engine-panic" {
                 let failed = std::thread::spawn(|| panic!("a task of the engine went wrong")).join();
@@ -55,7 +67,7 @@ fn child() {
             std::thread::sleep(Duration::from_millis(100));
         }
     });
-    let exit = run(handle, UiOptions { ascii: Some(false), ..UiOptions::default() }).unwrap();
+    let exit = run(handle, UiOptions { ascii: Some(false), outside, ..UiOptions::default() }).unwrap();
     if let Ok(file) = std::env::var(LAST_WORD) {
         std::fs::write(file, format!("{exit:?}")).unwrap();
     }
@@ -75,11 +87,17 @@ struct Pty {
 
 impl Pty {
     fn start(part: &str, environment: &[(&str, &str)]) -> Pty {
+        // A shell that ignores SIGHUP in front, as the program itself does.
+        let script = "trap '' HUP; exec \"$0\" --exact ui::pty_tests::child --nocapture";
+        Pty::start_script(script, part, environment)
+    }
+
+    /// The same by a script of the shell; `$0` is this test binary.
+    fn start_script(script: &str, part: &str, environment: &[(&str, &str)]) -> Pty {
         let size = PtySize { rows: 24, cols: 80, pixel_width: 0, pixel_height: 0 };
         let pair = native_pty_system().openpty(size).unwrap();
-        // A shell that ignores SIGHUP in front, as the program itself does.
         let mut command = CommandBuilder::new("sh");
-        command.args(["-c", "trap '' HUP; exec \"$0\" --exact ui::pty_tests::child --nocapture"]);
+        command.args(["-c", script]);
         command.arg(std::env::current_exe().unwrap());
         command.env(PART, part);
         command.env("TERM", "xterm-256color");
@@ -221,6 +239,21 @@ fn a_terminal_that_hangs_up_ends_only_the_console() {
     pty.hang_up();
     pty.wait_for_end();
     assert_eq!(std::fs::read_to_string(file).unwrap(), "TerminalLost");
+}
+
+/// Stopped by SIGSTOP the terminal is the shell's; a job in the background that reads it or sets its modes would be stopped again.
+#[test]
+fn a_console_that_lost_the_terminal_to_the_shell_ends_all_the_same() {
+    let script = "set -m; \"$0\" --exact ui::pty_tests::child --nocapture; echo SHELL HAS IT; \
+                  bg %1; wait %1; echo \"over: $?\"; read line";
+    let mut pty = Pty::start_script(script, "stopped", &[]);
+    pty.wait_until("the shell", || pty.written().contains("SHELL HAS IT"));
+    // A key for the shell is none for the console.
+    pty.type_keys("q");
+    pty.wait_until("the end", || pty.written().contains("over: 0"));
+    assert!(pty.written().contains("left: Quit"), "{}", pty.written());
+    pty.type_keys("\n");
+    pty.wait_for_end();
 }
 
 #[test]

@@ -114,10 +114,12 @@ impl Finish {
             Phase::Stream => {
                 let gained = source.bytes_per_second - source.receive_bytes_per_second;
                 // A hair's breadth of gain is noise of the measurement, not a forecast.
-                if gained > source.receive_bytes_per_second * 0.01 && gained >= 1.0 {
-                    Finish::CatchUp(source.lag_bytes as f64 / gained)
-                } else {
-                    Finish::FallingBehind
+                match source.lag_bytes {
+                    None => Finish::Unknown,
+                    Some(lag) if gained > source.receive_bytes_per_second * 0.01 && gained >= 1.0 => {
+                        Finish::CatchUp(lag as f64 / gained)
+                    }
+                    Some(_) => Finish::FallingBehind,
                 }
             }
             _ => Finish::Unknown,
@@ -157,7 +159,7 @@ pub fn describe_source(row: &SourceStatus) -> String {
         row.offset_received,
         row.offset_durable,
         row.offset_applied,
-        row.lag_bytes,
+        row.lag_bytes.map_or("-".into(), |lag| lag.to_string()),
         row.errors,
         row.reason.as_ref().map(|reason| format!(" ({reason})")).unwrap_or_default(),
     )

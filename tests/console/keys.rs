@@ -151,6 +151,25 @@ fn a_migration_that_has_ended_is_left_without_a_question() {
 }
 
 #[test]
+fn a_run_that_comes_after_another_is_shown_and_said() {
+    let mut console = Console::over(statuses::failed());
+    console.model.attached = true;
+    console.model.engine_gone = true;
+    console.shows("FAILED");
+    let before = std::mem::replace(&mut console.status, statuses::applying());
+    console.status.pid = before.pid + 1;
+    console.model.found_run(&before, &console.status);
+    console.shows("SYNCING");
+    console.shows(&format!("a new run has begun in this data directory (pid {})", console.status.pid));
+    // The same one, after its connection was lost, is no new one.
+    console.model.engine_gone = true;
+    console.shows("DISCONNECTED");
+    let same = console.status.clone();
+    console.model.found_run(&same, &same);
+    console.shows("connected to the run again");
+}
+
+#[test]
 fn a_file_that_is_loaded_is_left_without_a_key() {
     let mut console = Console::over(statuses::done());
     assert_eq!(console.after_ms(60_000), None, "not a file");
@@ -413,7 +432,7 @@ fn every_screen_says_when_it_will_be_done_or_why_nobody_knows() {
     console.status = statuses::caught_up();
     console.shows("caught up");
     console.status.sources[1].lag_seconds = Some(30.0);
-    console.status.sources[1].lag_bytes = 6_000_000;
+    console.status.sources[1].lag_bytes = Some(6_000_000);
     console.status.sources[1].bytes_per_second = 460_000.0;
     console.shows("caught up in about 60 s");
     console.status.sources[1].bytes_per_second = 200_000.0;

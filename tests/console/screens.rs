@@ -5,6 +5,7 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use ratatui::layout::Rect;
 use ratatui::style::{Color, Modifier};
 use shakedeck::status::{Gate, State, Status};
+use shakedeck::ui::dialog::Overlay;
 use shakedeck::ui::model::{Effect, Model};
 use shakedeck::ui::theme::{ASCII, Look, Palette, UNICODE};
 use shakedeck::ui::view;
@@ -269,4 +270,93 @@ proptest! {
             screen(&mut model, &status, width, height);
         }
     }
+}
+
+#[test]
+fn the_timeline_shows_the_cutover_at_every_size() {
+    for status in [statuses::applying(), statuses::caught_up()] {
+        for (width, height) in [(80, 24), (110, 30), (120, 35), (150, 40), (180, 45), (200, 50)] {
+            let drawn = text(&screen(&mut unicode(), &status, width, height));
+            let line = drawn.lines().nth(1).unwrap();
+            assert!(line.contains("cutover"), "{width}x{height}: {line}");
+        }
+    }
+}
+
+#[test]
+fn the_small_screen_says_what_is_moved_and_how_many_nodes_it_has() {
+    for source in ["10.0.1.11:6379", "127.0.0.1:30001"] {
+        let mut status = statuses::applying();
+        status.source.address = source.into();
+        let drawn = text(&screen(&mut unicode(), &status, 80, 24));
+        let line = drawn.lines().next().unwrap();
+        assert_eq!(line.matches("cluster ").count(), 2, "{line}");
+        assert_eq!(line.matches("(3)").count(), 2, "{line}");
+    }
+}
+
+#[test]
+fn a_lag_that_is_not_known_of_one_node_is_not_known_of_all() {
+    let mut status = statuses::caught_up();
+    let lag_of = |status: &Status, name: &str| {
+        let drawn = text(&screen(&mut unicode(), status, 120, 35));
+        let row = drawn.lines().find(|line| line.contains(name)).unwrap().to_owned();
+        row.split_whitespace().rev().nth(5).unwrap().to_owned()
+    };
+    assert_ne!(lag_of(&status, "total / worst"), "-");
+    (status.sources[0].lag_bytes, status.sources[0].lag_seconds) = (None, None);
+    let address = status.sources[0].address.clone();
+    assert_eq!([lag_of(&status, &address), lag_of(&status, "total / worst")], ["-", "-"]);
+}
+
+#[test]
+fn the_question_before_the_cutover_says_everything_on_the_small_screen() {
+    let mut status = statuses::applying();
+    status.cutover.max_blocked_seconds = Some(60.0);
+    status.cutover.preflight_unix_ms = Some(statuses::NOW);
+    let gate = |name: &str, text: &str, ok: bool, detail: &str| Gate {
+        name: name.into(),
+        text: text.into(),
+        ok,
+        detail: detail.into(),
+    };
+    status.gates.push(gate("slots", "no slots of the source move", true, "no slots of the source move"));
+    status.cutover.preflight = vec![
+        gate("pause", "CLIENT PAUSE is allowed", true, "on 3 of 3 masters"),
+        gate("offset", "the offset can be read", true, "INFO replication on 3 of 3 masters"),
+        gate(
+            "fence",
+            "min-replicas-to-write can be set",
+            false,
+            "10.0.1.12:6379 refuses CONFIG SET (NOPERM): give its user +config|set, or set source_after = \"release\"",
+        ),
+    ];
+    let mut ready = statuses::caught_up();
+    ready.cutover.max_blocked_seconds = Some(60.0);
+    for status in [status, ready] {
+        let mut model = unicode();
+        model.overlay = Some(Overlay::CutoverStart { typed: String::new(), opened_unix_ms: 0 });
+        let drawn = text(&screen(&mut model, &status, 80, 24));
+        let parts = drawn.lines().filter_map(|line| Some(line.split_once('┃')?.1.rsplit_once('┃')?.0));
+        assert!(parts.clone().count() > 10 && parts.clone().all(|part| !part.contains('…')), "{drawn}");
+        for words in
+            ["From 10.0.1.11 (3 masters) to 10.0.2.21 (3 masters)", "at most 1m00s", "Type  10.0.2.21"]
+        {
+            assert!(drawn.contains(words), "{words}: {drawn}");
+        }
+    }
+}
+
+#[test]
+fn the_longest_time_that_writers_are_blocked_is_said() {
+    let mut status = wizard::draining();
+    status.cutover.max_blocked_seconds = Some(60.0);
+    status.cutover.steps[2].detail =
+        "the destination must confirm the offsets of three masters, and the slowest of them is far behind"
+            .into();
+    let mut model = unicode();
+    press(&mut model, KeyCode::Char('c'), &status);
+    let drawn = text(&screen(&mut model, &status, 80, 24));
+    assert!(drawn.contains("After 1m00s it goes"), "{drawn}");
+    assert!(drawn.contains("far behind"), "{drawn}");
 }

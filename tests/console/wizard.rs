@@ -29,6 +29,7 @@ pub fn draining() -> Status {
             started_unix_ms: Some(NOW - 19_000),
             fenced_unix_ms: Some(NOW - 18_200),
             fence_ends_unix_ms: Some(NOW + 41_000),
+            max_blocked_seconds: Some(60.0),
             steps: vec![
                 step(Armed, StepState::Done, "3 of 3 sources ready", Some(0.412)),
                 step(Fencing, StepState::Done, "CLIENT PAUSE 60000 WRITE on 3 of 3", Some(0.034)),

@@ -576,3 +576,64 @@ fn slots_that_stay_half_moved_are_written_to() {
         assert_eq!(source.client().info("stats", "sync_full").as_deref(), Some("1"), "only one full sync");
     }
 }
+
+/// A master that is dead has a row that says so, and is the first reason; the others have theirs.
+#[test]
+fn a_dead_master_is_shown_by_itself_and_named_first() {
+    let binary = require_server!();
+    let (source, mut destination) = (source(binary), cluster(binary, 3, 0));
+    let run = to_cluster(&source, &destination).start();
+    streaming(&run);
+    let dead = destination.node(2).address().to_string();
+    let mut client = source.client();
+    destination.kill(2);
+    let mut number = 0;
+    wait_until(MINUTES, "a row and a reason for the dead master", || {
+        number += 1;
+        client.ok(&["SET", &format!("key:{number}"), "x"]);
+        let status = run.status_json();
+        let rows = status["destinations"].as_array().unwrap();
+        let lost: Vec<&str> = rows
+            .iter()
+            .filter(|row| row["state"] == "reconnecting")
+            .map(|row| row["address"].as_str().unwrap())
+            .collect();
+        let first = status["not_ready"][0].as_str().unwrap_or_default();
+        rows.len() == 3
+            && lost == [dead.as_str()]
+            && first.starts_with(&format!("writer {dead} reconnecting: "))
+    });
+}
+
+/// Commands that a node refuses for now are tried again and again: what counts is what it applies.
+#[test]
+fn what_is_only_tried_does_not_count_as_applied() {
+    let binary = require_server!();
+    let (source, destination) = (source(binary), cluster(binary, 3, 0));
+    let run = to_cluster(&source, &destination).start();
+    streaming(&run);
+    for node in 0..3 {
+        destination.client_of(node).ok(&["CONFIG", "SET", "maxmemory", "1"]);
+    }
+    let mut client = source.client();
+    for number in 0..500 {
+        client.ok(&["SET", &format!("key:{number}"), "x"]);
+    }
+    let rows = |status: &serde_json::Value| status["destinations"].as_array().unwrap().clone();
+    let waiting = |row: &serde_json::Value| {
+        row["state"] == "waiting"
+            && row["retries"].as_u64() > Some(10)
+            && row["reason"].as_str().is_some_and(|reason| !reason.contains("waiting"))
+    };
+    run.wait_status(MINUTES, "three that wait and count nothing", |status| {
+        rows(status).len() == 3 && rows(status).iter().all(|row| waiting(row) && row["ops_per_second"] == 0.0)
+    });
+    for node in 0..3 {
+        destination.client_of(node).ok(&["CONFIG", "SET", "maxmemory", "0"]);
+    }
+    run.wait_status(MINUTES, "what was applied", |status| {
+        rows(status).iter().all(|row| row["ops_per_second"].as_f64() > Some(0.0))
+    });
+    run.wait_status(MINUTES, "everything applied", |status| status["sources"][0]["lag_bytes"] == 0);
+    assert_eq!(destination.client().keys_like("key:*").len(), 500);
+}

@@ -252,3 +252,26 @@ fn the_json_status_has_the_fields_of_the_contract() {
         acknowledged.is_some_and(|offset| offset > 0)
     });
 }
+
+/// What a source has that is away, nobody knows: no number is shown for it, in the chart neither, and nothing is ready.
+#[test]
+fn the_lag_of_a_source_that_is_away_is_not_known() {
+    let Some((mut source, destination)) = pair() else { return };
+    dataset::fill(&mut source.client(), 1_000, 1);
+    let run = Setup::new(&source, &destination).text("cutover", "hold_for", "1s").start();
+    run.wait_state("caught_up", MINUTES);
+    let linked = run.status_json();
+    assert_eq!(linked["timeline"][5]["state"], "active", "{}", linked["timeline"]);
+    source.kill();
+    let away = run.wait_status(MINUTES, "a gap at the end of the chart", |status| {
+        let history = status["history"].as_array().unwrap();
+        status["sources"][0]["phase"] == "reconnecting" && history.last().unwrap()["lag_bytes"].is_null()
+    });
+    for name in ["lag_bytes", "lag_seconds"] {
+        assert!(away["sources"][0][name].is_null(), "{name}: {}", away["sources"][0]);
+    }
+    let reasons = away["not_ready"].to_string();
+    assert!(reasons.contains("lag not known"), "{reasons}");
+    source.restart();
+    run.wait_status(MINUTES, "a lag again", |status| status["sources"][0]["lag_bytes"] == 0);
+}

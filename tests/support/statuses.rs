@@ -54,7 +54,7 @@ fn source(address: &str) -> SourceStatus {
         offset_received: 0,
         offset_durable: 0,
         offset_applied: 0,
-        lag_bytes: 0,
+        lag_bytes: None,
         lag_seconds: None,
         ops_per_second: 0.0,
         bytes_per_second: 0.0,
@@ -117,7 +117,7 @@ fn streaming(
         offset_received: applied + lag,
         offset_durable: applied + lag - lag / 3,
         offset_applied: applied,
-        lag_bytes: lag,
+        lag_bytes: Some(lag),
         lag_seconds: Some(seconds),
         ops_per_second: ops,
         bytes_per_second: 0.37e6,
@@ -277,7 +277,7 @@ pub fn applying() -> Status {
         offset_received: 88_120_334_118,
         offset_durable: 88_120_334_118,
         offset_applied: 87_268_211_006,
-        lag_bytes: 812_600_000,
+        lag_bytes: Some(812_600_000),
         lag_seconds: Some(2_468.0),
         ops_per_second: 10_100.0,
         bytes_per_second: 1.4e6,
@@ -494,7 +494,7 @@ pub fn paused() -> Status {
     status.spool.bytes = 266_000_000;
     status.spool.growth_bytes_per_second = Some(1_050_000.0);
     for source in &mut status.sources {
-        source.lag_bytes = 88_000_000;
+        source.lag_bytes = Some(88_000_000);
         source.lag_seconds = Some(252.0);
         source.ops_per_second = 0.0;
         source.bytes_per_second = 0.0;
@@ -524,11 +524,12 @@ pub fn failing_node() -> Status {
     let lost = &mut status.sources[0];
     lost.phase = Phase::Reconnecting;
     lost.reason = Some("reconnecting in 4 s (3rd try): connection refused".into());
+    (lost.lag_bytes, lost.lag_seconds) = (None, None);
     lost.reconnects = 3;
     lost.last_error = Some("\u{1b}[2J\u{1b}[31mpwned\u{7}".into());
     status.destinations[0].state = WriterState::Reconnecting;
     status.destinations[0].reason =
-        Some("waiting: -OOM command not allowed when used memory > 'maxmemory'".into());
+        Some("OOM command not allowed when used memory > 'maxmemory': free some there".into());
     status.not_ready.insert(0, "10.0.1.11:6379 is disconnected".into());
     status.events.push(Event {
         count: 204,
@@ -607,7 +608,7 @@ pub fn many_nodes(count: u64) -> Status {
     for index in 0..count.saturating_sub(3) {
         let address = format!("10.0.1.{}:6379", 20 + index);
         let mut row = streaming(&address, 4_000_000_000, 31_000_000, 88_000_000_000, 60_000, 0.2, 2_400.0);
-        row.lag_bytes += index * 10_000;
+        row.lag_bytes = row.lag_bytes.map(|lag| lag + index * 10_000);
         status.sources.push(row);
         let mut row = status.destinations[1].clone();
         row.address = format!("10.0.2.{}:6379", 30 + index);

@@ -157,7 +157,7 @@ fn map_of(cluster: &Cluster, configured: &Endpoint) -> Result<(Vec<Endpoint>, Ve
     let mut owners = vec![usize::MAX; usize::from(SLOTS)];
     for (number, (node, endpoint)) in masters.iter().enumerate() {
         if node.failing {
-            return Err(incomplete(configured, &format!("master {} has failed", endpoint.address)));
+            return Err(incomplete(endpoint, "this master has failed, and no replica has taken its place"));
         }
         for slot in node.slots.iter().cloned().flatten() {
             if let Some(owner) = owners.get_mut(usize::from(slot)) {

@@ -52,6 +52,10 @@ impl ClusterWriter {
                 if let Some(size) = size {
                     self.tell_size(Ok(Some(size)));
                 }
+                let refused: usize =
+                    refusals.iter().map(|(index, _)| group.command_bytes(*index).len()).sum();
+                let ran = group.entries().count().saturating_sub(refusals.len());
+                self.count_applied(node, ran, group.bytes.len().saturating_sub(refused));
                 let rest = self.judge_refusals(&group, refusals)?;
                 self.settle(group, rest);
             }
@@ -136,7 +140,7 @@ impl ClusterWriter {
         // Once by kind: a thousand slots may be on the move.
         self.settings.events.reject(&self.node_name(), EventLevel::Warn, &kind, "sent again", &reason, &text);
         if let Some(node) = self.nodes.get(node) {
-            node.shared.enter(WriterState::Waiting, Some(text));
+            node.shared.enter(WriterState::Waiting, Some(reason));
         }
         Ok(())
     }

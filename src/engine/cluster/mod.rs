@@ -185,17 +185,25 @@ impl ClusterWriter {
     ) -> Self {
         let Begin { nodes, owners, applied, listed, .. } = begin;
         let now = Instant::now();
+        let source = &settings.source.address;
+        let addresses: Vec<String> = nodes.iter().map(|(endpoint, _)| endpoint.address.to_string()).collect();
+        settings.writers.keep_nodes(source, &addresses);
         let nodes: Vec<Node> = nodes
             .into_iter()
-            .map(|(endpoint, connection)| Node {
-                shared: settings.writers.add(&endpoint.address.to_string()),
-                endpoint,
-                connection: Some(connection),
-                beside: None,
-                sent: None,
-                last_sent: now,
-                mark_slot: None,
-                marked: None,
+            .zip(&addresses)
+            .map(|((endpoint, connection), address)| {
+                let shared = settings.writers.node(source, address);
+                shared.enter(WriterState::Ok, None);
+                Node {
+                    shared,
+                    endpoint,
+                    connection: Some(connection),
+                    beside: None,
+                    sent: None,
+                    last_sent: now,
+                    mark_slot: None,
+                    marked: None,
+                }
             })
             .collect();
         let mut writer = ClusterWriter {
@@ -225,8 +233,16 @@ impl ClusterWriter {
     pub async fn run(mut self) -> Result<(), WriterError> {
         self.settings.shared.enter(WriterState::Ok, None);
         let result = self.serve().await;
+        let (writers, source) = (&self.settings.writers, &self.settings.source.address);
         for node in &self.nodes {
-            self.settings.writers.remove(&node.shared);
+            node.shared.in_flight.store(0, Relaxed);
+            node.shared.details().oldest = None;
+        }
+        match &result {
+            // They are there still: applying begins again.
+            Err(WriterError::CheckpointMoved { .. }) => {}
+            Err(WriterError::BeginAgain { address, reason }) => writers.node_lost(source, address, reason),
+            _ => writers.keep_nodes(source, &[]),
         }
         let state = match &result {
             Ok(()) => WriterState::Closed,
@@ -379,10 +395,6 @@ impl ClusterWriter {
         if let Some(node) = self.nodes.get_mut(number) {
             node.connection = Some(connection);
             node.sent = None;
-            let commands: usize = flight.groups.iter().map(|(group, _)| group.entries().count()).sum();
-            let bytes: usize = flight.groups.iter().map(|(group, _)| group.bytes.len()).sum();
-            node.shared.entries.fetch_add(commands as u64, Relaxed);
-            node.shared.bytes.fetch_add(bytes as u64, Relaxed);
             node.shared.in_flight.store(0, Relaxed);
             let mut details = node.shared.details();
             details.took(flight.sent.elapsed());
@@ -396,6 +408,7 @@ impl ClusterWriter {
             let (own, others) = rest.split_at_mut(count.min(rest.len()));
             rest = others;
             if went_well(&group, own) {
+                self.count_applied(number, group.entries().count(), group.bytes.len());
                 self.is_done(group);
             } else {
                 let own = own.iter_mut().map(|reply| std::mem::replace(reply, Reply::Null)).collect();
@@ -406,6 +419,14 @@ impl ClusterWriter {
             self.marked(number, row, slot, reply.clone())?;
         }
         Ok(())
+    }
+
+    /// Commands that a node has run; what is refused or sent again does not count.
+    fn count_applied(&self, number: usize, commands: usize, bytes: usize) {
+        if let Some(node) = self.nodes.get(number) {
+            node.shared.entries.fetch_add(commands as u64, Relaxed);
+            node.shared.bytes.fetch_add(bytes as u64, Relaxed);
+        }
     }
 
     /// The answer to a node's mark.

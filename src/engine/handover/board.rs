@@ -26,6 +26,8 @@ struct Inner {
     shown: CutoverStatus,
     actions: Vec<Moment>,
     timeline: Vec<Moment>,
+    /// Why it is to be aborted, where that is not the operator's wish.
+    abort_reason: Option<String>,
 }
 
 /// Something that happened, for the report.
@@ -46,6 +48,19 @@ impl Board {
     /// Changes what is shown.
     pub fn update(&self, change: impl FnOnce(&mut CutoverStatus)) {
         change(&mut self.lock().shown);
+    }
+
+    /// It is to be aborted, and not because the operator has asked for that.
+    pub fn set_abort_reason(&self, reason: &str) {
+        self.lock().abort_reason = Some(reason.to_owned());
+    }
+
+    /// Why it is aborted, in words.
+    pub fn abort_reason(&self) -> String {
+        match self.lock().abort_reason.take() {
+            Some(reason) => format!("aborted: {reason}"),
+            None => "aborted by the operator".into(),
+        }
     }
 
     /// The checklist was asked anew.
@@ -86,6 +101,7 @@ impl Board {
     pub fn begin(&self) {
         let mut inner = self.lock();
         inner.timeline.clear();
+        inner.abort_reason = None;
         let shown = &mut inner.shown;
         *shown = CutoverStatus {
             preflight: std::mem::take(&mut shown.preflight),

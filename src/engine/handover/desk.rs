@@ -86,6 +86,12 @@ impl Desk {
         }
     }
 
+    /// Abort, which nobody has asked for: why.
+    pub fn abort(&self, reason: &str) {
+        self.board.set_abort_reason(reason);
+        self.tell(Input::Abort);
+    }
+
     /// Asks the sources what a cutover needs, in the background; the board shows it.
     pub fn examine(&mut self, sources: Vec<SourceSide>) {
         if self.is_active() || self.examining.as_ref().is_some_and(|task| !task.is_finished()) {

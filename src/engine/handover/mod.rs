@@ -187,7 +187,7 @@ impl Handover {
                             Some(wish) if step(state, wish).0 != state => {
                                 words = match wish {
                                     Input::Go => "go, said the operator".into(),
-                                    _ => "aborted by the operator".into(),
+                                    _ => board.abort_reason(),
                                 };
                                 break wish;
                             }

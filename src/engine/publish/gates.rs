@@ -1,13 +1,16 @@
 //! The conditions of READY TO CUT OVER, each with what stands in its way in words.
 
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use super::super::shared::Wishes;
-use super::Publisher;
+use super::{Publisher, severity};
 use crate::config::Reader;
 use crate::cutover;
 use crate::format;
-use crate::status::{DestinationStatus, Gate, Phase, SourceStatus, SpoolStatus, WriterState};
+use crate::status::{
+    DestinationStatus, Gate, Phase, SourceStatus, SpoolStatus, WriterState, worst_lag_bytes,
+};
 
 impl Publisher {
     /// The most important first.
@@ -41,20 +44,32 @@ impl Publisher {
                 format!("{} {what}{eta}{reason}", source.address)
             }
         };
-        let worst_bytes = sources.iter().map(|source| source.lag_bytes).max().unwrap_or(0);
-        let worst_seconds = sources.iter().filter_map(|source| source.lag_seconds).fold(0.0, f64::max);
         let lag_ok = held.is_some_and(|held| held >= limits.hold_for);
-        let lag = format!("lag {}, {}", format::size(worst_bytes), format::spoken_duration(worst_seconds));
+        let worst = sources.iter().find(|source| source.lag_bytes.is_none());
+        let lag = match (worst, worst_lag_bytes(sources)) {
+            (Some(source), _) => format!("lag not known: {} {}", source.address, source.phase.word()),
+            (None, bytes) => {
+                let seconds = sources.iter().filter_map(|source| source.lag_seconds).fold(0.0, f64::max);
+                format!("lag {}, {}", format::size(bytes.unwrap_or(0)), format::spoken_duration(seconds))
+            }
+        };
         let lag = match held {
             Some(held) if !lag_ok => format!(
                 "{lag}: low for {} of {}",
-                format::spoken_duration(held.as_secs_f64()),
+                // Never the whole time before it has passed.
+                so_far(held),
                 format::spoken_duration(limits.hold_for.as_secs_f64())
             ),
             _ => lag,
         };
-        let down =
-            destinations.iter().find(|node| !matches!(node.state, WriterState::Ok | WriterState::Slow));
+        // One that stands still without a reason was told to, and has the gate `pause`.
+        let down = destinations.iter().filter(|node| match node.state {
+            WriterState::Ok | WriterState::Slow => false,
+            WriterState::Waiting => node.reason.is_some(),
+            _ => true,
+        });
+        // What is lost comes before what waits.
+        let down = down.min_by_key(|node| Reverse(severity(node.state)));
         let down_text = down.map_or("all writers connected".to_owned(), |node| {
             let reason = node.reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
             format!("writer {} {}{reason}", node.address, node.state.word())
@@ -75,6 +90,8 @@ impl Publisher {
         if wishes.paused {
             gates.push(gate("pause", "not paused".into(), false, "paused by the operator".into()));
         }
+        // Before what follows from it.
+        gates.push(gate("writers", "all writers connected".into(), down.is_none(), down_text));
         if matches!(&self.plan.reader, Reader::Sync(reader) if reader.cluster) {
             let quiet = self.shards.as_ref().is_some_and(|shards| shards.is_quiet());
             let unseen = "a master may have other slots than when the source was looked at last";
@@ -95,17 +112,40 @@ impl Publisher {
             lag_ok,
             lag,
         ));
-        gates.push(gate("writers", "all writers connected".into(), down.is_none(), down_text));
         gates.push(gate(
             "errors",
             "no unread errors".into(),
             unread_errors == 0,
-            format!("{unread_errors} unread errors"),
+            match unread_errors {
+                0 => "no unread errors".into(),
+                1 => "1 unread error".into(),
+                count => format!("{} unread errors", format::number(count)),
+            },
         ));
         let no_room = self.sources.iter().find_map(|source| source.details().no_room.clone());
         let spool_ok = share < 80 && no_room.is_none();
         let detail = no_room.unwrap_or_else(|| format!("spool at {share} %"));
         gates.push(gate("spool", "spool below 80 %".into(), spool_ok, detail));
         gates
+    }
+}
+
+/// Time that has passed: `1.9s`, `41s`, `2m03s`, cut and not rounded.
+fn so_far(time: Duration) -> String {
+    match time.as_millis() / 100 {
+        tenths @ 0..100 => format!("{}.{}s", tenths / 10, tenths % 10),
+        _ => format::spoken_duration(time.as_secs() as f64),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_that_has_passed_is_never_rounded_up() {
+        let words = |ms| so_far(Duration::from_millis(ms));
+        assert_eq!([words(0), words(1_999), words(9_999)], ["0.0s", "1.9s", "9.9s"]);
+        assert_eq!([words(29_999), words(61_500)], ["29s", "1m01s"]);
     }
 }

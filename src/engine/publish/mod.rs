@@ -22,7 +22,7 @@ use crate::cutover;
 use crate::format;
 use crate::status::{
     Counters, DestinationStatus, HISTORY_CAPACITY, Outcome, Phase, Sample, Side, SourceStatus, SpoolStatus,
-    State, Status, WriterState,
+    State, Status, WriterState, worst_lag_bytes,
 };
 
 /// Window over which rates are measured.
@@ -65,7 +65,8 @@ pub struct Publisher {
     last_sample: Instant,
     last_sample_ops: u64,
     caught_up_since: Option<Instant>,
-    caught_up_first: Option<f64>,
+    /// How long it has been caught up, or had been when something else began.
+    caught_up_for: Option<Duration>,
     /// Why the streams of the sources cannot be trusted to be all for the moment.
     pub unsettled: Option<String>,
     /// The shards of a source cluster, once they are found.
@@ -111,7 +112,7 @@ impl Publisher {
             last_sample: Instant::now(),
             last_sample_ops: 0,
             caught_up_since: None,
-            caught_up_first: None,
+            caught_up_for: None,
             unsettled: None,
             shards: None,
             paused_times: 0,
@@ -160,22 +161,22 @@ impl Publisher {
 
         let all_stream = !sources.is_empty()
             && sources.iter().all(|source| matches!(source.phase, Phase::Stream | Phase::Drained));
-        let worst_bytes = sources.iter().map(|source| source.lag_bytes).max().unwrap_or(0);
-        let worst_seconds = sources.iter().filter_map(|source| source.lag_seconds).fold(0.0, f64::max);
         let gate = &self.plan.cutover;
         let low = all_stream
-            && worst_bytes <= gate.max_lag_bytes
-            && worst_seconds <= gate.max_lag.as_secs_f64()
+            && worst_lag_bytes(&sources).is_some_and(|bytes| bytes <= gate.max_lag_bytes)
+            && sources
+                .iter()
+                // Where the oldest byte was applied while it was looked for, there is no time.
+                .filter_map(|source| source.lag_seconds)
+                .all(|seconds| seconds <= gate.max_lag.as_secs_f64())
             && !wishes.paused
             && destinations.iter().all(|node| matches!(node.state, WriterState::Ok));
         self.caught_up_since = if low { self.caught_up_since.or(Some(now)) } else { None };
         let held = self.caught_up_since.map(|since| now - since);
         let caught_up = !self.plan.writer.off_reply && held.is_some_and(|held| held >= gate.hold_for);
-        if caught_up && self.caught_up_first.is_none() {
-            self.caught_up_first = Some((now - self.started).as_secs_f64());
-        }
 
-        let cutover = self.board.view();
+        let mut cutover = self.board.view();
+        cutover.max_blocked_seconds = Some(gate.max_blocked.as_secs_f64());
         let idle = self.writers.are_idle();
         let state = match ending {
             Some(state) => state,
@@ -192,6 +193,12 @@ impl Publisher {
                 State::Connecting
             }
             None => State::Syncing,
+        };
+        self.caught_up_for = match state {
+            State::CaughtUp => held.map(|held| held.saturating_sub(gate.hold_for)),
+            State::Connecting | State::Syncing | State::Streaming | State::Pausing | State::Paused => None,
+            // What came after it does not undo it.
+            _ => self.caught_up_for,
         };
         let gates = self.gates(&sources, &destinations, &spool, view.unread_errors, held, wishes);
         let not_ready: Vec<String> =
@@ -232,9 +239,10 @@ impl Publisher {
             },
             timeline: self.timeline(&details, now_ms, state, &cutover),
             counters: Counters {
-                entries_read: self.sources.iter().map(|source| source.entries_read.load(Relaxed)).sum(),
-                entries_applied: self.sources.iter().map(|source| source.entries_applied.load(Relaxed)).sum(),
+                // Before those that were read, whose part they are.
                 filtered: self.sources.iter().map(|source| source.filtered.load(Relaxed)).sum(),
+                entries_applied: self.sources.iter().map(|source| source.entries_applied.load(Relaxed)).sum(),
+                entries_read: self.sources.iter().map(|source| source.entries_read.load(Relaxed)).sum(),
                 quarantined: self.quarantine.count(),
             },
             sources,
@@ -274,9 +282,12 @@ impl Publisher {
         let applied = source.offset_applied.load(Relaxed).min(received);
         let in_full_sync =
             matches!(details.phase, Phase::RdbReceive | Phase::RdbApply | Phase::WaitingBgsave);
+        // What a source has not sent yet, nobody knows: without a link, and until its RDB is whole here.
+        let known = spool.manifest().is_some_and(|manifest| manifest.rdb_len.is_some())
+            && matches!(details.phase, Phase::RdbReceive | Phase::RdbApply | Phase::Stream | Phase::Drained);
         let lag_seconds = if in_full_sync {
             details.full_sync_since.map(|since| (now - since).as_secs_f64())
-        } else if spool.manifest().is_none() {
+        } else if !known {
             None
         } else {
             // From the spool, which remembers it across restarts.
@@ -308,7 +319,7 @@ impl Publisher {
             offset_received: received,
             offset_durable: spool.durable(),
             offset_applied: applied,
-            lag_bytes: received - applied,
+            lag_bytes: known.then(|| received - applied),
             lag_seconds,
             ops_per_second: rates.ops.add(now, source.entries_applied.load(Relaxed) as f64).unwrap_or(0.0),
             bytes_per_second: rates
@@ -337,7 +348,12 @@ impl Publisher {
     /// One for each node; what the lines of several sources do there is added up.
     fn destinations(&mut self, now: Instant, wishes: Wishes) -> Vec<DestinationStatus> {
         let mut nodes: Vec<(String, Vec<Arc<WriterShared>>)> = Vec::new();
-        for writer in self.writers.all() {
+        let all = self.writers.all();
+        let state = |writer: &Arc<WriterShared>| severity(WriterShared::shown_state(&writer.details()));
+        // Of a cluster its nodes are shown; all of it only where none of them tells what is the matter.
+        let worst_node = all.iter().filter(|writer| writer.is_node()).map(state).max();
+        let all = all.iter().filter(|it| it.is_node() || worst_node.is_none_or(|worst| state(it) > worst));
+        for writer in all.cloned() {
             match nodes.iter_mut().find(|(address, _)| *address == writer.address) {
                 Some((_, lines)) => lines.push(writer),
                 None => nodes.push((writer.address.clone(), vec![writer])),
@@ -362,8 +378,8 @@ impl Publisher {
         let mut state = worst.map_or(WriterState::Connecting, WriterShared::shown_state);
         let mut reason = worst.and_then(|details| details.reason.clone());
         if wishes.paused && state == WriterState::Ok && lines.iter().all(|line| line.idle.load(Relaxed)) {
-            state = WriterState::Waiting;
-            reason = Some("paused by the operator".into());
+            // Without a reason, for nothing is wrong: it was told to.
+            (state, reason) = (WriterState::Waiting, None);
         }
         let oldest = details.iter().filter_map(|details| details.oldest).min();
         let sum = |counter: fn(&WriterShared) -> &AtomicU64| -> u64 {
@@ -438,7 +454,7 @@ impl Publisher {
         }
         self.history.push_back(Sample {
             ops: Some(ops.saturating_sub(self.last_sample_ops) as f64 / seconds),
-            lag_bytes: sources.iter().map(|source| source.lag_bytes as f64).reduce(f64::max),
+            lag_bytes: worst_lag_bytes(sources).map(|bytes| bytes as f64),
         });
         while self.history.len() > HISTORY_CAPACITY {
             self.history.pop_front();

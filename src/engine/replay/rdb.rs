@@ -127,10 +127,7 @@ impl Replay {
                     self.events.info(&self.node(), text);
                 }
                 Item::Entry(entry) if self.leaves_out(entry.key) => read += u64::from(wanted),
-                Item::Entry(entry) if wanted && !self.databases.keeps(entry.db) => {
-                    read += 1;
-                    self.shared.filtered.fetch_add(1, Relaxed);
-                }
+                Item::Entry(entry) if wanted && !self.databases.keeps(entry.db) => self.shared.filter_out(),
                 Item::Entry(entry) if wanted && !self.databases.has_place_for(entry.db) => {
                     read += 1;
                     let raw = if let Value::Raw(raw) = entry.value { Some(raw) } else { None };

@@ -131,6 +131,7 @@ impl Replay {
                         OnKeyless::Quarantine => {
                             let reason = "[policy] has it set aside";
                             self.set_aside(batch.end_db, argument(1).unwrap_or_default(), reason, raw)?;
+                            read += 1;
                         }
                         _ => self.drop_keyless(verb),
                     }
@@ -168,9 +169,7 @@ impl Replay {
                         arguments.iter().filter_map(|range| raw.get(range.clone())).collect();
                     read += self.push_crossing(&mut batch, db, end, &arguments, raw)?;
                 }
-                _ if !self.databases.keeps(db) => {
-                    self.shared.filtered.fetch_add(1, Relaxed);
-                }
+                _ if !self.databases.keeps(db) => self.shared.filter_out(),
                 _ if !self.databases.has_place_for(db) => {
                     self.set_aside(db, argument(1).unwrap_or_default(), &self.databases.no_place(db), raw)?;
                     read += 1;
@@ -244,7 +243,7 @@ impl Replay {
         };
         match self.databases.fate(db, arguments) {
             Fate::Dropped => {
-                self.shared.filtered.fetch_add(1, Relaxed);
+                self.shared.filter_out();
                 return Ok(0);
             }
             Fate::AsItIs => {
@@ -274,7 +273,7 @@ impl Replay {
 
     /// `[policy]` has a command without key left out.
     fn drop_keyless(&self, verb: &[u8]) {
-        self.shared.filtered.fetch_add(1, Relaxed);
+        self.shared.filter_out();
         let verb = escape(verb, 20).to_uppercase();
         let text = format!("{verb} is not copied ([policy])");
         self.events.reject(&self.node(), EventLevel::Info, &verb, "dropped", &verb, &text);

@@ -216,7 +216,7 @@ impl Replay {
         let (at, db) = (batch.at, batch.end_db);
         let done = match emptied {
             Ok(Emptied::These(none)) if none.is_empty() => {
-                self.shared.filtered.fetch_add(1, Relaxed);
+                self.shared.filter_out();
                 return Ok(None);
             }
             Ok(_) if in_transaction => {
@@ -230,8 +230,10 @@ impl Replay {
         };
         batch.at = at;
         batch.select(db);
-        if let Err(reason) = done {
-            self.set_aside(db, b"", &reason, raw)?;
+        self.shared.entries_read.fetch_add(1, Relaxed);
+        match done {
+            Ok(()) => batch.entries += 1,
+            Err(reason) => self.set_aside(db, b"", &reason, raw)?,
         }
         Ok(None)
     }

@@ -21,7 +21,7 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use self::waiting::Alive;
-use super::events::{EventLog, unix_ms};
+use super::events::{EventLog, and_now, unix_ms};
 use super::net::{Connection, NetError};
 use super::replay::Databases;
 use super::room::{Quota, Room};
@@ -201,7 +201,8 @@ impl Source {
                 return Err(SourceError::Gone { address: self.shared.address.clone(), waited, last: text });
             }
             let delay = back_off(attempt);
-            self.events.warn(&self.node(), format!("{text}; trying again in {:.1} s", delay.as_secs_f64()));
+            let again = format!("trying again in {:.1} s", delay.as_secs_f64());
+            self.events.warn(&self.node(), and_now(&text, &again));
             let phase = if accepted { Phase::Reconnecting } else { Phase::Connecting };
             let reason = format!("{text} (try {attempt}, next in {:.1} s)", delay.as_secs_f64());
             self.shared.enter(phase, Some(reason));

@@ -39,7 +39,7 @@ use super::acceptance::Acceptance;
 use super::answers::{self, Answers};
 use super::batch::{Batch, CommandKind, Position};
 use super::confirm::{Confirmed, confirm};
-use super::events::{EventLog, unix_ms};
+use super::events::{EventLog, and_now, unix_ms};
 use super::import_mode::ImportMode;
 use super::net::{Connection, NetError};
 use super::quarantine::Quarantine;
@@ -490,7 +490,7 @@ impl Writer {
         last_confirmed: &mut Option<String>,
         error: NetError,
     ) -> Result<(), WriterError> {
-        self.events.warn(&self.node(), format!("{error}; connecting again"));
+        self.events.warn(&self.node(), and_now(&error.to_string(), "connecting again"));
         self.shared.errors.fetch_add(1, Relaxed);
         self.shared.reconnects.fetch_add(1, Relaxed);
         self.shared.enter(WriterState::Reconnecting, Some(error.to_string()));

@@ -256,3 +256,24 @@ async fn a_remote_handle_shows_and_steers_like_a_local_one() {
     assert!(handle.is_closed());
     server.close().await;
 }
+
+#[tokio::test]
+async fn the_next_run_in_the_same_directory_is_found() {
+    let (dir, server, engine) = start();
+    let first = remote(dir.path()).await.unwrap();
+    let (found, mut further) = mpsc::channel(1);
+    let looking = tokio::spawn(further_runs(dir.path().to_owned(), first.clone(), found));
+    engine.status.send_replace(Arc::new(samples::stopped()));
+    drop(engine);
+    server.close().await;
+
+    let mut second = samples::syncing();
+    second.pid += 1;
+    let (handle, _engine) = control::channel(second.clone());
+    let _server = Server::start(dir.path(), handle).unwrap();
+    let next = timeout(SOON, further.recv()).await.unwrap().unwrap();
+    assert_eq!(*next.status(), second);
+    // Who is not listened to does not look any more.
+    drop((further, next, _engine));
+    timeout(SOON, looking).await.unwrap().unwrap();
+}

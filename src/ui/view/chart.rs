@@ -48,14 +48,17 @@ pub(super) fn draw_lag(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
         return;
     }
     let status = screen.status;
-    let worst = status.sources.iter().max_by_key(|row| row.lag_bytes);
+    // One whose lag is not known may be the worst.
+    let unknown = status.sources.iter().find(|row| row.lag_bytes.is_none());
+    let worst = unknown.or(status.sources.iter().max_by_key(|row| row.lag_bytes));
     let name = worst
         .filter(|_| status.sources.len() > 1)
         .map(|row| format!(" ({})", row.address))
         .unwrap_or_default();
     let values = values(screen, |sample| sample.lag_bytes);
-    let now = worst.map_or("-".into(), |row| format::bytes(row.lag_bytes));
-    let right = format!("now {now}   {}", direction(&values));
+    let now = worst.and_then(|row| row.lag_bytes).map_or("-".into(), format::bytes);
+    let trend = if unknown.is_some() { String::new() } else { direction(&values) };
+    let right = format!("now {now}   {trend}");
     let inner = frame(buffer, screen, area, &format!("lag bytes, worst node{name}"), right, true);
     with_axes(buffer, screen, inner, &values, greatest, |value| format::bytes(value as u64));
 }

@@ -24,49 +24,78 @@ use crate::ui::keymap::Context;
 use crate::ui::layout::{Areas, Size};
 use crate::ui::theme::Role;
 
-/// Checks, what will happen, and the words to be typed.
-pub(super) fn question(screen: &Screen, typed: &str, opened_unix_ms: u64) -> Vec<Line<'static>> {
+/// Checks, what will happen, and the words to be typed. `room`: columns and lines that there are.
+pub(super) fn question(
+    screen: &Screen,
+    typed: &str,
+    opened_unix_ms: u64,
+    room: (usize, usize),
+) -> Vec<Line<'static>> {
     let status = screen.status;
     let cutover = &status.cutover;
-    let say = |role: Role, text: String| Line::from(screen.text(role, text));
+    let (width, height) = room;
+    let say = |role: Role, text: String| {
+        let parts = wrap(&format::escape(text, 1_000), width);
+        parts.into_iter().map(move |part| Line::from(screen.text(role, part)))
+    };
     let word = cutover.fence == FenceKind::Word;
-    let mut lines = vec![say(
-        Role::Value,
-        format!(
-            "From {} to {}.",
-            side(&status.source.address, status.source.nodes),
-            status.destination.address
-        ),
-    )];
-    lines.push(match word {
-        true => {
+    let from = side(&status.source.address, status.source.nodes);
+    let to = side(&status.destination.address, status.destination.nodes);
+    let mut lines: Vec<Line<'static>> = say(Role::Value, format!("From {from} to {to}.")).collect();
+    let longest = cutover.max_blocked_seconds.map(format::spoken_duration);
+    lines.extend(match (word, longest) {
+        (true, _) => {
             say(Role::Warn, "You must have stopped every writer: the source lets nobody pause them.".into())
         }
-        false => {
-            say(Role::Warn, "Clients will BLOCK on writes as soon as you confirm, until the switch.".into())
-        }
+        (false, None) => say(Role::Warn, "Clients will BLOCK on writes as soon as you confirm.".into()),
+        (false, Some(longest)) => say(
+            Role::Warn,
+            format!("Clients will BLOCK on writes as soon as you confirm, for at most {longest} before it goes back."),
+        ),
     });
-    lines.push(Line::default());
-    lines.extend(status.gates.iter().map(|gate| check(screen, gate)));
+    let mut end = Vec::new();
     let asked = cutover.preflight_unix_ms.is_some_and(|asked| asked >= opened_unix_ms);
+    let mut gates: Vec<&Gate> = status.gates.iter().collect();
     if asked {
-        lines.extend(cutover.preflight.iter().map(|gate| check(screen, gate)));
+        gates.extend(&cutover.preflight);
     } else {
-        lines.push(say(Role::Dim, format!("{} asking the sources", mark(screen, StepState::Active))));
+        end.push(Line::from(
+            screen.text(Role::Dim, format!("{} asking the sources", mark(screen, StepState::Active))),
+        ));
     }
     if status.gates.iter().any(|gate| gate.name == "errors" && !gate.ok) {
-        lines.push(say(Role::Value, "     Esc, then e: read the errors and mark them as read".into()));
+        end.extend(say(Role::Value, "     Esc, then e: read the errors and mark them as read".into()));
     }
-    lines.push(Line::default());
+    end.push(Line::default());
     let expected = cutover_words(status);
     let role = match () {
         () if expected == typed => Role::Ok,
         () if expected.starts_with(typed) => Role::Value,
         () => Role::Bad,
     };
-    lines.push(Line::from(vec![screen.text(Role::Label, "Type  "), screen.text(Role::Title, &expected)]));
-    lines.push(Line::from(vec![screen.text(Role::Label, "    > "), screen.text(role, format!("{typed}_"))]));
-    lines.extend(overlay::choice(screen, Context::CutoverStart, false));
+    end.push(Line::from(vec![screen.text(Role::Label, "Type  "), screen.text(Role::Title, &expected)]));
+    end.push(Line::from(vec![screen.text(Role::Label, "    > "), screen.text(role, format!("{typed}_"))]));
+    for choice in overlay::choice(screen, Context::CutoverStart, false) {
+        match choice.width() <= width {
+            true => end.push(choice),
+            // A reason is read to its end.
+            false => end.extend(say(Role::KeyDisabled, choice.to_string())),
+        }
+    }
+    let all: Vec<Line<'static>> = gates.iter().flat_map(|gate| check(screen, gate, width)).collect();
+    if lines.len() + 1 + all.len() + end.len() <= height {
+        lines.push(Line::default());
+        lines.extend(all);
+    } else {
+        // What is in the way is worth more than a line for each that is not.
+        let met: Vec<&str> = gates.iter().filter(|gate| gate.ok).map(|gate| gate.text.as_str()).collect();
+        if !met.is_empty() {
+            let together = met.join(&format!(" {} ", screen.glyphs().dot));
+            lines.extend(marked(screen, StepState::Done, (Role::Dim, together), width));
+        }
+        lines.extend(gates.iter().filter(|gate| !gate.ok).flat_map(|gate| check(screen, gate, width)));
+    }
+    lines.extend(end);
     lines
 }
 
@@ -74,18 +103,35 @@ fn side(address: &str, nodes: usize) -> String {
     if nodes > 1 { format!("{address} ({nodes} masters)") } else { address.to_owned() }
 }
 
-/// `[ok] lag < 1 s   0.2 s`
-fn check(screen: &Screen, gate: &Gate) -> Line<'static> {
+/// `[ok] lag < 1 s   0.2 s`; on lines of its own what is longer.
+fn check(screen: &Screen, gate: &Gate, width: usize) -> Vec<Line<'static>> {
     let state = if gate.ok { StepState::Done } else { StepState::Failed };
-    let detail = if gate.detail == gate.text { "" } else { &gate.detail };
-    Line::from(vec![
+    let (text, detail) = (format::escape(&gate.text, 200), format::escape(&gate.detail, 1_000));
+    let head = format!("{} {text:<26} ", mark(screen, state));
+    if gate.ok && (detail == text || format::width(&head) + format::width(&detail) > width) {
+        return marked(screen, state, (Role::Value, text), width);
+    }
+    if !gate.ok && format::width(&head) + format::width(&detail) > width {
+        // What is the matter says what should be.
+        return marked(screen, state, (Role::Bad, detail), width);
+    }
+    vec![Line::from(vec![
         Span::styled(mark(screen, state), screen.style(role(state))),
-        screen.text(Role::Value, format!(" {:<26} ", format::cut(&gate.text, 26, screen.glyphs().ellipsis))),
-        screen.text(
-            if gate.ok { Role::Dim } else { Role::Bad },
-            format::cut(detail, 80, screen.glyphs().ellipsis),
-        ),
-    ])
+        screen.text(Role::Value, format!(" {text:<26} ")),
+        screen.text(if gate.ok { Role::Dim } else { Role::Bad }, detail),
+    ])]
+}
+
+/// A mark and as many lines of text as it takes.
+fn marked(screen: &Screen, state: StepState, text: (Role, String), width: usize) -> Vec<Line<'static>> {
+    let sign = mark(screen, state);
+    let indent = format::width(&sign) + 1;
+    let parts = wrap(&text.1, width.saturating_sub(indent)).into_iter().enumerate();
+    let line = |(index, part): (usize, String)| {
+        let head = if index == 0 { format!("{sign} ") } else { " ".repeat(indent) };
+        Line::from(vec![Span::styled(head, screen.style(role(state))), screen.text(text.0, part)])
+    };
+    parts.map(line).collect()
 }
 
 /// The whole body: steps, what an abort would do or what came of it, events.
@@ -151,7 +197,7 @@ fn steps(screen: &Screen, width: usize) -> Vec<Line<'static>> {
                 format!("       {rule} no way back from step {}; abort is free until then {rule}", index + 1);
             lines.push(Line::from(screen.text(Role::Dim, text)));
         }
-        lines.push(step_line(screen, index, step, width));
+        lines.extend(step_lines(screen, index, step, width));
         let shows_nodes = matches!(step.state, State::Draining) && step.progress != StepState::Pending;
         if shows_nodes {
             for node in &cutover.nodes {
@@ -172,7 +218,7 @@ fn steps(screen: &Screen, width: usize) -> Vec<Line<'static>> {
     lines
 }
 
-fn step_line(screen: &Screen, index: usize, step: &CutoverStep, width: usize) -> Line<'static> {
+fn step_lines(screen: &Screen, index: usize, step: &CutoverStep, width: usize) -> Vec<Line<'static>> {
     let name = match step.state {
         State::Armed => "preflight",
         State::Fencing => "fence writes",
@@ -198,18 +244,27 @@ fn step_line(screen: &Screen, index: usize, step: &CutoverStep, width: usize) ->
     let time = seconds.map(short_time).unwrap_or_default();
     let head = format!(" {} {name:<13} ", index + 1);
     let room = width.saturating_sub(6 + format::width(&head) + 9);
-    let detail = format::cut(&format::escape(detail, 500), room, screen.glyphs().ellipsis);
     let text_role = match step.progress {
         StepState::Pending => Role::Dim,
         StepState::Failed => Role::Bad,
         _ => Role::Value,
     };
-    Line::from(vec![
-        Span::styled(format!("  {}", mark(screen, step.progress)), screen.style(role(step.progress))),
-        screen.text(Role::Title, head),
-        screen.text(text_role, format!("{detail:<room$}")),
-        screen.text(Role::Value, format!(" {time:>8}")),
-    ])
+    // A reason is read to its end.
+    let parts = wrap(&format::escape(detail, 500), room).into_iter().enumerate();
+    let line = |(line, part): (usize, String)| {
+        if line > 0 {
+            let indent = " ".repeat(2 + format::width(&mark(screen, step.progress)) + format::width(&head));
+            return Line::from(screen.text(text_role, format!("{indent}{part}")));
+        }
+        let padding = " ".repeat(room.saturating_sub(format::width(&part)));
+        Line::from(vec![
+            Span::styled(format!("  {}", mark(screen, step.progress)), screen.style(role(step.progress))),
+            screen.text(Role::Title, &head),
+            screen.text(text_role, format!("{part}{padding}")),
+            screen.text(Role::Value, format!(" {time:>8}")),
+        ])
+    };
+    parts.map(line).collect()
 }
 
 fn short_time(seconds: f64) -> String {
@@ -235,9 +290,13 @@ fn outlook(screen: &Screen, width: usize) -> Vec<Line<'static>> {
                     let left = ends.saturating_sub(now).div_ceil(1_000);
                     format!(" If this process dies, the fence ends by itself in {left} s.")
                 });
+                let most = cutover.max_blocked_seconds.filter(|_| cutover.state.can_abort());
+                let most = most.map_or(String::new(), |most| {
+                    format!(" After {} it goes back.", format::spoken_duration(most))
+                });
                 lines.push((
                     Role::Warn,
-                    format!("Writers on the source are BLOCKED for {} now.{ends}", short_time(seconds)),
+                    format!("Writers on the source are BLOCKED for {} now.{most}{ends}", short_time(seconds)),
                 ));
             }
             None => lines.push((Role::Value, "Nobody is blocked.".into())),
@@ -266,7 +325,7 @@ fn outlook(screen: &Screen, width: usize) -> Vec<Line<'static>> {
             if cutover.aborted { format!("The cutover {result}.") } else { "Switched.".into() },
         ));
         if let Some(seconds) = cutover.blocked_seconds {
-            lines.push((Role::Value, format!("Writers were blocked for {seconds:.3} s.")));
+            lines.push((Role::Value, format!("Writers were blocked for {}.", short_time(seconds))));
         }
         if cutover.aborted {
             lines.push((Role::Value, "Streaming goes on; clients write to the source as before.".into()));
@@ -282,7 +341,7 @@ fn outlook(screen: &Screen, width: usize) -> Vec<Line<'static>> {
         ));
     }
     if let Some(reverse) = &cutover.reverse {
-        let left = format::size(reverse.lag_bytes);
+        let left = reverse.lag_bytes.map_or("not known".into(), format::size);
         lines.push((
             Role::Value,
             format!(

@@ -207,10 +207,18 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
         right.insert(0, screen.text(Role::Dim, format!("run {}    ", status.run_id)));
     }
     let mut left = state;
-    let room = usize::from(width)
-        .saturating_sub(Line::from(left.clone()).width() + Line::from(right.clone()).width() + 5);
+    let margin = if wide { 8 } else { 5 };
+    let taken = Line::from(left.clone()).width() + margin;
+    let mut room = usize::from(width).saturating_sub(taken + Line::from(right.clone()).width());
+    let mut wording = route(status, room);
+    // What is moved is worth more than the time of day, which every event bears.
+    if compact && wording.is_none() {
+        right.clear();
+        room = usize::from(width).saturating_sub(taken);
+        wording = route(status, room);
+    }
     left.push(Span::raw(if wide { "     " } else { "   " }));
-    left.push(screen.text(Role::Value, route(status, room.saturating_sub(if wide { 3 } else { 0 }))));
+    left.push(screen.text(Role::Value, wording.unwrap_or_else(|| addresses(status, room))));
     screen.spread(buffer, areas.header, Line::from(left), Line::from(right));
 
     let right = match areas.size {
@@ -218,7 +226,9 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
         Size::Normal => Line::from(age(screen, "data {} s old ")),
         _ => Line::default(),
     };
-    screen.spread(buffer, areas.timeline, timeline(screen, areas.size), right);
+    let gap = if right.width() > 0 { right.width() as u16 + 1 } else { 0 };
+    let room = areas.timeline.width.saturating_sub(gap);
+    screen.spread(buffer, areas.timeline, timeline(screen, areas.size, room), right);
 
     let right = if compact { Line::from(age(screen, "data {}s ")) } else { Line::default() };
     let gap = if right.width() > 0 { right.width() as u16 + 1 } else { 0 };
@@ -248,21 +258,25 @@ fn age(screen: &Screen, pattern: &str) -> Span<'static> {
     Span::styled(format!("{mark} {}", pattern.replace("{}", &seconds)), screen.style(role))
 }
 
-/// From where to where: the longest wording that fits.
-fn route(status: &Status, width: usize) -> String {
-    let side = |side: &Side, with_server: bool, with_word: bool| {
+/// From where to where, with what both sides are: the longest wording that fits, if one does.
+fn route(status: &Status, width: usize) -> Option<String> {
+    let side = |side: &Side, with_server: bool, with_port: bool| {
         let mut text = String::new();
         if let Some(server) = side.server.as_ref().filter(|_| with_server) {
             text.push_str(server);
             text.push(' ');
         }
-        if !side.kind.is_empty() && (side.kind != "standalone" || !with_server || side.server.is_none()) {
+        // A server by itself is what is meant where nothing is said.
+        let plain = side.kind == "standalone" && (!with_server || side.server.is_some());
+        if !side.kind.is_empty() && !plain {
             text.push_str(&side.kind);
             text.push(' ');
         }
-        text.push_str(&side.address);
+        // Every node of a cluster has one of its own.
+        let host = side.address.rsplit_once(':').map(|(host, _)| host);
+        text.push_str(host.filter(|_| !with_port && side.nodes > 1).unwrap_or(&side.address));
         if side.nodes > 1 {
-            text.push_str(&if with_word {
+            text.push_str(&if with_server {
                 format!(" ({} nodes)", side.nodes)
             } else {
                 format!(" ({})", side.nodes)
@@ -270,29 +284,55 @@ fn route(status: &Status, width: usize) -> String {
         }
         text
     };
-    let wordings = [
-        format!("{} -> {}", side(&status.source, true, true), side(&status.destination, true, true)),
-        format!("{} -> {}", side(&status.source, false, false), side(&status.destination, false, false)),
-        format!("{} -> {}", status.source.address, status.destination.address),
-    ];
-    let last = wordings.len() - 1;
-    let chosen = wordings.iter().position(|text| format::width(text) <= width).unwrap_or(last);
-    wordings[chosen].clone()
+    let (from, to) = (&status.source, &status.destination);
+    let wordings = [(true, true), (false, true), (false, false)]
+        .map(|(server, port)| format!("{} -> {}", side(from, server, port), side(to, server, port)));
+    wordings.into_iter().find(|text| format::width(text) <= width)
 }
 
-fn timeline(screen: &Screen, size: Size) -> Line<'static> {
+/// From where to where, and no more.
+fn addresses(status: &Status, width: usize) -> String {
+    let count = |side: &Side| if side.nodes > 1 { format!(" ({})", side.nodes) } else { String::new() };
+    let (from, to) = (&status.source, &status.destination);
+    let counted = format!("{}{} -> {}{}", from.address, count(from), to.address, count(to));
+    if format::width(&counted) <= width { counted } else { format!("{} -> {}", from.address, to.address) }
+}
+
+/// How much a timeline says, from the most to the least.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Detail {
+    /// Every step, and how long it took.
+    Times,
+    /// Every step, and how long the present one has taken.
+    Steps,
+    /// Of what is done only the last step.
+    Present,
+}
+
+/// The longest wording that fits: the step to come, the cutover, is worth more than how long the first one took.
+fn timeline(screen: &Screen, size: Size, width: u16) -> Line<'static> {
+    let details = [Detail::Times, Detail::Steps, Detail::Present];
+    let wordings = details.map(|detail| timeline_saying(screen, size, detail));
+    let fits = wordings.iter().position(|line| line.width() <= usize::from(width));
+    wordings[fits.unwrap_or(details.len() - 1)].clone()
+}
+
+fn timeline_saying(screen: &Screen, size: Size, detail: Detail) -> Line<'static> {
     let glyphs = screen.glyphs();
+    let steps = &screen.status.timeline;
+    let last_done = steps.iter().rposition(|step| step.state == StepState::Done);
+    let times = detail == Detail::Times && size != Size::Compact;
     let mut spans = vec![Span::raw(" ")];
-    for (index, step) in screen.status.timeline.iter().enumerate() {
+    for (index, step) in steps.iter().enumerate() {
+        let settled = !matches!(step.state, StepState::Failed | StepState::Active);
         // The narrow timelines leave out the handshake, which is over in a second.
-        if size != Size::Wide
-            && step.name == "handshake"
-            && step.state != StepState::Failed
-            && step.state != StepState::Active
-        {
+        if size != Size::Wide && step.name == "handshake" && settled {
             continue;
         }
-        if index > 0 {
+        if detail == Detail::Present && step.state == StepState::Done && Some(index) != last_done {
+            continue;
+        }
+        if spans.len() > 1 {
             let between = if size == Size::Wide { glyphs.step.repeat(2) } else { glyphs.step.into() };
             spans.push(screen.text(Role::Dim, format!(" {between} ")));
         }
@@ -300,8 +340,8 @@ fn timeline(screen: &Screen, size: Size) -> Line<'static> {
         let note = step.note.as_deref().unwrap_or_default();
         let seconds = step.seconds.map(format::spoken_duration).unwrap_or_default();
         let (mark, role, text) = match step.state {
-            StepState::Done if size == Size::Compact => (glyphs.done, Role::Ok, name),
-            StepState::Done => (glyphs.done, Role::Ok, [name, seconds].join(" ")),
+            StepState::Done if times => (glyphs.done, Role::Ok, [name, seconds].join(" ")),
+            StepState::Done => (glyphs.done, Role::Ok, name),
             StepState::Active if size == Size::Compact => {
                 (glyphs.active, Role::Title, format!("{} {}", name.to_uppercase(), note.replace(" of ", "/")))
             }
@@ -323,10 +363,11 @@ pub(super) fn draw_too_small(buffer: &mut Buffer, screen: &Screen) {
     let area = buffer.area;
     let (word, role) = state_word(screen.model, screen.status);
     let (width, height) = SMALLEST;
+    let room = usize::from(area.width).saturating_sub(word.len() + 3);
+    let what = route(screen.status, room).unwrap_or_else(|| addresses(screen.status, room));
     let mut lines = vec![Line::from(vec![
         Span::styled(format!(" {word} "), screen.style(role).bold()),
-        screen
-            .text(Role::Value, route(screen.status, usize::from(area.width).saturating_sub(word.len() + 3))),
+        screen.text(Role::Value, what),
     ])];
     lines.push(Line::from(verdict(screen, false, area.width)));
     lines.extend(banner(screen, area.width));

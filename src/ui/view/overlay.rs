@@ -37,7 +37,14 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
         Overlay::Throttle(form) => dialog(buffer, screen, areas.body, "speed limit", throttle(screen, form)),
         Overlay::CutoverStart { typed, opened_unix_ms } => {
             let title = if screen.status.cutover.reverse.is_some() { "roll back" } else { "start cutover" };
-            dialog(buffer, screen, areas.body, title, cutover::question(screen, typed, *opened_unix_ms));
+            let room = dialog_room(areas.body);
+            dialog(
+                buffer,
+                screen,
+                areas.body,
+                title,
+                cutover::question(screen, typed, *opened_unix_ms, room),
+            );
         }
         Overlay::Cutover => {
             clear(buffer, areas.body);
@@ -77,6 +84,11 @@ fn clear(buffer: &mut Buffer, area: Rect) {
 fn centred(area: Rect, width: u16, height: u16) -> Rect {
     let (width, height) = (width.min(area.width), height.min(area.height));
     Rect { x: area.x + (area.width - width) / 2, y: area.y + (area.height - height) / 2, width, height }
+}
+
+/// Columns and lines that a dialog has at most.
+fn dialog_room(body: Rect) -> (usize, usize) {
+    (usize::from(body.width.saturating_sub(6)), usize::from(body.height.saturating_sub(2)))
 }
 
 /// A box as large as its lines, in the middle.

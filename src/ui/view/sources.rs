@@ -7,7 +7,7 @@ use ratatui::text::{Line, Span};
 use super::table::{self, Cells, Column, Row, Rows};
 use super::{PaneFrame, Screen};
 use crate::format;
-use crate::status::{Phase, SourceStatus, State};
+use crate::status::{Phase, SourceStatus, State, worst_lag_seconds};
 use crate::ui::layout::{Areas, Size};
 use crate::ui::model::Pane;
 use crate::ui::rows::{Finish, Severity, rdb_percent, source_severity};
@@ -121,7 +121,7 @@ fn cells(screen: &Screen, source: &SourceStatus, compact: bool) -> Cells {
         offset(source.offset_received),
         offset(source.offset_durable),
         offset(source.offset_applied),
-        text(table::known_bytes(source.lag_bytes, known)),
+        text(source.lag_bytes.map(format::bytes)),
         text(source.lag_seconds.map(format::duration)),
         text(known.then(|| format::count(source.ops_per_second))),
         text(Some(format::bytes(source.spool_bytes))),
@@ -141,7 +141,8 @@ struct Totals {
     total: Option<u64>,
     applied: u64,
     keys: u64,
-    lag_bytes: u64,
+    /// `None` while that of one node is not known.
+    lag_bytes: Option<u64>,
     worst_seconds: Option<f64>,
     ops: f64,
     spool: u64,
@@ -157,7 +158,7 @@ impl Totals {
             applied: sources.iter().map(|row| row.rdb_bytes_applied).sum(),
             keys: sources.iter().map(|row| row.keys_applied).sum(),
             lag_bytes: sources.iter().map(|row| row.lag_bytes).sum(),
-            worst_seconds: sources.iter().filter_map(|row| row.lag_seconds).max_by(f64::total_cmp),
+            worst_seconds: worst_lag_seconds(sources),
             ops: sources.iter().map(|row| row.ops_per_second).sum(),
             spool: sources.iter().map(|row| row.spool_bytes).sum(),
             errors: sources.iter().map(|row| row.errors).sum(),
@@ -183,7 +184,7 @@ impl Totals {
             Vec::new(),
             Vec::new(),
             Vec::new(),
-            text(table::known_bytes(self.lag_bytes, self.known)),
+            text(self.lag_bytes.filter(|_| self.known).map(format::bytes)),
             text(self.worst_seconds.map(format::duration)),
             text(self.known.then(|| format::count(self.ops))),
             text(Some(format::bytes(self.spool))),
