@@ -116,7 +116,13 @@ impl ClusterWriter {
                         let Some(commands) = self.with_copies(db, &arguments, keys, target).await? else {
                             return Ok(false);
                         };
-                        self.settings.journal.add(place, &commands)?;
+                        match self.settings.journal.add(place, &commands) {
+                            Err(error) if error.is_full() => {
+                                self.not_now(self.queues.owner(target), error.to_string())?;
+                                return Ok(false);
+                            }
+                            result => result?,
+                        }
                         commands
                     }
                 };
