@@ -81,6 +81,7 @@ fn parse(name: &str, text: &str) -> Result<Plan, Outcome> {
     let outside = config::Outside {
         env: &|variable| std::env::var(variable).ok(),
         read_file: &|path| std::fs::read_to_string(path).map_err(|error| error.to_string()),
+        check_tls: &engine::check_tls,
     };
     config::parse(name, text, &outside).map_err(|errors| failure(exit::CONFIG, errors.to_string()))
 }
