@@ -14,6 +14,7 @@
 use std::time::Instant;
 
 use super::super::batch::{Batch, CommandKind};
+use super::super::rules::cure_of;
 use super::super::writer::WriterError;
 use super::distribute::{behind, place_of};
 use super::flight::{Obstacle, exchange, obstacle};
@@ -368,9 +369,9 @@ impl ClusterWriter {
         WriterError::Refused {
             address: self.settings.shared.address.clone(),
             command: verb.into(),
-            key: escape(key, 60),
+            key: Some(escape(key, 60)),
             error: error.into(),
-            cure: "Its user needs the rights listed in the README.".into(),
+            cure: cure_of(error, self.user()),
         }
     }
 }
