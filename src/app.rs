@@ -83,6 +83,7 @@ fn parse(name: &str, text: &str) -> Result<Plan, Outcome> {
     let outside = config::Outside {
         env: &|variable| std::env::var(variable).ok(),
         read_file: &|path| std::fs::read_to_string(path).map_err(|error| error.to_string()),
+        check_tls: &engine::check_tls,
     };
     config::parse(name, text, &outside).map_err(|errors| failure(exit::CONFIG, errors.to_string()))
 }
@@ -643,7 +644,11 @@ fn start_log(path: &PathBuf, level: LogLevel) -> Result<(), Outcome> {
         LogLevel::Warn => (LevelFilter::WARN, tui_logger::LevelFilter::Warn),
     };
     tui_logger::set_default_level(pane_level);
-    let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(std::sync::Mutex::new(file));
+    // Where the disk is full, lines are lost; said on stderr, each of them would be written across the console.
+    let lines = tracing_subscriber::fmt::layer()
+        .with_ansi(false)
+        .log_internal_errors(false)
+        .with_writer(std::sync::Mutex::new(file));
     let registry = tracing_subscriber::registry()
         .with(lines.with_filter(level))
         .with(tui_logger::TuiTracingSubscriberLayer.with_filter(level));

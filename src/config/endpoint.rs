@@ -36,7 +36,7 @@ pub(super) fn endpoint(
     let sections = if side == SOURCE.side { &SOURCE } else { &DESTINATION };
     let username = username(settings, side);
     let password = password(settings, side, outside);
-    let tls = server_tls(settings, sections, notices);
+    let tls = server_tls(settings, sections, outside, notices);
     let address_map = match settings.value(side, "address_map") {
         Some(Value::AddressMap(map)) => map.clone(),
         _ => AddressMap::default(),
@@ -139,7 +139,7 @@ fn sentinel(
     }
     let username = username(settings, section);
     let password = password(settings, section, outside);
-    let tls = sentinel_tls(settings, sections);
+    let tls = sentinel_tls(settings, sections, outside);
     Some(complete.then_some(Sentinel { master, addresses, username, password, tls }))
 }
 
@@ -204,7 +204,12 @@ fn password(settings: &mut Settings, section: &'static str, outside: &Outside<'_
     }
 }
 
-fn server_tls(settings: &mut Settings, sections: &Sections, notices: &mut Vec<String>) -> Option<Tls> {
+fn server_tls(
+    settings: &mut Settings,
+    sections: &Sections,
+    outside: &Outside<'_>,
+    notices: &mut Vec<String>,
+) -> Option<Tls> {
     let section = sections.side;
     let tls = tls_of(settings, sections.tls, settings.flag(section, "tls_insecure"));
     if !settings.flag(section, "tls") {
@@ -215,6 +220,7 @@ fn server_tls(settings: &mut Settings, sections: &Sections, notices: &mut Vec<St
         }
         return None;
     }
+    must_be_fit(settings, sections.tls, section, &tls, outside);
     if settings.addresses(section, "address").iter().any(|address| matches!(address, Address::Unix(_))) {
         settings.problem(
             settings.at(section, "tls"),
@@ -234,13 +240,36 @@ fn server_tls(settings: &mut Settings, sections: &Sections, notices: &mut Vec<St
 }
 
 /// TLS towards sentinels: what their own `tls_config` says, or what the one of the server says.
-fn sentinel_tls(settings: &mut Settings, sections: &Sections) -> Option<Tls> {
+fn sentinel_tls(settings: &mut Settings, sections: &Sections, outside: &Outside<'_>) -> Option<Tls> {
     if !settings.flag(sections.sentinel, "tls") {
         return None;
     }
     let insecure = settings.flag(sections.side, "tls_insecure");
     let own = settings.is_changed(sections.sentinel_tls);
-    Some(tls_of(settings, if own { sections.sentinel_tls } else { sections.tls }, insecure))
+    let config = if own { sections.sentinel_tls } else { sections.tls };
+    let tls = tls_of(settings, config, insecure);
+    // Else it has been looked at for the server.
+    if own || !settings.flag(sections.side, "tls") {
+        must_be_fit(settings, config, sections.sentinel, &tls, outside);
+    }
+    Some(tls)
+}
+
+/// Looks at the files of a TLS section, which `tls` in `section` has switched on.
+fn must_be_fit(
+    settings: &mut Settings,
+    config: &'static str,
+    section: &'static str,
+    tls: &Tls,
+    outside: &Outside<'_>,
+) {
+    // Of the two without each other something is said already.
+    if tls.cert.is_some() == tls.key.is_some()
+        && let Err(unfit) = (outside.check_tls)(tls)
+    {
+        let at = settings.at(config, unfit.key).or_else(|| settings.at(section, "tls"));
+        settings.problem(at, format!("`{}`: {}", unfit.key, unfit.message), unfit.help);
+    }
 }
 
 fn tls_of(settings: &mut Settings, config: &'static str, insecure: bool) -> Tls {

@@ -36,7 +36,7 @@ pub struct ConfigError {
     pub file: String,
     /// Where in it; `None` when something is missing altogether.
     pub place: Option<Place>,
-    /// What is wrong. Never contains a value of the file.
+    /// What is wrong. Never contains a value of the file, but the names of certificates and keys.
     pub message: String,
     /// What to write instead.
     pub help: String,

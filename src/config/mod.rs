@@ -49,6 +49,19 @@ pub struct Outside<'a> {
     pub env: &'a dyn Fn(&str) -> Option<String>,
     /// The content of a file (`password_file`), or why it cannot be read.
     pub read_file: &'a dyn Fn(&Path) -> Result<String, String>,
+    /// Whether certificates and keys can be used.
+    pub check_tls: &'a dyn Fn(&Tls) -> Result<(), UnfitTls>,
+}
+
+/// Why a TLS setting cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnfitTls {
+    /// The key.
+    pub key: &'static str,
+    /// What is wrong, with the name of the file.
+    pub message: String,
+    /// What to do.
+    pub help: String,
 }
 
 /// Parses one file.

@@ -96,6 +96,11 @@ impl Endpoint {
     pub fn at(&self, address: Address) -> Endpoint {
         Endpoint { address, seeds: Vec::new(), sentinel: None, ..self.clone() }
     }
+
+    /// Who we are there.
+    pub fn user(&self) -> &str {
+        self.username.as_deref().unwrap_or("default")
+    }
 }
 
 /// `[….sentinel]`: the sentinels of one master, and how they are reached.

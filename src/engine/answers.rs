@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use super::batch::{Position, Progress};
 use super::events::EventLog;
-use super::spool::SpoolError;
+use super::spool::{SpoolError, is_full};
 use crate::format;
 use crate::status::EventLevel;
 
@@ -38,11 +38,14 @@ impl Answers {
         let Position::Stream { offset, .. } = progress.at else { return Ok(()) };
         // Always as long, so that it is overwritten as a whole.
         let line = format!("{:020} {offset:020}\n", progress.generation);
-        self.file.write_all_at(line.as_bytes(), 0).map_err(|cause| SpoolError {
-            action: "write",
-            path: self.path.clone(),
-            cause,
-        })
+        match self.file.write_all_at(line.as_bytes(), 0) {
+            // On a full disk there may be no room for the first line. Then a later start tells of answers that were read, which
+            // is better than to apply nothing, by which alone the disk would be emptied.
+            Err(cause) if !is_full(&cause) => {
+                Err(SpoolError { action: "write", path: self.path.clone(), cause })
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::events::unix_ms;
 use super::shard::Shards;
-use super::spool::{SpoolError, replace_file};
+use super::spool::{SpoolError, is_full, replace_file};
 
 /// Why a data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -105,12 +105,12 @@ impl DirLock {
             let _ = lock.read_to_string(&mut pid);
             return Err(DataDirError::InUse { path: path.to_owned(), pid: pid.trim().to_owned() });
         }
-        // Written over what is there, so that a full disk is no hindrance to starting again.
+        // Written over what is there, so that it mostly takes no room; and for reading only: a full disk is no hindrance to starting.
         let pid = format!("{}\n", std::process::id());
-        lock.write_all_at(pid.as_bytes(), 0)
-            .and_then(|()| lock.set_len(pid.len() as u64))
-            .map_err(io("write", &lock_path))?;
-        Ok(DirLock { _file: lock })
+        match lock.write_all_at(pid.as_bytes(), 0).and_then(|()| lock.set_len(pid.len() as u64)) {
+            Err(cause) if !is_full(&cause) => Err(io("write", &lock_path)(cause)),
+            _ => Ok(DirLock { _file: lock }),
+        }
     }
 }
 

@@ -32,7 +32,7 @@ use super::shard::Site;
 use super::shared::{SourceShared, Wishes, WriterShared, Writers};
 use super::source::{Source, SourceError};
 use super::turns::Turns;
-use super::writer::{Quiet, Writer, WriterError, rebuilding_key};
+use super::writer::{Quiet, Writer, WriterError, rebuilding_key, remove_own};
 use crate::config::{Plan, Reader};
 use crate::format;
 use crate::resp::Reply;
@@ -447,7 +447,7 @@ impl Line {
                     .await;
             }
             let mut connection = Connection::open(endpoint).await?;
-            connection.request(&[b"DEL", checkpoint_key.as_bytes()]).await?;
+            remove_own(&mut connection, &[checkpoint_key.as_bytes()]).await?;
             ImportMode::put_back(&self.dir, &mut connection, &self.events, true).await?;
             // A value that was being built when the run was ended.
             for db in 0..u32::MAX {
@@ -457,7 +457,7 @@ impl Line {
                 ) {
                     break;
                 }
-                connection.request(&[b"DEL", &building_key(&self.id), &rebuilding_key(&self.id)]).await?;
+                remove_own(&mut connection, &[&building_key(&self.id), &rebuilding_key(&self.id)]).await?;
             }
             Ok::<_, NetError>(())
         };

@@ -1,21 +1,19 @@
-//! One connection to a server: TCP, TLS or Unix socket, then AUTH.
+//! One connection to a server: TCP, TLS (`tls.rs`) or Unix socket, then AUTH.
 //!
 //! Every wait has a deadline and every error names the server, what was being done and the cure. The same type serves
 //! the replication link, the writer and short questions (INFO, CONFIG GET).
 
 use std::io;
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
-use super::sentinel;
-use crate::config::{Address, Endpoint, Tls};
+use super::{sentinel, tls};
+use crate::config::{Address, Endpoint};
 use crate::resp::{self, Reply};
 
 /// Longest wait for a connection or for the answer to a short question.
@@ -139,10 +137,18 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 pub struct Connection {
     /// The server itself, also where a sentinel told its address.
     pub address: Address,
+    /// Who we are there.
+    pub user: String,
     /// The stream.
     pub io: Box<dyn Io>,
     /// Bytes read and not yet used.
     pub buffer: BytesMut,
+    /// Over TLS.
+    encrypted: bool,
+    /// The certificate that the server may ask us for.
+    certificate: Option<PathBuf>,
+    /// Something has come from it.
+    heard: bool,
 }
 
 impl Connection {
@@ -166,7 +172,7 @@ impl Connection {
                     let _ = stream.set_nodelay(true);
                     match &endpoint.tls {
                         None => Box::new(stream),
-                        Some(tls) => Box::new(tls_connect(&address, host, stream, tls).await?),
+                        Some(tls) => Box::new(tls::connect(&address, host, stream, tls).await?),
                     }
                 }
                 Address::Unix(path) => Box::new(
@@ -179,14 +185,28 @@ impl Connection {
                     return Err(NetError::Connect { address: address.clone(), cause });
                 }
             };
-            Ok(Connection { address: address.clone(), io, buffer: BytesMut::with_capacity(16 * 1024) })
+            Ok(Connection {
+                address: address.clone(),
+                user: endpoint.user().to_owned(),
+                io,
+                buffer: BytesMut::with_capacity(16 * 1024),
+                encrypted: endpoint.tls.is_some(),
+                certificate: endpoint.tls.as_ref().and_then(|tls| tls.cert.clone()),
+                heard: false,
+            })
         };
-        let mut connection =
-            timeout(REQUEST_TIMEOUT, connecting).await.map_err(|_| NetError::Timeout {
+        let opened = timeout(REQUEST_TIMEOUT, connecting).await.unwrap_or_else(|_| {
+            Err(NetError::Timeout {
                 address: address.clone(),
                 what: "the connection attempt".into(),
                 limit: REQUEST_TIMEOUT,
-            })??;
+            })
+        });
+        let mut connection = match opened {
+            Ok(connection) => connection,
+            Err(error) if endpoint.tls.is_some() => return Err(tls::unless_plain(error, &address).await),
+            Err(error) => return Err(error),
+        };
         connection.authenticate(endpoint).await?;
         Ok(connection)
     }
@@ -207,7 +227,7 @@ impl Connection {
                     "The server has no password: remove 'password' of this side from the configuration."
                         .into()
                 } else {
-                    let user = endpoint.username.as_deref().unwrap_or("default");
+                    let user = &self.user;
                     format!(
                         "Check 'username' and 'password' of this side in the configuration (user '{user}')."
                     )
@@ -235,12 +255,24 @@ impl Connection {
         let what = String::from_utf8_lossy(args.first().copied().unwrap_or_default()).into_owned();
         let mut command = Vec::new();
         resp::append_command(&mut command, args);
-        self.send(&command, &what).await?;
-        timeout(REQUEST_TIMEOUT, self.read_reply(&what)).await.map_err(|_| NetError::Timeout {
-            address: self.address.clone(),
-            what: what.clone(),
-            limit: REQUEST_TIMEOUT,
-        })?
+        let answered = match self.send(&command, &what).await {
+            Err(error) if self.heard || matches!(error, NetError::Timeout { .. }) => return Err(error),
+            // A server that has closed the link before may have said why.
+            _ => match timeout(REQUEST_TIMEOUT, self.read_reply(&what)).await {
+                Ok(answered) => answered,
+                Err(_) => Err(NetError::Timeout {
+                    address: self.address.clone(),
+                    what: what.clone(),
+                    limit: REQUEST_TIMEOUT,
+                }),
+            },
+        };
+        match answered {
+            Err(error) if !self.heard && !self.encrypted => {
+                Err(tls::unless_encrypted(error, &self.address).await)
+            }
+            answered => answered,
+        }
     }
 
     /// Writes bytes, with a deadline.
@@ -304,33 +336,33 @@ impl Connection {
             Ok(0) => {
                 Err(self.lost(what, io::Error::new(io::ErrorKind::UnexpectedEof, "closed by the server")))
             }
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                self.heard = true;
+                Ok(())
+            }
             Err(cause) => Err(self.lost(what, cause)),
         }
     }
 
     /// The connection ended while doing `what`.
     pub fn lost(&self, what: &str, cause: io::Error) -> NetError {
-        // With TLS 1.3 a server judges our certificate after the handshake is over for us.
-        let text = cause.to_string();
-        if text.contains("fatal alert") && text.contains("Certificate") {
-            return NetError::Tls {
-                address: self.address.clone(),
-                cause: format!(
-                    "the server does not accept our certificate, or wants one and got none ({text})"
-                ),
-                cure: "Set 'cert' and 'key' in 'tls_config' to a certificate that the server trusts.".into(),
-            };
+        let refusal = tls::refusal(&cause, self.certificate.as_deref());
+        match refusal.filter(|_| !self.heard) {
+            // With TLS 1.3 a server judges our certificate after the handshake is over for us.
+            Some((cause, cure)) => NetError::Tls { address: self.address.clone(), cause, cure },
+            None => NetError::Lost { address: self.address.clone(), what: what.into(), cause },
         }
-        NetError::Lost { address: self.address.clone(), what: what.into(), cause }
     }
 
     fn not_redis(&self, what: &str, found: String) -> NetError {
+        if !self.encrypted && tls::is_alert(&self.buffer) {
+            return tls::wants_tls(&self.address);
+        }
         NetError::Protocol {
             address: self.address.clone(),
             what: what.into(),
             found: format!("'{found}'"),
-            cure: "Is this the port of a Redis or Valkey server (and does it want TLS)?".into(),
+            cure: "Is this the port of a Redis or Valkey server?".into(),
         }
     }
 }
@@ -338,139 +370,4 @@ impl Connection {
 /// The field `name` of an INFO reply.
 pub fn info_field<'a>(info: &'a str, name: &str) -> Option<&'a str> {
     info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
-}
-
-async fn tls_connect(
-    address: &Address,
-    host: &str,
-    stream: TcpStream,
-    tls: &Tls,
-) -> Result<tokio_rustls::client::TlsStream<TcpStream>, NetError> {
-    let failed =
-        |cause: String, cure: &str| NetError::Tls { address: address.clone(), cause, cure: cure.into() };
-    let config = tls_config(tls)
-        .map_err(|cause| failed(cause, "Check the files named in the TLS settings of this side."))?;
-    let name = tls.server_name.as_deref().unwrap_or(host);
-    let name = ServerName::try_from(name.to_owned())
-        .map_err(|_| failed(format!("'{name}' is not a host name"), "Set 'server_name' in 'tls_config'."))?;
-    tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| {
-        let text = error.to_string();
-        let reason = if text.contains("NotValidForName") || text.contains("not valid for name") {
-            format!("the certificate is for another name ({text})")
-        } else if text.contains("Expired") || text.contains("expired") {
-            format!("the certificate has expired ({text})")
-        } else if text.contains("UnknownIssuer") || text.contains("BadSignature") {
-            // A bad signature: an authority of the same name with another key.
-            format!("the certificate comes from an authority that is not trusted here ({text})")
-        } else {
-            text
-        };
-        // What a server with TLS 1.2 says that wants a certificate and gets none, among other things.
-        if reason.contains("fatal alert: HandshakeFailure") {
-            return failed(
-                reason,
-                "Either the server wants a certificate of ours (set 'cert' and 'key' in 'tls_config'), or it has none of the \
-                 usual ciphers ('tls-ciphers' of the server).",
-            );
-        }
-        if reason.contains("fatal alert: ProtocolVersion") {
-            return failed(reason, "Let the server offer TLS 1.2 or 1.3 ('tls-protocols').");
-        }
-        if matches!(
-            error.kind(),
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
-        ) {
-            // Cut in the middle of it, which says nothing about certificates.
-            return NetError::Lost { address: address.clone(), what: "the TLS handshake".into(), cause: error };
-        }
-        failed(
-            reason,
-            "Three ways on: set 'ca_cert' to the file of the right authority, set 'server_name' to a name of the \
-             certificate, or accept any certificate with 'tls_insecure = true'.",
-        )
-    })
-}
-
-fn tls_config(tls: &Tls) -> Result<rustls::ClientConfig, String> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?;
-    let builder = if tls.insecure {
-        builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAny(provider)))
-    } else {
-        let mut roots = rustls::RootCertStore::empty();
-        match &tls.ca_cert {
-            Some(path) => {
-                let certificates = CertificateDer::pem_file_iter(path)
-                    .and_then(|iter| iter.collect::<Result<Vec<_>, _>>())
-                    .map_err(|error| format!("cannot read '{}': {error}", path.display()))?;
-                for certificate in certificates {
-                    roots.add(certificate).map_err(|error| format!("'{}': {error}", path.display()))?;
-                }
-            }
-            None => {
-                for certificate in rustls_native_certs::load_native_certs().certs {
-                    // One odd certificate in the system's store must not stop the others from being used.
-                    let _ = roots.add(certificate);
-                }
-            }
-        }
-        if roots.is_empty() {
-            return Err("no certificate authority to trust: set 'ca_cert', or install the system's".into());
-        }
-        builder.with_root_certificates(roots)
-    };
-    match (&tls.cert, &tls.key) {
-        (Some(cert), Some(key)) => {
-            let chain = CertificateDer::pem_file_iter(cert)
-                .and_then(|iter| iter.collect::<Result<Vec<_>, _>>())
-                .map_err(|error| format!("cannot read '{}': {error}", cert.display()))?;
-            let key_file = PrivateKeyDer::from_pem_file(key)
-                .map_err(|error| format!("cannot read '{}': {error}", key.display()))?;
-            builder.with_client_auth_cert(chain, key_file).map_err(|error| error.to_string())
-        }
-        _ => Ok(builder.with_no_client_auth()),
-    }
-}
-
-/// `tls_insecure = true`: signatures are still checked, but any certificate will do.
-#[derive(Debug)]
-struct AcceptAny(Arc<rustls::crypto::CryptoProvider>);
-
-impl rustls::client::danger::ServerCertVerifier for AcceptAny {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: rustls::pki_types::UnixTime,
-    ) -> Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
-        Ok(rustls::client::danger::ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &rustls::DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }

@@ -78,7 +78,11 @@ pub struct Quarantine {
 impl Quarantine {
     /// The file in this data directory, with what former runs have left there.
     pub fn open(dir: &Path) -> Result<Self, SpoolError> {
-        settle(dir)?;
+        match settle(dir) {
+            // It can be done at any later start: whoever reads the entries reads both files.
+            Err(error) if error.is_full() => {}
+            result => result?,
+        }
         let path = entries_path(dir);
         cut_torn_line(&path)?;
         let read = match fs::read_to_string(read_path(dir)) {

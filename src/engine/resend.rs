@@ -123,7 +123,7 @@ async fn resend(
                     entry.key,
                     entry.db,
                     resent.accepted,
-                    cure.replace("<user>", destination.username.as_deref().unwrap_or("default"))
+                    cure.replace("<user>", destination.user())
                 ),
             ));
         }

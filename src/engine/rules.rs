@@ -1,5 +1,7 @@
 //! What an error answer of the destination means: one table.
 
+use std::borrow::Cow;
+
 use super::batch::CommandKind;
 use crate::config::OnBadValue;
 
@@ -30,6 +32,9 @@ const PASSING: &[(&str, &str)] = &[
     ("CLUSTERDOWN", "the destination cluster has slots without a master"),
 ];
 
+/// What the destination's user needs.
+const RIGHTS: &str = "~* &* +@all -@admin -@dangerous +restore +flushall +flushdb +swapdb +function +script +eval +evalsha +sort +info +client +select +multi +exec";
+
 /// The error behind a refused EXEC: servers from 6.2 on refuse it, too, in states that pass, and wrap the reason.
 pub fn cause_of_abort(error: &str) -> &str {
     error.strip_prefix("EXECABORT Transaction discarded because of: ").unwrap_or(error)
@@ -41,15 +46,44 @@ pub fn refuses_payload(error: &str) -> bool {
 }
 
 /// The rule for one error answer, with the cure in words where there is one.
-pub fn rule(error: &str, kind: CommandKind, on_bad_value: OnBadValue) -> (Rule, &'static str) {
-    if let Some((_, cure)) = PASSING.iter().find(|(code, _)| error.starts_with(code)) {
-        return (Rule::Wait, cure);
-    }
+pub fn rule(error: &str, kind: CommandKind, on_bad_value: OnBadValue) -> (Rule, Cow<'static, str>) {
     if error.starts_with("NOPERM") {
+        let lacks = missing_right(error).map_or("a right".to_owned(), |right| format!("the right {right}"));
         return (
             Rule::Stop,
-            "The destination's user lacks a right. On the destination: ACL SETUSER <user> ~* &* +@all -@admin -@dangerous +restore +flushall +flushdb +swapdb +function +script +eval +evalsha +sort +info +client +select +multi +exec",
+            format!(
+                "The destination's user <user> lacks {lacks}. On the destination: ACL SETUSER <user> {RIGHTS}"
+            )
+            .into(),
         );
+    }
+    let (rule, cure) = fixed_rule(error, kind, on_bad_value);
+    (rule, cure.into())
+}
+
+/// What to do where the destination refuses a question of ours to this user.
+pub fn cure_of(reply: &str, user: &str) -> String {
+    match rule(reply, CommandKind::Stream, OnBadValue::Quarantine) {
+        (Rule::Quarantine, _) => "Look at the destination's log.".into(),
+        (_, cure) => format!("{}.", cure.trim_end_matches('.').replace("<user>", user)),
+    }
+}
+
+/// The right that a NOPERM speaks of, as ACL SETUSER writes it. Servers of all versions are understood.
+fn missing_right(error: &str) -> Option<String> {
+    if let Some((_, rest)) = error.split_once("permissions to run the '") {
+        return rest.split('\'').next().map(|command| format!("+{command}"));
+    }
+    let (_, what) = error.split_once("permissions to access ")?;
+    [("key", "~*"), ("channel", "&*"), ("database", "alldbs")]
+        .iter()
+        .find(|(word, _)| what.contains(word))
+        .map(|(_, right)| (*right).to_owned())
+}
+
+fn fixed_rule(error: &str, kind: CommandKind, on_bad_value: OnBadValue) -> (Rule, &'static str) {
+    if let Some((_, cure)) = PASSING.iter().find(|(code, _)| error.starts_with(code)) {
+        return (Rule::Wait, cure);
     }
     if error.starts_with("NOAUTH") {
         return (
@@ -106,5 +140,29 @@ mod tests {
         assert_eq!(rule("ERR Bad data format", Restore, OnBadValue::Stop).0, Rule::Stop);
         let refused = "EXECABORT Transaction discarded because of: BUSY Redis is busy running a script.";
         assert_eq!(rule(cause_of_abort(refused), CommandKind::Select, quarantine).0, Rule::Wait);
+    }
+
+    #[test]
+    fn the_missing_right_is_named_in_the_words_of_every_version() {
+        for (error, right) in [
+            ("NOPERM this user has no permissions to run the 'del' command or its subcommand", Some("+del")),
+            ("NOPERM User w has no permissions to run the 'config|get' command", Some("+config|get")),
+            ("NOPERM this user has no permissions to access one of the keys used as arguments", Some("~*")),
+            ("NOPERM No permissions to access a key", Some("~*")),
+            (
+                "NOPERM this user has no permissions to access one of the channels used as arguments",
+                Some("&*"),
+            ),
+            ("NOPERM No permissions to access a channel", Some("&*")),
+            ("NOPERM No permissions to access database", Some("alldbs")),
+            ("NOPERM something new", None),
+        ] {
+            assert_eq!(missing_right(error).as_deref(), right, "{error}");
+            let (_, cure) = rule(error, CommandKind::Stream, OnBadValue::Quarantine);
+            assert!(cure.contains(&format!(
+                "lacks {}",
+                right.map_or("a right".into(), |it| format!("the right {it}"))
+            )));
+        }
     }
 }

@@ -509,7 +509,11 @@ impl Supervisor {
             Ending::Complete => format!("finished: {stands}"),
         };
         if let Err(problem) = self.forget().await {
-            return outcome(exit::DESTINATION, problem);
+            return Outcome {
+                exit_code: exit::DESTINATION,
+                message: format!("{message}; but {problem}"),
+                hint: Some("start again with the same configuration to have it removed".into()),
+            };
         }
         if let Err(error) = self.data_dir.forget() {
             return data_dir_failed(error);

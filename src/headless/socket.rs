@@ -19,9 +19,9 @@
 //! that reads slowly skips snapshots (`{"missed_events":12}` tells followers of a gap); one that does not read at all
 //! for a minute is dropped. Thirty-two clients at once.
 //!
-//! Who may connect is decided by the file alone: it is born inside a directory of mode 0700, gets mode 0600 there, and
-//! is then renamed to its place, so at no moment can another user open it, whatever the umask. The rename also
-//! replaces, in one step, the socket that a dead process left behind.
+//! Who may connect is decided by the file alone: it is born inside a directory of mode 0700 and gets mode 0600 there, so at
+//! no moment can another user open it, whatever the umask. The data directory mostly is such a directory; where it is
+//! not, one is made for the moment, which takes room that a full disk may not have, and the file is renamed to its place.
 //!
 //! A Unix socket's path has room for 107 bytes. For a data directory deeper than that both ends go through
 //! `/proc/self/fd/<descriptor of the directory>/control.sock`, which is short and names the same file.
@@ -106,12 +106,20 @@ impl Server {
             return Err(SocketError::InUse(path));
         }
 
-        let cradle = dir.join(format!(".control.{}", std::process::id()));
-        // Only a crashed process with our process id can have left it.
-        let _ = fs::remove_dir_all(&cradle);
-        DirBuilder::new().mode(0o700).create(&cradle).map_err(at("making a private directory for it"))?;
+        let private = fs::metadata(dir).map_err(at("looking at the data directory"))?.mode() & 0o077 == 0;
+        let own = dir.join(format!(".control.{}", std::process::id()));
+        let cradle = if private {
+            // What a dead process left.
+            let _ = fs::remove_file(&path);
+            dir
+        } else {
+            // Only a crashed process with our process id can have left it.
+            let _ = fs::remove_dir_all(&own);
+            DirBuilder::new().mode(0o700).create(&own).map_err(at("making a private directory for it"))?;
+            &own
+        };
         let born = (|| {
-            let socket = ShortPath::new(&cradle).map_err(at("opening its directory"))?;
+            let socket = ShortPath::new(cradle).map_err(at("opening its directory"))?;
             let listener = UnixListener::bind(&socket.path).map_err(at("listening"))?;
             let file = cradle.join(SOCKET_NAME);
             fs::set_permissions(&file, Permissions::from_mode(0o600)).map_err(at("setting mode 0600"))?;
@@ -119,7 +127,7 @@ impl Server {
             fs::rename(&file, &path).map_err(at("moving it into place"))?;
             Ok((listener, (metadata.dev(), metadata.ino())))
         })();
-        let _ = fs::remove_dir_all(&cradle);
+        let _ = fs::remove_dir_all(&own);
         let (listener, identity) = born?;
 
         let (stop, stopped) = oneshot::channel();
@@ -345,7 +353,10 @@ mod tests {
     }
 
     fn start() -> (tempfile::TempDir, Server, EngineEnd) {
-        let dir = tempfile::tempdir().unwrap();
+        start_in(tempfile::tempdir().unwrap())
+    }
+
+    fn start_in(dir: tempfile::TempDir) -> (tempfile::TempDir, Server, EngineEnd) {
         let (handle, engine) = control::channel(samples::syncing());
         let server = Server::start(dir.path(), handle).unwrap();
         (dir, server, engine)
@@ -353,14 +364,20 @@ mod tests {
 
     #[tokio::test]
     async fn only_the_owner_may_connect_and_nothing_else_is_left_in_the_directory() {
-        let (dir, server, _engine) = start();
-        let metadata = fs::metadata(dir.path().join("control.sock")).unwrap();
-        assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
-        let names: Vec<_> =
-            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-        assert_eq!(names, ["control.sock"]);
-        server.close().await;
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "the socket goes with its server");
+        for mode in [0o700, 0o755] {
+            let dir = tempfile::tempdir().unwrap();
+            fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
+            // What a dead process left.
+            drop(std::os::unix::net::UnixListener::bind(dir.path().join("control.sock")).unwrap());
+            let (dir, server, _engine) = start_in(dir);
+            let metadata = fs::metadata(dir.path().join("control.sock")).unwrap();
+            assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+            let names: Vec<_> =
+                fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            assert_eq!(names, ["control.sock"]);
+            server.close().await;
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "the socket goes with its server");
+        }
     }
 
     #[tokio::test]

@@ -1,6 +1,8 @@
 //! The disk between both sides: full while the stream or the RDB arrives, at its own limit, torn by a crash, damaged. Nothing is
 //! lost, the source keeps its replica, the words are clear, and it goes on by itself when there is room again.
 
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -33,6 +35,33 @@ impl SmallDisk {
             return None;
         }
         Some(SmallDisk { run, path })
+    }
+
+    /// One whose files and directories take blocks, as on a server.
+    fn ext4(size: u64) -> Option<SmallDisk> {
+        let run = Arc::new(tempfile::Builder::new().prefix("shakedeck-run-").tempdir().unwrap());
+        let (path, image) = (run.path().join("data"), run.path().join("image"));
+        std::fs::create_dir(&path).unwrap();
+        std::fs::File::create(&image).unwrap().set_len(size).unwrap();
+        // Without blocks that root alone may use.
+        let made = Command::new("mkfs.ext4").args(["-q", "-m", "0"]).arg(&image).output();
+        let made = made.is_ok_and(|output| output.status.success());
+        if !made || !mount(&["-o", "loop", image.to_str().unwrap()], &path) {
+            support::skip("a small ext4 cannot be mounted here (needs root, mkfs.ext4 and loop devices)");
+            return None;
+        }
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o700)).unwrap();
+        Some(SmallDisk { run, path })
+    }
+
+    /// Takes every byte that is left.
+    fn fill(&self) {
+        let mut file = std::fs::OpenOptions::new();
+        let mut file = file.append(true).create(true).open(self.path.join("filler")).unwrap();
+        for piece in [1 << 20, 4_096, 1] {
+            while file.write_all(&vec![b'x'; piece]).is_ok() {}
+        }
+        assert!(file.sync_all().is_ok());
     }
 
     fn grow(&self, size: &str) {
@@ -247,6 +276,46 @@ fn killed_while_the_disk_is_full_it_starts_again_and_goes_on() {
     run.wait_status(MINUTES, "the full disk again", |status| reason(status).contains("DISK FULL"));
     finish(run, &source, &destination, None);
     assert_eq!(source.client().info("stats", "sync_full").as_deref(), Some("1"), "only one full sync");
+}
+
+/// What the spool left, others take: not a byte is free at the start. What is spooled is applied all the same, which makes room.
+#[test]
+fn killed_it_starts_on_a_disk_without_a_free_byte_and_empties_it() {
+    let Some(binary) = support::servers::default() else {
+        return support::skip("no redis-server on PATH (run tests/run, or install it)");
+    };
+    for disk in [SmallDisk::mount("16m"), SmallDisk::ext4(24 << 20)] {
+        let Some(disk) = disk else { return };
+        let source = Server::start(binary, Options::new().config("repl-backlog-size", "256mb"));
+        let destination = Server::start(binary, Options::new());
+        let setup = Setup::new(&source, &destination).set("spool", "min_free_bytes", "0");
+        let run = setup.start_in(disk.run.clone());
+        streaming(&run);
+        run.ctl(&["pause"]).expect(0, &[]);
+        run.wait_state("paused", MINUTES);
+        let mut client = source.client();
+        // Each key is new to the ledger too.
+        for n in 0..100_000 {
+            client.ok(&["SET", &format!("key:{n}"), &"x".repeat(200)]);
+        }
+        client.ok(&["SWAPDB", "0", "1"]);
+        run.wait_status(MINUTES, "the full disk", |status| reason(status).contains("DISK FULL"));
+        run.kill();
+        // The second start finds what the first one has still had room for taken as well.
+        for _ in 0..2 {
+            disk.fill();
+            destination.client().ok(&["CLIENT", "PAUSE", "600000", "WRITE"]);
+            let run = setup.start_in(disk.run.clone());
+            run.wait_status(MINUTES, "the full disk again", |status| reason(status).contains("DISK FULL"));
+            run.kill();
+        }
+        disk.fill();
+        let run = setup.start_in(disk.run.clone());
+        run.wait_status(MINUTES, "the full disk once more", |status| reason(status).contains("DISK FULL"));
+        destination.client().ok(&["CLIENT", "UNPAUSE"]);
+        finish(run, &source, &destination, None);
+        assert_eq!(source.client().info("stats", "sync_full").as_deref(), Some("1"), "only one full sync");
+    }
 }
 
 /// A source with a large backlog, a paused run with some unapplied stream in small segments, and its folder after `kill -9`.

@@ -54,6 +54,42 @@ fn killed_again_and_again_it_goes_on_where_it_was() {
     assert_eq!(source.client().info("stats", "sync_full").as_deref(), Some("1"), "only one full sync");
 }
 
+/// Why there is another full sync, and what would have helped: a larger backlog only where it was too small.
+#[test]
+fn another_full_sync_is_explained_by_its_own_cause() {
+    let binary = require_server!();
+    let mut source = Server::start(binary, Options::new().config("repl-backlog-size", "16kb"));
+    let destination = Server::start(binary, Options::new());
+    let setup = Setup::new(&source, &destination);
+    let run = setup.start();
+    streaming(&run);
+    let mut client = source.client();
+    // All at once, so that the link cannot come back in between.
+    client.push(&["CLIENT", "KILL", "TYPE", "replica"]);
+    let value = "x".repeat(100_000);
+    (0..10).for_each(|n| client.push(&["SET", &format!("key:{n}"), &value]));
+    client.flush(11);
+    let told = |words: [&str; 2]| {
+        wait_until(MINUTES, words[0], || words.iter().all(|word| run.output().contains(word)));
+    };
+    told(["its backlog no longer reaches back", "A larger 'repl-backlog-size' on the source helps"]);
+    streaming(&run);
+    run.wait_state("caught_up", MINUTES);
+    source.restart();
+    told([
+        "it was restarted, another server took its place",
+        "'repl-backlog-size' does not help against that",
+    ]);
+    run.wait_state("caught_up", MINUTES);
+    // Forbidden, it is explained the same way.
+    let folder = run.folder();
+    run.kill();
+    source.restart();
+    let run = setup.text("policy", "on_full_resync", "stop").start_in(folder);
+    run.wait_exit(MINUTES).expect(3, &["on_full_resync", "it was restarted", "does not help against that"]);
+    compare::assert_equal(&source, &destination);
+}
+
 #[test]
 fn stopped_in_order_and_started_again_it_goes_on_where_it_was() {
     let binary = require_server!();

@@ -52,3 +52,12 @@ impl Certificates {
         Certificates { ca: file("ca.crt", ca.pem()), server, server_key, client, client_key }
     }
 }
+
+/// A certificate that nobody has signed but itself, and its key.
+pub fn self_signed(folder: &Path) -> (PathBuf, PathBuf) {
+    let made = rcgen::generate_simple_self_signed(["nobody".to_owned()]).unwrap();
+    let (cert, key) = (folder.join("own.crt"), folder.join("own.key"));
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    (cert, key)
+}

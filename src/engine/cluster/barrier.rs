@@ -14,6 +14,7 @@
 use std::time::Instant;
 
 use super::super::batch::{Batch, CommandKind};
+use super::super::rules::cure_of;
 use super::super::writer::WriterError;
 use super::distribute::{behind, place_of};
 use super::flight::{Obstacle, exchange, obstacle};
@@ -116,7 +117,13 @@ impl ClusterWriter {
                         let Some(commands) = self.with_copies(db, &arguments, keys, target).await? else {
                             return Ok(false);
                         };
-                        self.settings.journal.add(place, &commands)?;
+                        match self.settings.journal.add(place, &commands) {
+                            Err(error) if error.is_full() => {
+                                self.not_now(self.queues.owner(target), error.to_string())?;
+                                return Ok(false);
+                            }
+                            result => result?,
+                        }
                         commands
                     }
                 };
@@ -362,9 +369,9 @@ impl ClusterWriter {
         WriterError::Refused {
             address: self.settings.shared.address.clone(),
             command: verb.into(),
-            key: escape(key, 60),
+            key: Some(escape(key, 60)),
             error: error.into(),
-            cure: "Its user needs the rights listed in the README.".into(),
+            cure: cure_of(error, self.user()),
         }
     }
 }

@@ -16,7 +16,9 @@ use super::super::discovery::{Cluster, discover};
 use super::super::events::EventLog;
 use super::super::import_mode::ImportMode;
 use super::super::net::{Connection, NetError, info_field};
+use super::super::rules::cure_of;
 use super::super::spool::{SpoolError, replace_file};
+use super::super::writer::remove_own;
 use super::super::{clocks, replay, source};
 use super::flight::Signature;
 use super::journal::Journal;
@@ -285,11 +287,8 @@ async fn checkpoints(
                 Reply::Bulk(text) => found.push((*slot, read(connection, text)?)),
                 Reply::Error(reply) if reply.starts_with("ASK ") => elsewhere.push((*slot, reply)),
                 Reply::Error(reply) => {
-                    return Err(refused(
-                        connection,
-                        reply,
-                        "Its user needs the rights listed in the README.",
-                    ));
+                    let cure = cure_of(&reply, &connection.user);
+                    return Err(refused(connection, reply, &cure));
                 }
                 _ => {}
             }
@@ -370,8 +369,8 @@ async fn forget_slots(
                 return Err(NetError::Refused {
                     address: connection.address.clone(),
                     what: WHAT.into(),
+                    cure: cure_of(&reply, &connection.user),
                     reply,
-                    cure: "Keys that begin with 'shakedeck:' can be removed by hand.".into(),
                 });
             }
         }
@@ -428,15 +427,15 @@ async fn remove_half_moved(
     db: u32,
     key: &[u8],
 ) -> Result<(), NetError> {
-    if let Reply::Error(reply) = connection.request(&[b"DEL", key]).await?
-        && let Some(address) = asked_address(&reply, configured)
-    {
-        let mut there = Connection::open(&configured.at(address)).await?;
-        there.request(&[b"SELECT", db.to_string().as_bytes()]).await?;
-        there.request(&[b"ASKING"]).await?;
-        there.request(&[b"DEL", key]).await?;
-    }
-    Ok(())
+    let Reply::Error(reply) = connection.request(&[b"DEL", key]).await? else { return Ok(()) };
+    let Some(address) = asked_address(&reply, configured) else {
+        // Once more: it is done, or why not is told.
+        return remove_own(connection, &[key]).await;
+    };
+    let mut there = Connection::open(&configured.at(address)).await?;
+    there.request(&[b"SELECT", db.to_string().as_bytes()]).await?;
+    there.request(&[b"ASKING"]).await?;
+    remove_own(&mut there, &[key]).await
 }
 
 /// How many checkpoint keys of these lines there are, on all masters.

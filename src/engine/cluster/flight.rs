@@ -123,8 +123,8 @@ pub enum Outcome {
     Later(String, Vec<usize>),
     /// Nothing ran, and these commands never will.
     Never(Vec<(usize, String)>),
-    /// Going on would do harm: the command, if it is one, and the error.
-    Stop(Option<usize>, String),
+    /// Going on would do harm: the command, if it is one, and the error. Commands of the group that ran.
+    Stop(Option<usize>, String, Vec<usize>),
 }
 
 /// An answer that means "not done".
@@ -175,8 +175,12 @@ pub fn size(group: &Group, replies: &[Reply]) -> Option<u64> {
 }
 
 fn of_plain(group: &Group, replies: &[Reply]) -> Outcome {
-    let (mut refusals, mut ran, mut blocked) = (Vec::new(), Vec::new(), None);
+    let (mut refusals, mut ran, mut blocked, mut denied) = (Vec::new(), Vec::new(), None, None);
     for (index, (command, reply)) in group.commands.iter().zip(replies).enumerate() {
+        if let Some(error) = denial(reply) {
+            denied.get_or_insert((index, error));
+            continue;
+        }
         let found = match reply {
             Reply::Error(error) => obstacle(error, command.kind),
             _ => None,
@@ -194,7 +198,18 @@ fn of_plain(group: &Group, replies: &[Reply]) -> Outcome {
     match blocked {
         Some(Obstacle::Moved(address)) => Outcome::Moved(address, ran),
         Some(Obstacle::Later(reason)) => Outcome::Later(reason, ran),
-        None => Outcome::Done(refusals),
+        None => match denied {
+            Some((index, error)) => Outcome::Stop(Some(index), error, ran),
+            None => Outcome::Done(refusals),
+        },
+    }
+}
+
+/// A right is missing. Rights come before everything else: the command did not run.
+fn denial(reply: &Reply) -> Option<String> {
+    match reply {
+        Reply::Error(error) if error.starts_with("NOPERM") => Some(error.clone()),
+        _ => None,
     }
 }
 
@@ -205,7 +220,7 @@ fn of_transaction(group: &Group, mut replies: Vec<Reply>) -> Outcome {
     let abort = match executed {
         Reply::Array(results) => {
             if let Some(Reply::Error(error)) = results.get(group.commands.len()) {
-                return Outcome::Stop(None, error.clone());
+                return Outcome::Stop(None, error.clone(), Vec::new());
             }
             let refusals = results.iter().enumerate().take(group.commands.len());
             return Outcome::Done(
@@ -215,7 +230,7 @@ fn of_transaction(group: &Group, mut replies: Vec<Reply>) -> Outcome {
             );
         }
         Reply::Error(error) => cause_of_abort(&error).to_owned(),
-        other => return Outcome::Stop(None, format!("unexpected answer to EXEC: {other:?}")),
+        other => return Outcome::Stop(None, format!("unexpected answer to EXEC: {other:?}"), Vec::new()),
     };
     // Replies to MULTI, the commands and the checkpoint.
     let (mut never, mut later) = (Vec::new(), None);
@@ -225,8 +240,8 @@ fn of_transaction(group: &Group, mut replies: Vec<Reply>) -> Outcome {
         match (obstacle(error, index.map_or(CommandKind::Select, kind_of)), index) {
             (Some(Obstacle::Moved(address)), _) => return Outcome::Moved(address, Vec::new()),
             (Some(Obstacle::Later(reason)), _) => _ = later.get_or_insert(reason),
-            (None, Some(index)) => never.push((index, error.clone())),
-            (None, None) => return Outcome::Stop(None, error.clone()),
+            (None, Some(index)) if denial(reply).is_none() => never.push((index, error.clone())),
+            (None, index) => return Outcome::Stop(index, error.clone(), Vec::new()),
         }
     }
     if let Some(reason) = later {
@@ -238,7 +253,7 @@ fn of_transaction(group: &Group, mut replies: Vec<Reply>) -> Outcome {
     match obstacle(&abort, CommandKind::Stream) {
         Some(Obstacle::Moved(address)) => Outcome::Moved(address, Vec::new()),
         Some(Obstacle::Later(reason)) => Outcome::Later(reason, Vec::new()),
-        None => Outcome::Stop(None, abort),
+        None => Outcome::Stop(None, abort, Vec::new()),
     }
 }
 
@@ -360,7 +375,17 @@ mod tests {
         let ran = Reply::Array(vec![ok(), error("ERR no"), Reply::Integer(1)]);
         assert_eq!(outcome(&two, with(ran)), Outcome::Done(vec![(1, Refusal::Error("ERR no".into()))]));
         let checkpoint_failed = Reply::Array(vec![ok(), ok(), error("WRONGTYPE x")]);
-        assert_eq!(outcome(&two, with(checkpoint_failed)), Outcome::Stop(None, "WRONGTYPE x".into()));
+        assert_eq!(
+            outcome(&two, with(checkpoint_failed)),
+            Outcome::Stop(None, "WRONGTYPE x".into(), Vec::new())
+        );
+        // Rights may be given back: what ran meanwhile is told.
+        let denied = "NOPERM User w has no permissions to run the 'del' command";
+        let plain = group(&[("DEL a", false), ("SET a 1", false)]);
+        let stop = |ran| Outcome::Stop(Some(0), denied.into(), ran);
+        assert_eq!(outcome(&plain, vec![error(denied), ok()]), stop(vec![1]));
+        let aborted = error("EXECABORT Transaction discarded because of previous errors.");
+        assert_eq!(outcome(&two, vec![ok(), error(denied), ok(), ok(), aborted]), stop(Vec::new()));
         assert!(matches!(outcome(&two, with(error("TRYAGAIN x"))), Outcome::Later(..)));
         assert_eq!(outcome(&two, with(error("MOVED 7 a:1"))), Outcome::Moved("a:1".into(), Vec::new()));
         let mut replies = with(error("EXECABORT Transaction discarded because of previous errors."));

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::super::batch::Place;
-use super::super::spool::{SpoolError, replace_file};
+use super::super::spool::SpoolError;
 
 /// A file this long is followed by another one.
 const FILE_BYTES: u64 = 8 * 1024 * 1024;
@@ -48,38 +48,35 @@ impl Journal {
     /// The journal in this folder. What begins before `from` is confirmed.
     pub fn open(dir: &Path, from: Option<Place>) -> Result<Journal, SpoolError> {
         let mut found = BTreeMap::new();
-        for number in [1, 2] {
+        let [last, former] = [1, 2].map(|number| {
             let path = path(dir, number);
-            match fs::read(&path) {
-                Ok(bytes) => read(&bytes, from, &mut found),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(cause) => return Err(SpoolError { action: "read", path, cause }),
+            let failed = |action| {
+                let path = path.clone();
+                move |cause| SpoolError { action, path, cause }
+            };
+            let bytes = match fs::read(&path) {
+                Ok(bytes) => bytes,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+                Err(cause) => return Err(failed("read")(cause)),
+            };
+            let (whole, last) = read(&bytes, from, &mut found);
+            if whole < bytes.len() {
+                // A torn record would hide what follows it.
+                let file = OpenOptions::new().write(true).open(&path).map_err(failed("open"))?;
+                file.set_len(whole as u64).map_err(failed("cut"))?;
             }
-        }
-        let mut journal = Journal {
+            Ok(last)
+        });
+        // The file goes on as it is: to write it anew would take room, and a full disk is emptied by what is begun here.
+        Ok(Journal {
             dir: dir.to_owned(),
             file: None,
             len: 0,
-            last: None,
-            former: None,
+            last: last?,
+            former: former?,
             confirmed: None,
             found,
-        };
-        journal.begin_anew()?;
-        Ok(journal)
-    }
-
-    /// Only what was found stays in the file: it may be needed once more, and a torn record would hide what follows it.
-    fn begin_anew(&mut self) -> Result<(), SpoolError> {
-        let (current, former) = (path(&self.dir, 1), path(&self.dir, 2));
-        if current.exists() || former.exists() {
-            let records: Vec<Vec<u8>> =
-                self.found.iter().map(|(place, commands)| record(*place, commands)).collect();
-            replace_file(&current, &records.concat())?;
-            self.last = self.found.keys().next_back().copied();
-            let _ = fs::remove_file(former);
-        }
-        Ok(())
+        })
     }
 
     /// Removes it.
@@ -146,28 +143,33 @@ fn record(place: Place, commands: &[u8]) -> Vec<u8> {
     record
 }
 
-/// Reads records as far as they are whole.
-fn read(mut bytes: &[u8], from: Option<Place>, found: &mut BTreeMap<Place, Vec<u8>>) {
-    while let Some((head, rest)) = bytes.split_first_chunk::<HEAD>() {
+/// Reads records as far as they are whole: so many bytes. Returns the last place among them, too.
+fn read(bytes: &[u8], from: Option<Place>, found: &mut BTreeMap<Place, Vec<u8>>) -> (usize, Option<Place>) {
+    let (mut whole, mut last) = (0, None);
+    while let Some((head, rest)) = bytes.get(whole..).and_then(<[u8]>::split_first_chunk::<HEAD>) {
         let number = |at: usize| {
             let digits = head.get(at..at + 8).and_then(|digits| digits.try_into().ok());
             digits.map_or(0, u64::from_le_bytes)
         };
         let place = Place { generation: number(0), stream: true, at: number(8) };
-        let Some(commands) = usize::try_from(number(16)).ok().and_then(|len| rest.get(..len)) else { return };
+        let Some(commands) = usize::try_from(number(16)).ok().and_then(|len| rest.get(..len)) else { break };
         if xxh3_64(commands) != number(24) {
-            return;
+            break;
         }
         if from.is_none_or(|from| place >= from) {
             found.insert(place, commands.to_vec());
         }
-        bytes = rest.get(commands.len()..).unwrap_or_default();
+        whole += HEAD + commands.len();
+        last = last.max(Some(place));
     }
+    (whole, last)
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a panic is the failure of a test")]
+
+    use std::os::unix::fs::MetadataExt;
 
     use super::*;
 
@@ -185,7 +187,10 @@ mod tests {
         // A torn record at the end hides nothing before it.
         let torn = OpenOptions::new().append(true).open(dir.path().join("copies-1"));
         torn.unwrap().write_all(&[7; 40]).unwrap();
+        let inode = || fs::metadata(path(dir.path(), 1)).unwrap().ino();
+        let before = inode();
         let mut journal = Journal::open(dir.path(), Some(place(15))).unwrap();
+        assert_eq!(inode(), before, "a full disk has no room for a new one");
         journal.add(place(30), b"thirty").unwrap();
         drop(journal);
         let mut journal = Journal::open(dir.path(), Some(place(15))).unwrap();

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use super::super::batch::CommandKind;
 use super::super::events::unix_ms;
-use super::super::rules::{Rule, refuses_payload, rule};
-use super::super::writer::{WriterError, named_by, renewal_is_over};
+use super::super::rules::{Rule, cure_of, refuses_payload, rule};
+use super::super::writer::{WriterError, key_named, named_by, renewal_is_over};
 use super::ask::taken_apart;
 use super::flight::{Outcome, Refusal, outcome, size};
 use super::group::Group;
@@ -82,11 +82,13 @@ impl ClusterWriter {
                 let rest = group.without(&refused.iter().map(|(index, _)| *index).collect::<Vec<_>>());
                 self.settle(group, rest);
             }
-            Outcome::Stop(index, error) => {
+            Outcome::Stop(index, error, ran) => {
                 if error.starts_with("NOPERM") && self.settings.source.entries_applied.load(Relaxed) > 0 {
                     // Taken away after the first entries: a state that passes.
+                    again(&mut group, ran);
                     self.queues.put_back(group, taken, Some(Instant::now() + HOLD));
-                    return self.not_now(node, error);
+                    let cure = cure_of(&error, self.user());
+                    return self.not_now(node, format!("{error}: {cure}"));
                 }
                 return Err(self.refused(&group, index, error));
             }
@@ -371,17 +373,20 @@ impl ClusterWriter {
     fn refused(&self, group: &Group, index: Option<usize>, error: String) -> WriterError {
         let arguments = index.map(|index| group.arguments(index)).unwrap_or_default();
         let kind = index.and_then(|index| group.commands.get(index)).map(|command| command.kind);
-        let named = kind.map_or(1, named_by);
         let verb = arguments.first().copied().unwrap_or(b"a transaction");
         let (_, cure) = rule(&error, CommandKind::Restore, OnBadValue::Stop);
-        let user = self.nodes.first().and_then(|node| node.endpoint.username.as_deref()).unwrap_or("default");
         WriterError::Refused {
             address: self.settings.shared.address.clone(),
             command: String::from_utf8_lossy(verb).into_owned(),
-            key: escape(arguments.get(named).copied().unwrap_or_default(), 60),
-            cure: cure.replace("<user>", user),
+            key: key_named(kind.unwrap_or(CommandKind::Select), &arguments),
+            cure: cure.replace("<user>", self.user()),
             error,
         }
+    }
+
+    /// Who we are on the nodes.
+    pub(super) fn user(&self) -> &str {
+        self.nodes.first().map_or("default", |node| node.endpoint.user())
     }
 }
 

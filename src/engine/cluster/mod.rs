@@ -446,7 +446,11 @@ impl ClusterWriter {
         let marks: Vec<u16> = carrying.iter().filter_map(|node| node.mark_slot).collect();
         let nodes: Vec<String> = self.nodes.iter().map(|node| node.endpoint.address.to_string()).collect();
         // Before anything is given up that these marks make good.
-        self.listed.replace(&self.settings.list, marks, nodes)?;
+        match self.listed.replace(&self.settings.list, marks, nodes) {
+            // Nothing is given up yet; the next mark tries it again.
+            Err(error) if error.is_full() => return self.not_now(number, error.to_string()),
+            result => result?,
+        }
         let settled = self.rows.settle(bound);
         if let Some(last) = settled.last() {
             self.settings.journal.confirmed(last.progress.place());

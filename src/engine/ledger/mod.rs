@@ -31,6 +31,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rustix::fs::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
@@ -41,6 +42,8 @@ use super::spool::{SpoolError, replace_file};
 const RECENT: usize = 64 * 1024;
 /// A file that is shorter is not worth sorting.
 const WORTH_SORTING: u64 = 64 * 1024 * 1024;
+/// Room kept for the records to come (bytes).
+const RESERVED: u64 = 1024 * 1024;
 /// A power failure can take what was recorded in this time.
 const SYNC_AFTER: Duration = Duration::from_secs(1);
 
@@ -89,6 +92,8 @@ struct Part {
     file: Arc<File>,
     number: u64,
     len: u64,
+    /// Up to here the file has its room on the disk, as far as is known.
+    reserved: u64,
 }
 
 impl Ledger {
@@ -102,11 +107,13 @@ impl Ledger {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 // The standard library's hash keys are random in every process.
                 let seed = RandomState::new().build_hasher().finish();
-                State { version: 1, seed, complete: !begun, swaps: Vec::new() }
+                let state = State { version: 1, seed, complete: !begun, swaps: Vec::new() };
+                state.save(dir)?;
+                state
             }
             Err(error) => return Err(failed("read", &path)(error)),
         };
-        let ledger = Ledger {
+        Ok(Ledger {
             dir: dir.to_owned(),
             state,
             names: Vec::new(),
@@ -119,9 +126,7 @@ impl Ledger {
             syncing: Arc::default(),
             sorting: None,
             sorted_bytes: 0,
-        };
-        ledger.save()?;
-        Ok(ledger)
+        })
     }
 
     /// True unless keys were applied before there was a ledger.
@@ -129,13 +134,15 @@ impl Ledger {
         self.state.complete
     }
 
-    /// A full sync, or the rest of it, is applied from now on. `applied`: up to where the destination has everything.
+    /// A full sync, or the rest of it, is applied from now on. `applied`: up to where the destination has everything. After an
+    /// error that passes (a full disk) it can be called again.
     pub fn begin(&mut self, generation: u64, applied: Option<Place>) -> Result<(), SpoolError> {
         self.finish_sorting();
-        let before = self.state.swaps.len();
-        self.state.swaps.retain(|swap| Some((swap.generation, swap.offset)) <= applied);
-        if self.state.swaps.len() != before {
-            self.save()?;
+        let mut state = self.state.clone();
+        state.swaps.retain(|swap| Some((swap.generation, swap.offset)) <= applied);
+        if state != self.state {
+            state.save(&self.dir)?;
+            self.state = state;
         }
         self.names.clear();
         for swap in self.state.swaps.clone() {
@@ -154,7 +161,8 @@ impl Ledger {
                 fs::remove_file(&path).map_err(failed("remove", &path))?;
             }
         }
-        self.open_part()
+        let last = self.last_part()?;
+        self.open_part(last.max(1))
     }
 
     /// This key may be written by the batch that is being filled.
@@ -173,10 +181,12 @@ impl Ledger {
         self.unwritten_foreign.extend_from_slice(&hash.to_be_bytes());
     }
 
-    /// SWAPDB, which ends at this offset of the stream.
+    /// SWAPDB, which ends at this offset of the stream. After an error that passes (a full disk) it can be called again.
     pub fn swap(&mut self, offset: u64, a: u32, b: u32) -> Result<(), SpoolError> {
-        self.state.swaps.push(Swap { generation: self.generation, offset, a, b });
-        self.save()?;
+        let mut state = self.state.clone();
+        state.swaps.push(Swap { generation: self.generation, offset, a, b });
+        state.save(&self.dir)?;
+        self.state = state;
         self.rename(a, b);
         self.current = (a, self.seed_of(a));
         Ok(())
@@ -209,6 +219,7 @@ impl Ledger {
         let Some(part) = &mut self.part else { return Ok(()) };
         part.file.write_all_at(&self.unwritten, part.len).map_err(failed("write", &path))?;
         part.len += self.unwritten.len() as u64;
+        part.reserve();
         self.unwritten.clear();
         if !self.syncing.swap(true, SeqCst) {
             let (file, syncing) = (part.file.clone(), self.syncing.clone());
@@ -236,7 +247,7 @@ impl Ledger {
         self.finish_sorting();
         let parts: Vec<(PathBuf, u64, u64)> =
             self.parts()?.into_iter().filter(|(_, of, _)| *of == self.generation).collect();
-        self.open_part()?;
+        self.open_part(self.last_part()? + 1)?;
         let dir = self.dir.clone();
         self.sorting = Some(std::thread::spawn(move || {
             let paths: Vec<PathBuf> = parts.into_iter().map(|(path, ..)| path).collect();
@@ -356,25 +367,28 @@ impl Ledger {
         }
     }
 
-    fn open_part(&mut self) -> Result<(), SpoolError> {
+    /// Opens a file of this full sync, and goes on behind what is in it.
+    fn open_part(&mut self, number: u64) -> Result<(), SpoolError> {
+        let path = self.part_path(self.generation, number);
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = file.map_err(failed("open", &path))?;
+        let len = file.metadata().map_err(failed("examine", &path))?.len();
+        let mut part = Part { file: Arc::new(file), number, len: len - len % RECORD as u64, reserved: 0 };
+        part.reserve();
+        self.part = Some(part);
+        Ok(())
+    }
+
+    /// The number of the last file of this full sync; 0 where there is none.
+    fn last_part(&self) -> Result<u64, SpoolError> {
         let parts = self.parts()?;
-        let number = 1 + parts
+        Ok(parts
             .iter()
             .filter(|(_, of, _)| *of == self.generation)
-            .map(|(_, _, number)| *number)
+            .map(|(.., number)| *number)
             .max()
-            .unwrap_or(0);
-        let path = self.part_path(self.generation, number);
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed("create", &path))?;
-        self.part = Some(Part { file: Arc::new(file), number, len: 0 });
-        Ok(())
+            .unwrap_or(0))
     }
 
     /// The files: path, full sync, number; in the order of their numbers.
@@ -389,10 +403,24 @@ impl Ledger {
     fn foreign_path(&self) -> PathBuf {
         self.dir.join("ledger-foreign")
     }
+}
 
-    fn save(&self) -> Result<(), SpoolError> {
-        let text = serde_json::to_vec_pretty(&self.state).unwrap_or_default();
-        replace_file(&self.dir.join("ledger.json"), &text)
+impl State {
+    fn save(&self, dir: &Path) -> Result<(), SpoolError> {
+        let text = serde_json::to_vec_pretty(self).unwrap_or_default();
+        replace_file(&dir.join("ledger.json"), &text)
+    }
+}
+
+impl Part {
+    /// Keeps room behind the end of the file, without making it longer: a full disk is emptied by applying, which is noted here
+    /// first. Where the file system cannot do it, applying may have to wait for space.
+    fn reserve(&mut self) {
+        if self.len + RESERVED / 2 > self.reserved
+            && fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.len, RESERVED).is_ok()
+        {
+            self.reserved = self.len + RESERVED;
+        }
     }
 }
 
@@ -541,9 +569,11 @@ mod tests {
         ledger.note(0, b"b");
         ledger.flush().unwrap();
         ledger.begin(2, Some((2, 0))).unwrap();
+        ledger.note(0, b"c");
         ledger.flush().unwrap();
+        assert_eq!(ledger.parts().unwrap().len(), 1, "in the same file, where room is kept");
         ledger.begin(3, Some((2, 0))).unwrap();
-        assert_eq!(ghosts(&mut ledger, 0, "a b"), "b");
+        assert_eq!(ghosts(&mut ledger, 0, "a b c"), "b c");
     }
 
     #[test]

@@ -181,7 +181,9 @@ impl Replay {
     }
 
     fn generation(&self, manifest: &Manifest, resume: Option<Progress>) -> Result<End, ReplayError> {
-        self.begin_ledger(manifest.generation)?;
+        if self.begin_ledger(manifest.generation)?.is_none() {
+            return Ok(End::Stopped);
+        }
         self.begin_own(manifest.generation);
         let replid = manifest.replid.clone();
         let start =

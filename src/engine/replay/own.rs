@@ -140,11 +140,21 @@ impl Replay {
     }
 
     /// Does it again for as long as the disk is full. `None` when the run ends.
-    fn retried<T>(&self, mut what: impl FnMut() -> Result<T, SpoolError>) -> Result<Option<T>, SpoolError> {
+    pub(super) fn retried<T>(
+        &self,
+        mut what: impl FnMut() -> Result<T, SpoolError>,
+    ) -> Result<Option<T>, SpoolError> {
+        let mut said = false;
         loop {
             match what() {
-                Ok(done) => return Ok(Some(done)),
+                Ok(done) => {
+                    if said {
+                        self.shared.set_reason(None);
+                    }
+                    return Ok(Some(done));
+                }
                 Err(error) if error.is_full() && !self.batches.is_closed() => {
+                    said = true;
                     self.shared.set_reason(Some(format!("waiting for space: {error}")));
                 }
                 Err(error) => return if error.is_full() { Ok(None) } else { Err(error) },

@@ -63,9 +63,10 @@ fn place(progress: &Progress) -> Place {
 
 impl Replay {
     /// A full sync, or the rest of it, begins.
-    pub(super) fn begin_ledger(&self, generation: u64) -> Result<(), ReplayError> {
+    pub(super) fn begin_ledger(&self, generation: u64) -> Result<Option<()>, SpoolError> {
         self.drain_foreign();
-        Ok(self.keeper.ledger.borrow_mut().begin(generation, self.keeper.handed_over.get())?)
+        let applied = self.keeper.handed_over.get();
+        self.retried(|| self.keeper.ledger.borrow_mut().begin(generation, applied))
     }
 
     /// Why a hand-over failed that was not a stop.
@@ -103,7 +104,8 @@ impl Replay {
             ("SWAPDB", _) => {
                 let number = |at: usize| std::str::from_utf8(key(at)).ok()?.parse().ok();
                 if let (Some(a), Some(b)) = (number(1), number(2)) {
-                    ledger.swap(offset, a, b)?;
+                    // Without a result the run ends: nothing is sent any more.
+                    self.retried(|| ledger.swap(offset, a, b))?;
                 }
             }
             ("MOVE", Some(other)) => ledger.note(other, key(1)),

@@ -187,7 +187,7 @@ impl Replay {
             }
             let reason = match self.keeper.runtime.block_on(walker.request(db, command)) {
                 Ok(Reply::Error(reply)) if reply.starts_with("NOPERM") => {
-                    let user = walker.endpoint.username.as_deref().unwrap_or("default");
+                    let user = walker.endpoint.user();
                     return Err(Unswept::Refused(format!(
                         "'{reply}'. On the destination: ACL SETUSER {user} +scan +select +info +unlink +del"
                     )));

@@ -9,7 +9,7 @@ use super::super::net::{Connection, NetError, info_field};
 use super::super::pressure::Patience;
 use super::{SILENCE_LIMIT, Source, SourceError};
 use crate::config::{Address, OnFullResync};
-use crate::psync::PsyncReply;
+use crate::psync::{PsyncReply, Replid};
 use crate::resp::{Reply, append_command};
 
 impl Source {
@@ -105,13 +105,16 @@ impl Source {
             self.shared.spool.manifest().filter(|manifest| manifest.rdb_len.is_some() && !wanted).map(
                 |manifest| {
                     let next = self.shared.spool.received() + 1;
-                    (manifest.replid.to_string(), next.to_string())
+                    (manifest.replid, next)
                 },
             );
         let name = self.psync_name(&connection.address)?;
         let mut command = Vec::new();
         match &resume {
-            Some((replid, next)) => append_command(&mut command, &[name, replid.as_bytes(), next.as_bytes()]),
+            Some((replid, next)) => {
+                let (replid, next) = (replid.as_str().as_bytes(), next.to_string());
+                append_command(&mut command, &[name, replid, next.as_bytes()]);
+            }
             None => append_command(&mut command, &[name, b"?", b"-1"]),
         }
         connection.send(&command, "PSYNC").await?;
@@ -121,21 +124,16 @@ impl Source {
         };
         let reply = PsyncReply::parse(&String::from_utf8_lossy(&line));
         if let (PsyncReply::FullResync { replid, offset }, Some((asked, next))) = (&reply, &resume) {
-            let cause = if replid.as_str() == asked {
-                format!("its backlog no longer reaches back to offset {next}; it stands at {offset}")
-            } else {
-                format!(
-                    "its history is now {replid}, not {asked}: it was restarted, or another server took its place"
-                )
-            };
+            let (cause, cure) = why_full_sync(asked, *next, replid, *offset);
             if self.policy.on_full_resync == OnFullResync::Stop {
                 return Err(SourceError::FullResyncForbidden {
                     address: self.shared.address.clone(),
                     offset: self.shared.spool.received(),
                     cause,
+                    cure,
                 });
             }
-            self.events.warn(&self.node(), format!("full sync again, because {cause}; a larger 'repl-backlog-size' on the source would have helped. Keys that the source has deleted meanwhile are removed from the destination at the end of it"));
+            self.events.warn(&self.node(), format!("full sync again, because {cause}. {cure} Keys that the source has deleted meanwhile are removed from the destination at the end of it"));
         }
         Ok(reply)
     }
@@ -156,7 +154,7 @@ impl Source {
 
     pub(super) fn refused(&self, reply: String) -> NetError {
         let endpoint = self.endpoint();
-        let user = endpoint.username.as_deref().unwrap_or("default");
+        let user = endpoint.user();
         let cure = if reply.starts_with("NOPERM") {
             format!(
                 "On the source: ACL SETUSER {user} +psync +replconf +ping (and +info, +config|get for more detail here)."
@@ -179,6 +177,32 @@ impl Source {
     }
 }
 
+/// Why a source cannot continue after what was `asked` for, by the history and the offset that it offers, and what would help.
+fn why_full_sync(asked: &Replid, next: u64, replid: &Replid, offset: u64) -> (String, &'static str) {
+    if replid != asked {
+        return (
+            format!(
+                "its history is now {replid}, not {asked}: it was restarted, another server took its place, or it was without \
+                 a replica for longer than its 'repl-backlog-ttl'"
+            ),
+            "A larger 'repl-backlog-size' does not help against that.",
+        );
+    }
+    if next > offset + 1 {
+        return (
+            format!(
+                "it stands at offset {offset} and has not what it had sent up to {}: it lost writes",
+                next - 1
+            ),
+            "A larger 'repl-backlog-size' does not help against that.",
+        );
+    }
+    (
+        format!("its backlog no longer reaches back to offset {next}; it stands at {offset}"),
+        "A larger 'repl-backlog-size' on the source helps the next time.",
+    )
+}
+
 /// "redis 7.2.4" or "valkey 8.0.1" from INFO.
 pub fn server_name(info: &str) -> Option<String> {
     if let Some(version) = info_field(info, "valkey_version") {
@@ -191,5 +215,28 @@ async fn config_get(connection: &mut Connection, name: &str) -> Result<Option<St
     match connection.request(&[b"CONFIG", b"GET", name.as_bytes()]).await? {
         Reply::Array(pair) => Ok(pair.get(1).and_then(Reply::text).map(str::to_owned)),
         _ => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a panic is the failure of a test")]
+
+    use super::*;
+
+    #[test]
+    fn a_larger_backlog_is_advised_only_where_it_helps() {
+        let [a, b] = ["a", "b"].map(|letter| Replid::parse(&letter.repeat(40)).unwrap());
+        let (why, cure) = why_full_sync(&a, 100, &a, 5_000);
+        assert!(
+            why.contains("backlog no longer reaches back to offset 100") && cure.contains("helps the next")
+        );
+        let (why, cure) = why_full_sync(&a, 100, &a, 50);
+        assert!(why.contains("up to 99: it lost writes") && cure.contains("does not help"));
+        // Nothing was missing: it has given up its backlog.
+        let (why, _) = why_full_sync(&a, 51, &a, 50);
+        assert!(why.contains("backlog"), "{why}");
+        let (why, cure) = why_full_sync(&a, 100, &b, 5_000);
+        assert!(why.contains("restarted") && cure.contains("does not help"), "{why}");
     }
 }

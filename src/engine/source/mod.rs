@@ -55,7 +55,7 @@ pub enum SourceError {
     Spool(#[from] SpoolError),
     /// Policy `on_full_resync = "stop"`.
     #[error(
-        "{address}: the source cannot continue from offset {offset} and offers a full sync only ({cause}); [policy] on_full_resync = \"stop\" forbids it. Set it to \"resync\", or raise 'repl-backlog-size' on the source for the next time."
+        "{address}: the source cannot continue from offset {offset} and offers a full sync only ({cause}); [policy] on_full_resync = \"stop\" forbids it. Set it to \"resync\" to let it be done. {cure}"
     )]
     FullResyncForbidden {
         /// The source.
@@ -64,6 +64,8 @@ pub enum SourceError {
         offset: u64,
         /// What the source said.
         cause: String,
+        /// What would have helped.
+        cure: &'static str,
     },
     /// Databases that are copied have no place on the destination. Nothing was begun.
     #[error("{address}: {why}. {cure}")]

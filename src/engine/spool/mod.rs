@@ -49,7 +49,7 @@ pub struct SpoolError {
 impl SpoolError {
     /// True when space that others free would cure it (ENOSPC, EDQUOT).
     pub fn is_full(&self) -> bool {
-        matches!(self.cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+        is_full(&self.cause)
     }
 
     fn cure(&self) -> &'static str {
@@ -65,6 +65,11 @@ impl SpoolError {
             _ => "",
         }
     }
+}
+
+/// True for ENOSPC and EDQUOT.
+pub fn is_full(cause: &io::Error) -> bool {
+    matches!(cause.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Why a reader gets no more bytes.

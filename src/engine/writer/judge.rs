@@ -11,6 +11,7 @@ use super::super::net::{Connection, NetError};
 use super::super::rules::{Rule, cause_of_abort, refuses_payload, rule};
 use super::link::{Beside, STALL_LIMIT};
 use super::{Flight, PROLOGUE, Writer, WriterError};
+use crate::command;
 use crate::config::{OnBadValue, OnExistingKey};
 use crate::format::escape;
 use crate::resp::{Reply, append_command};
@@ -95,7 +96,7 @@ impl Writer {
         if let Some((_, Refusal::Error(error))) =
             refusals.iter().find(|(index, _)| *index >= batch.commands.len())
         {
-            return Err(self.refused("HSET".into(), self.checkpoint_key.clone(), error.clone()));
+            return Err(self.refused("HSET".into(), Some(self.checkpoint_key.clone()), error.clone()));
         }
         // On ours the next batch is open.
         let mut beside = Beside::default();
@@ -144,7 +145,7 @@ impl Writer {
                         _ => key,
                     };
                     let error = "BUSYKEY Target key name already exists.".to_owned();
-                    return self.stop(batch, index, verb, key, error);
+                    return self.stop(batch, index, verb, Some(key), error);
                 }
                 Refusal::Error(error) => {
                     let error = if kind.restores() && refuses_payload(&error) {
@@ -158,7 +159,9 @@ impl Writer {
                     match rule(&error, kind, self.on_bad_value).0 {
                         // At run time a state that passes cannot be waited for any more: the rest is applied already.
                         Rule::Wait | Rule::Quarantine => self.set_aside(batch, index, &error)?,
-                        Rule::Stop => return self.stop(batch, index, verb, key, error),
+                        Rule::Stop => {
+                            return self.stop(batch, index, verb, key_named(kind, &arguments), error);
+                        }
                     }
                 }
                 Refusal::KeyMissing => {
@@ -213,13 +216,14 @@ impl Writer {
                 (Rule::Quarantine, Some(index)) if index < batch.commands.len() => never.push((index, error)),
                 _ => {
                     let arguments = index.map(|index| batch.arguments(index)).unwrap_or_default();
-                    let verb = arguments.first().copied().unwrap_or(b"EXEC");
+                    // Before the batch stand MULTI and SELECT, behind it the checkpoint and EXEC.
+                    let verb = arguments.first().copied().unwrap_or(b"a transaction");
                     return Err(WriterError::Refused {
                         address: self.shared.address.clone(),
                         command: String::from_utf8_lossy(verb).into_owned(),
-                        key: escape(arguments.get(1).copied().unwrap_or_default(), 60),
+                        key: key_named(kind, &arguments),
                         error,
-                        cure: self.name_user(cure),
+                        cure: self.name_user(&cure),
                     });
                 }
             }
@@ -315,7 +319,7 @@ impl Writer {
         batch: &Batch,
         index: usize,
         command: String,
-        key: String,
+        key: Option<String>,
         error: String,
     ) -> Result<(), WriterError> {
         if !matches!(batch.progress.at, Position::Rdb { .. }) {
@@ -325,14 +329,14 @@ impl Writer {
     }
 
     /// The destination refused something that neither waiting nor setting aside would cure.
-    pub(super) fn refused(&self, command: String, key: String, error: String) -> WriterError {
+    pub(super) fn refused(&self, command: String, key: Option<String>, error: String) -> WriterError {
         let (_, cure) = rule(&error, CommandKind::Restore, OnBadValue::Stop);
         WriterError::Refused {
             address: self.shared.address.clone(),
             command,
             key,
             error,
-            cure: self.name_user(cure),
+            cure: self.name_user(&cure),
         }
     }
 
@@ -361,13 +365,22 @@ impl Writer {
 
     /// The cures of the rule table speak of `<user>`.
     pub(super) fn name_user(&self, cure: &str) -> String {
-        cure.replace("<user>", self.endpoint.username.as_deref().unwrap_or("default"))
+        cure.replace("<user>", self.endpoint.user())
     }
 }
 
 /// Which argument is the key that the operator knows.
 pub fn named_by(kind: CommandKind) -> usize {
     if matches!(kind, CommandKind::Rename { .. }) { 2 } else { 1 }
+}
+
+/// The key of a command, escaped, if it has one.
+pub fn key_named(kind: CommandKind, arguments: &[&[u8]]) -> Option<String> {
+    let verb = arguments.first()?;
+    let command = command::find(verb);
+    let keyless =
+        command.is_some_and(|it| it.keys(arguments.len(), |at| arguments.get(at).copied()).next().is_none());
+    arguments.get(named_by(kind)).filter(|_| !keyless).map(|key| escape(key, 60))
 }
 
 /// Whether the time that EXPIREAT or PEXPIREAT sets has passed.

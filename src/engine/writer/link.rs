@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 
 use super::super::batch::CommandKind;
 use super::super::net::{Connection, NetError, REQUEST_TIMEOUT};
-use super::super::rules::{Rule, rule};
+use super::super::rules::{Rule, cure_of, rule};
 use super::{Writer, WriterError, read_checkpoint};
 use crate::config::OnBadValue;
 use crate::resp::Reply;
@@ -153,7 +153,7 @@ impl Writer {
                 None => Err(NetError::Refused {
                     address: connection.address.clone(),
                     what: "HINCRBY of the checkpoint".into(),
-                    cure: "Its user needs the rights listed in the README.".into(),
+                    cure: cure_of(&reply, &connection.user),
                     reply,
                 }),
             };
@@ -188,7 +188,7 @@ impl Writer {
             Reply::Error(reply) => Err(NetError::Refused {
                 address: connection.address.clone(),
                 what: "WATCH of the checkpoint".into(),
-                cure: "Its user needs the rights listed in the README.".into(),
+                cure: cure_of(&reply, &connection.user),
                 reply,
             }),
             _ => Ok(()),
@@ -213,7 +213,7 @@ impl Writer {
     pub(super) fn passing(&self, error: &str, kind: CommandKind) -> Option<String> {
         let (rule, cure) = rule(error, kind, OnBadValue::Quarantine);
         let taken_away = error.starts_with("NOPERM") && self.shared.entries.load(Relaxed) > 0;
-        (rule == Rule::Wait || taken_away).then(|| format!("{error}: {}", self.name_user(cure)))
+        (rule == Rule::Wait || taken_away).then(|| format!("{error}: {}", self.name_user(&cure)))
     }
 
     /// Writes all of it. A destination may stand still for minutes, which is shown as SLOW and not punished; but a link that

@@ -30,7 +30,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, sleep_until};
 
 use self::judge::Verdict;
-pub use self::judge::{named_by, renewal_is_over};
+pub use self::judge::{key_named, named_by, renewal_is_over};
 use self::link::STALL_LIMIT;
 pub use self::quiet::Quiet;
 use self::quiet::{append_off, append_on};
@@ -43,6 +43,7 @@ use super::events::{EventLog, and_now, unix_ms};
 use super::import_mode::ImportMode;
 use super::net::{Connection, NetError};
 use super::quarantine::Quarantine;
+use super::rules::cure_of;
 use super::sentinel;
 use super::shared::{Wishes, WriterShared};
 use super::spool::SpoolError;
@@ -63,14 +64,14 @@ pub enum WriterError {
     #[error(transparent)]
     Spool(#[from] SpoolError),
     /// An error answer with the rule "stop".
-    #[error("{address}: {command} of key '{key}' was refused: '{error}'. {cure}")]
+    #[error("{address}: {command}{} was refused: '{error}'. {cure}", of_key(key.as_deref()))]
     Refused {
         /// The destination.
         address: String,
         /// The verb.
         command: String,
-        /// The key, escaped.
-        key: String,
+        /// The key, escaped; a command may be without.
+        key: Option<String>,
         /// The error answer.
         error: String,
         /// What to change.
@@ -97,6 +98,14 @@ pub enum WriterError {
         /// What was confirmed last.
         expected: String,
     },
+}
+
+fn of_key(key: Option<&str>) -> String {
+    match key {
+        None => String::new(),
+        Some("") => " of the key without a name".to_owned(),
+        Some(key) => format!(" of key '{key}'"),
+    }
 }
 
 /// The task of one destination node.
@@ -568,6 +577,19 @@ impl Writer {
     }
 }
 
+/// Removes keys of ours from the destination.
+pub async fn remove_own(connection: &mut Connection, keys: &[&[u8]]) -> Result<(), NetError> {
+    match connection.request(&[&[&b"DEL"[..]], keys].concat()).await? {
+        Reply::Error(reply) => Err(NetError::Refused {
+            address: connection.address.clone(),
+            what: "DEL of our own keys".into(),
+            cure: cure_of(&reply, &connection.user),
+            reply,
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// The checkpoint of one source, as text.
 pub async fn read_checkpoint(
     connection: &mut Connection,
@@ -579,7 +601,7 @@ pub async fn read_checkpoint(
         Reply::Error(reply) => Err(NetError::Refused {
             address: connection.address.clone(),
             what: "HGET of the checkpoint".into(),
-            cure: "Its user needs the rights listed in the README.".into(),
+            cure: cure_of(&reply, &connection.user),
             reply,
         }),
         _ => Ok(None),

@@ -125,14 +125,15 @@ impl Writer {
             match build(connection, plan, again).await {
                 Ok(Err(error)) => match rule(&error, CommandKind::Rebuild, OnBadValue::Quarantine) {
                     (Rule::Wait, cure) if !self.wishes.borrow().stop => {
-                        self.shared.enter(WriterState::Waiting, Some(format!("{error}: {cure}")));
+                        self.shared
+                            .enter(WriterState::Waiting, Some(format!("{error}: {}", self.name_user(&cure))));
                         sleep(Duration::from_millis(500)).await;
                     }
                     (Rule::Quarantine, _) => return Ok(Err(error)),
                     _ => {
                         return Err(self.refused(
                             "the commands in place of RESTORE".into(),
-                            escape(plan.key, 60),
+                            Some(escape(plan.key, 60)),
                             error,
                         ));
                     }
