@@ -107,7 +107,8 @@ fn the_source_is_restarted_without_its_history() {
     let binary = require_server!();
     let mut field = Field::new(binary);
     field.load(2_000);
-    let run = field.setup().start();
+    // It comes back empty, and that is meant.
+    let run = field.setup().text("policy", "on_empty_source", "follow").start();
     streaming(&run);
     field.writes(1_000);
     field.drop_load();
@@ -127,7 +128,7 @@ fn a_second_full_sync_overtakes_a_destination_that_stands_still() {
     let binary = require_server!();
     let mut field = Field::new(binary);
     field.load(2_000);
-    let setup = field.setup();
+    let setup = field.setup().text("policy", "on_empty_source", "follow");
     let mut run = setup.start();
     streaming(&run);
     for killed in [false, true] {

@@ -22,13 +22,21 @@ fn with_a_refusal_that_hangs(setup: &Setup, proxy: &Proxy, destination: &Server)
     run
 }
 
-/// A migration whose link to the source leads through a proxy.
+/// Two servers, and a user on the source that may copy, compare, and this.
+fn with_rights(cutover: &str) -> Option<(Server, Server)> {
+    let rules = format!("mover on >pw {} {} {cutover}", rights("source"), rights("verify"));
+    let (source, destination) = pair(Options::new().user(&rules))?;
+    dataset::fill(&mut source.client(), 500, 1);
+    Some((source, destination))
+}
+
+/// A migration of that user, whose link to the source leads through a proxy.
 fn through(proxy: &Proxy, source: &Server, destination: &Server) -> Setup {
-    setup(source, destination).text("sync_reader", "address", &proxy.address()).text(
-        "cutover",
-        "fence_timeout",
-        "4s",
-    )
+    setup(source, destination)
+        .text("sync_reader", "address", &proxy.address())
+        .text("sync_reader", "username", "mover")
+        .text("sync_reader", "password", "pw")
+        .text("cutover", "fence_timeout", "4s")
 }
 
 fn refuses(source: &Server) -> bool {
@@ -93,8 +101,7 @@ fn where_connections_may_not_be_closed_it_is_put_back_again() {
 
 #[test]
 fn a_source_out_of_reach_is_put_back_when_it_answers() {
-    let Some((source, destination)) = pair(Options::new()) else { return };
-    dataset::fill(&mut source.client(), 500, 1);
+    let Some((source, destination)) = with_rights(&rights("cutover")) else { return };
     let proxy = Proxy::start(source.address(), 1);
     let setup = through(&proxy, &source, &destination);
     for killed in [false, true] {
