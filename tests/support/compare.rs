@@ -10,7 +10,7 @@ use std::fmt;
 use redis_protocol::resp2::types::Resp2Frame;
 
 use super::client::{Client, Reply, keys_like};
-use super::dataset::unix_ms;
+use super::dataset::unix_ms_of;
 use super::server::Server;
 
 /// Times of expiry may differ by this much (ms).
@@ -210,30 +210,38 @@ impl Side {
 
     /// DUMP without version and checksum, and the time of expiry (Unix ms, -1 = never), of each key.
     pub(super) fn payloads(&mut self, keys: &[Vec<u8>]) -> Vec<(Option<Vec<u8>>, i64)> {
-        // PEXPIRETIME came with 7.0; before it the time is counted from the server's clock.
+        // PEXPIRETIME came with 7.0; before it the time is counted from the server's clock, asked for in the same moment.
         // A node of a cluster may answer MOVED, which says that it knows the command.
         let answer = self.client.cmd(&["PEXPIRETIME", ""]);
         let exact = !matches!(&answer, Reply::Error(error) if error.starts_with("ERR unknown command"));
-        let (verb, now) = if exact { ("PEXPIRETIME", 0) } else { ("PTTL", unix_ms(&mut self.client) as i64) };
         for key in keys {
             self.client.push(&[b"DUMP", key.as_slice()]);
-            self.client.push(&[verb.as_bytes(), key.as_slice()]);
+            if exact {
+                self.client.push(&[b"PEXPIRETIME", key.as_slice()]);
+                continue;
+            }
+            self.client.push(&["MULTI"]);
+            self.client.push(&["TIME"]);
+            self.client.push(&[b"PTTL", key.as_slice()]);
+            self.client.push(&["EXEC"]);
         }
-        let mut replies = self.client.flush(2 * keys.len()).into_iter();
+        let answers = if exact { 2 } else { 5 };
+        let replies = self.client.flush(answers * keys.len());
         let mut all = Vec::new();
-        while let (Some(dump), Some(expires)) = (replies.next(), replies.next()) {
-            let payload = match dump {
-                Reply::BulkString(mut payload) => {
-                    payload.truncate(payload.len().saturating_sub(10));
-                    Some(payload)
-                }
+        for replies in replies.chunks(answers) {
+            let payload = match &replies[0] {
+                Reply::BulkString(payload) => Some(payload[..payload.len().saturating_sub(10)].to_vec()),
                 Reply::Null => None,
                 other => panic!("{}: DUMP answered {other:?}", self.name),
             };
-            let expires = match expires {
-                Reply::Integer(time) if time >= 0 => time + now,
-                Reply::Integer(time) => time,
-                other => panic!("{}: {verb} answered {other:?}", self.name),
+            let expires = match &replies[answers - 1] {
+                Reply::Integer(time) => *time,
+                Reply::Array(both) => match &both[..] {
+                    [time, Reply::Integer(left)] if *left >= 0 => unix_ms_of(time) as i64 + left,
+                    [_, Reply::Integer(none)] => *none,
+                    other => panic!("{}: PTTL answered {other:?}", self.name),
+                },
+                other => panic!("{}: the time of expiry: {other:?}", self.name),
             };
             all.push((payload, expires));
         }

@@ -278,8 +278,16 @@ fn write_stream(batch: &mut Batch, name: &[u8], random: &mut Random) {
 
 /// The server's clock (Unix ms).
 pub fn unix_ms(client: &mut Client) -> u64 {
-    let time = client.list(&["TIME"]);
-    let number = |at: usize| String::from_utf8_lossy(&time[at]).parse::<u64>().unwrap();
+    unix_ms_of(&client.cmd(&["TIME"]))
+}
+
+/// What TIME has answered, in Unix ms.
+pub fn unix_ms_of(time: &Reply) -> u64 {
+    let Reply::Array(time) = time else { panic!("TIME answered {time:?}") };
+    let number = |at: usize| match &time[at] {
+        Reply::BulkString(digits) => String::from_utf8_lossy(digits).parse::<u64>().unwrap(),
+        other => panic!("TIME answered {other:?}"),
+    };
     number(0) * 1_000 + number(1) / 1_000
 }
 
