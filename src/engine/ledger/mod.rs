@@ -557,7 +557,7 @@ mod tests {
         ledger.begin(2, Some((2, 0))).unwrap();
         ledger.note(0, b"c");
         ledger.flush().unwrap();
-        assert_eq!(ledger.parts().unwrap().len(), 1, "in the same file, where room is kept");
+        assert_eq!(ledger.last_part().unwrap(), 1, "in the same file, where room is kept");
         ledger.begin(3, Some((2, 0))).unwrap();
         assert_eq!(ghosts(&mut ledger, 0, "a b c"), "b c");
     }
