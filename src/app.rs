@@ -2,6 +2,7 @@
 //!
 //! The only module that knows both the engine and the fronts.
 
+mod demo;
 mod verify;
 
 use std::fs::DirBuilder;
@@ -9,33 +10,25 @@ use std::io::{IsTerminal, Seek, SeekFrom, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval};
 
 use crate::cli::{self, Command};
 use crate::config::{self, LogLevel, Plan};
-use crate::control::{self, EngineEnd, Handle};
+use crate::control::{self, Handle};
 use crate::cutover::SourceAfter;
-use crate::demo::{Comparison, Demo, DemoOptions};
 use crate::engine::{self, Engine, exit};
 use crate::format;
 use crate::headless::{self, HeadlessOptions};
 use crate::rdb::dump::Target;
 use crate::rdb::export::{self, RespOptions, Statistics, Summary};
 use crate::rdb::{Decoder, Limits, RdbError};
-use crate::status::{Outcome, State, Status};
+use crate::status::{Outcome, Status};
 use crate::ui::{self, UiOptions, theme::Palette};
-
-/// How long the live load of a demo without a console goes on.
-const DEMO_SECONDS: u64 = 5;
-/// How long the destination of a demo may take to catch up after the load has ended.
-const DEMO_DRAIN_LIMIT: Duration = Duration::from_secs(60);
 
 /// Does what was typed.
 pub fn run(command: Command) -> ExitCode {
@@ -43,7 +36,7 @@ pub fn run(command: Command) -> ExitCode {
         Command::Migrate(migrate) => run_migrate(migrate),
         Command::Check(check) => run_check(&check.config),
         Command::Verify(verify) => verify::run(verify),
-        Command::Demo(demo) => run_demo(demo),
+        Command::Demo(demo) => demo::run(demo),
         Command::Attach(attach) => run_attach(attach),
         Command::Ctl(ctl) => run_ctl(ctl),
         Command::Rdb(rdb) => run_rdb(&rdb),
@@ -401,139 +394,6 @@ fn quarantine_line(entry: &engine::QuarantinedEntry, first: bool) -> String {
         "TIME (UTC)", "SOURCE", "DB", "KEY", "COMMAND", "SIZE", "REASON"
     );
     format!("{head}\n{line}")
-}
-
-fn run_demo(options: cli::Demo) -> Result<i32, Outcome> {
-    let runtime = runtime(0)?;
-    let dir = std::env::temp_dir().join(format!("shakedeck-demo-{}", std::process::id()));
-    let defaults = DemoOptions::default();
-    let rate = options.rate.unwrap_or(defaults.rate);
-    let console =
-        !options.headless.headless && std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
-    // Somebody who watches ends it with a key.
-    let seconds = options.seconds.or((!console).then_some(DEMO_SECONDS));
-    let demo = runtime
-        .block_on(Demo::start(DemoOptions {
-            keys: options.keys.unwrap_or(defaults.keys),
-            rate,
-            real: options.real,
-            ..defaults
-        }))
-        .map_err(|error| failure(exit::CONFIG, error.to_string()))?;
-    let text = format!(
-        "[sync_reader]\naddress = \"{}\"\n[redis_writer]\naddress = \"{}\"\n[advanced]\ndir = \"{}\"\nlog_interval = 1\n",
-        demo.source_address(),
-        demo.destination_address(),
-        dir.display()
-    );
-    let result = (|| {
-        let signals = runtime.block_on(async { Signals::listen() })?;
-        let run = runtime.block_on(Run::start(parse("the demo's configuration", &text)?))?;
-        let compared = Arc::new(Mutex::new(None));
-        let (handle, end) = control::channel((*run.engine.handle.status()).clone());
-        let relay = DemoRelay { demo, engine: run.engine.handle, end, seconds, compared: compared.clone() };
-        let relaying = runtime.spawn(relay.run());
-        let front = Front {
-            headless: options.headless,
-            screen: options.screen,
-            interval: Duration::from_secs(1),
-            resume: None,
-        };
-        let outcome = front.show(&runtime, signals, handle, run.engine.finished)?;
-        let _ = runtime.block_on(relaying);
-        let comparison = compared.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
-        Ok(match comparison {
-            _ if !matches!(outcome.exit_code, exit::DONE | exit::INTERRUPTED) => outcome.exit_code,
-            Some(comparison) => {
-                println!("{comparison}");
-                if comparison.is_equal() { exit::DONE } else { exit::DIFFERENT }
-            }
-            None => outcome.exit_code,
-        })
-    })();
-    let _ = std::fs::remove_dir_all(&dir);
-    result
-}
-
-/// Stands between the fronts and the engine of a demo: whoever asks for the end gets, before it, the load stopped, the
-/// destination caught up and both sides compared.
-struct DemoRelay {
-    demo: Demo,
-    engine: Handle,
-    end: EngineEnd,
-    seconds: Option<u64>,
-    compared: Arc<Mutex<Option<Comparison>>>,
-}
-
-impl DemoRelay {
-    async fn run(mut self) {
-        let mut caught_up_since: Option<Instant> = None;
-        let mut tick = interval(Duration::from_millis(250));
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                status = self.engine.next_status() => match status {
-                    Some(status) => {
-                        if matches!(status.state, State::CaughtUp) {
-                            caught_up_since.get_or_insert_with(Instant::now);
-                        }
-                        let ended = status.outcome.is_some();
-                        self.end.status.send_replace(status);
-                        if ended {
-                            return;
-                        }
-                    }
-                    None => return,
-                },
-                command = self.end.commands.recv() => match command {
-                    Some(control::Command::Stop { .. }) => return self.finish().await,
-                    Some(command) => { let _ = self.engine.send(command); }
-                    None => return self.finish().await,
-                },
-                _ = tick.tick() => {
-                    let over = self.seconds.zip(caught_up_since);
-                    if over.is_some_and(|(seconds, since)| since.elapsed().as_secs() >= seconds) {
-                        return self.finish().await;
-                    }
-                }
-            }
-        }
-    }
-
-    async fn finish(mut self) {
-        // Neither a pause nor a limit of the operator may keep the destination from catching up.
-        let status = self.engine.status();
-        if matches!(status.state, State::Pausing | State::Paused) {
-            let _ = self.engine.send(control::Command::Resume);
-        }
-        if status.throttle != Default::default() {
-            let _ = self.engine.send(control::Command::Throttle { limit: Default::default() });
-        }
-        self.demo.stop_load().await;
-        if let Ok(offset) = self.demo.source_offset().await {
-            let deadline = Instant::now() + DEMO_DRAIN_LIMIT;
-            while Instant::now() < deadline {
-                let Some(status) = self.engine.next_status().await else { break };
-                let done = status.sources.iter().all(|source| source.offset_applied >= offset);
-                let ended = status.outcome.is_some();
-                self.end.status.send_replace(status);
-                if done || ended {
-                    break;
-                }
-            }
-        }
-        if let Ok(comparison) = self.demo.compare().await {
-            *self.compared.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(comparison);
-        }
-        let _ = self.engine.send(control::Command::Stop { forget: true });
-        while let Some(status) = self.engine.next_status().await {
-            let ended = status.outcome.is_some();
-            self.end.status.send_replace(status);
-            if ended {
-                return;
-            }
-        }
-    }
 }
 
 /// What listens beside the front for as long as a run lasts.

@@ -44,6 +44,15 @@ pub struct CommandParser {
     missing: Option<u64>,
 }
 
+/// The arguments of a command that is whole; none where it is not one.
+pub fn arguments(command: &[u8]) -> Vec<&[u8]> {
+    let mut parser = CommandParser::default();
+    match parser.advance(command) {
+        Ok(Some(_)) => parser.args.iter().filter_map(|range| command.get(range.clone())).collect(),
+        _ => Vec::new(),
+    }
+}
+
 impl CommandParser {
     /// Looks at `buffer`, whose first byte is the first byte of the command in every call until the command is whole.
     /// Returns its length once it is, `None` while bytes are missing. After a length, call [`CommandParser::reset`].

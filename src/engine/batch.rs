@@ -10,7 +10,7 @@ use std::sync::{Arc, mpsc};
 use super::shared::SourceShared;
 use crate::config::OnExistingKey;
 use crate::psync::Replid;
-use crate::resp::{self, CommandParser};
+use crate::resp;
 
 /// Bytes at which a batch is sent at the latest: some 2,000 small commands, which hold the destination's event loop for
 /// a few milliseconds. A single larger command or transaction makes a larger batch.
@@ -383,12 +383,7 @@ impl Batch {
 
     /// The arguments of command `index`.
     pub fn arguments(&self, index: usize) -> Vec<&[u8]> {
-        let bytes = self.command_bytes(index);
-        let mut parser = CommandParser::default();
-        match parser.advance(bytes) {
-            Ok(Some(_)) => parser.args.iter().filter_map(|range| bytes.get(range.clone())).collect(),
-            _ => Vec::new(),
-        }
+        resp::arguments(self.command_bytes(index))
     }
 
     /// Database in which command `index` runs.

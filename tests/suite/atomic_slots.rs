@@ -40,14 +40,6 @@ fn slow(source: &Cluster, delay: &str) {
     source.client_of(0).ok(&["CONFIG", "SET", "rdb-key-save-delay", delay]);
 }
 
-fn setup(source: &Cluster, destination: &Server) -> Setup {
-    Setup::bare(&source.address().to_string(), &destination.address().to_string()).set(
-        "sync_reader",
-        "cluster",
-        "true",
-    )
-}
-
 /// All lines stream, and the slots are at rest.
 fn settled(run: &Shakedeck) {
     run.wait_status(MINUTES, "all lines in the stream and the slots at rest", |status| {
@@ -83,7 +75,7 @@ fn slots_that_move_as_a_whole_lose_nothing() {
         source.client_of(0).ok(&["FUNCTION", "LOAD", LIBRARY]);
         let load = Mixed::new(5).per_second(1_500).on_cluster(&source);
         load.wait_more(500);
-        let setup = setup(&source, &destination);
+        let setup = Setup::from_cluster(&source, &destination);
         let mut run = setup.start();
         settled(&run);
         slow(&source, "1000");
@@ -129,7 +121,7 @@ fn an_import_that_fails_leaves_no_trace() {
         let (source, destination) = (source(binary), Server::start(binary, Options::new()));
         let load = Mixed::new(6).per_second(1_500).on_cluster(&source);
         load.wait_more(500);
-        let setup = setup(&source, &destination);
+        let setup = Setup::from_cluster(&source, &destination);
         let run = setup.start();
         settled(&run);
         slow(&source, "2000");
@@ -182,7 +174,8 @@ fn a_full_sync_while_slots_are_imported_copies_only_what_is_owned() {
             source.begin_atomic_move(0, 1, SLOTS);
             source.wait_importing(1);
             // The owner has no time to save its data set while it saves its slots.
-            let setup = setup(&source, &destination).set("sync_reader", "full_sync_parallel", "3");
+            let setup =
+                Setup::from_cluster(&source, &destination).set("sync_reader", "full_sync_parallel", "3");
             let run = setup.start();
             run.wait_status(MINUTES, "a full sync of the importing master", |_| full_syncs(&source, 1) == 1);
             slow(&source, "0");

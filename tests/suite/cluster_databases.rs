@@ -37,20 +37,6 @@ fn server(binary: &ServerBinary) -> Server {
     Server::start(binary, Options::new().config("repl-backlog-size", "256mb"))
 }
 
-fn to_cluster(source: &Server, destination: &Cluster) -> Setup {
-    Setup::bare(&source.address().to_string(), &destination.address().to_string()).set(
-        "redis_writer",
-        "cluster",
-        "true",
-    )
-}
-
-fn streaming(run: &Shakedeck) {
-    run.wait_status(MINUTES, "the stream phase", |status| {
-        status["sources"].as_array().is_some_and(|all| all.iter().all(|source| source["phase"] == "stream"))
-    });
-}
-
 fn applied(run: &Shakedeck, client: &mut Client) {
     let sent: u64 = client.info("replication", "master_repl_offset").unwrap().parse().unwrap();
     run.wait_status(MINUTES, "everything applied", |status| {
@@ -85,10 +71,11 @@ fn each_database_keeps_its_own_through_crashes_and_failovers() {
     let load = Mixed::new(61).per_second(2_000).databases(4).on_server(&source);
     load.wait_more(5_000);
     // So small that many values are rebuilt by commands, and some of them aside.
-    let setup = to_cluster(&source, &destination).set("advanced", "target_redis_proto_max_bulk_len", "200");
+    let setup =
+        Setup::to_cluster(&source, &destination).set("advanced", "target_redis_proto_max_bulk_len", "200");
     let mut run = setup.start();
     for round in 0..5 {
-        streaming(&run);
+        run.wait_streaming(MINUTES);
         load.wait_more(700 + 397 * round);
         match round {
             1 => drop(destination.fail_over_by_death(1)),
@@ -101,7 +88,7 @@ fn each_database_keeps_its_own_through_crashes_and_failovers() {
         load.wait_more(300);
         run = setup.start_in(folder);
     }
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     load.stop();
     assert_eq!(set_aside(&run), "");
     let folder = run.folder();
@@ -132,9 +119,9 @@ fn emptying_one_database_leaves_the_others_alone() {
         }
     };
     change(&mut client, 0);
-    let setup = to_cluster(&source, &destination);
+    let setup = Setup::to_cluster(&source, &destination);
     let mut run = setup.start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     for (round, empty) in ["FLUSHDB 2", "FLUSHDB 0", "FLUSHALL 1", "FLUSHDB 3"].into_iter().enumerate() {
         let (verb, db) = empty.split_once(' ').unwrap();
         change(&mut client, 2 * round as u32 + 1);
@@ -176,7 +163,7 @@ fn databases_without_a_place_are_refused_and_mapped() {
         client.ok(&["SELECT", &db.to_string()]);
         (0..300).for_each(|n| drop(client.ok(&["SET", &format!("key:{n}"), &format!("of {db}")])));
     }
-    let setup = to_cluster(&source, &destination);
+    let setup = Setup::to_cluster(&source, &destination);
     setup.start().wait_exit(MINUTES).expect(
         2,
         &["database 3 of the source", "2 databases, 0 to 1", "db_map", "raise 'cluster-databases'"],
@@ -185,7 +172,7 @@ fn databases_without_a_place_are_refused_and_mapped() {
 
     let setup = setup.set("advanced", "db_map", "{ 3 = 1 }");
     let run = setup.start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     client.ok(&["SELECT", "3"]);
     client.ok(&["RENAME", "key:1", "key:renamed"]);
     client.ok(&["COPY", "key:2", "key:copied", "DB", "0"]);
@@ -233,7 +220,7 @@ fn a_half_moved_slot_is_written_to_in_every_database() {
         }
     };
     change(&mut client, 0);
-    let setup = to_cluster(&source, &destination);
+    let setup = Setup::to_cluster(&source, &destination);
     let run = setup.start();
     run.wait_state("caught_up", MINUTES);
     let slot = slot_of(b"tag");
@@ -288,12 +275,10 @@ fn a_cluster_with_databases_goes_to_another_one() {
     let (source, destination) = (cluster(binary, 2, 0, 4), cluster(binary, 3, 0, 4));
     let load = Mixed::new(62).per_second(1_500).databases(4).on_cluster(&source);
     load.wait_more(5_000);
-    let setup = Setup::bare(&source.address().to_string(), &destination.address().to_string())
-        .set("sync_reader", "cluster", "true")
-        .set("redis_writer", "cluster", "true");
+    let setup = Setup::between_clusters(&source, &destination);
     let mut run = setup.start();
     for round in 0..3 {
-        streaming(&run);
+        run.wait_streaming(MINUTES);
         load.wait_more(1_000);
         if round == 1 {
             source.reshard(0, 1, 0..200);
@@ -303,7 +288,7 @@ fn a_cluster_with_databases_goes_to_another_one() {
         load.wait_more(300);
         run = setup.start_in(folder);
     }
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     load.stop();
     run.wait_state("caught_up", MINUTES);
     assert_eq!(set_aside(&run), "");
@@ -321,11 +306,9 @@ fn a_cluster_with_databases_goes_to_a_server() {
     let (source, destination) = (cluster(binary, 3, 0, 4), server(binary));
     let load = Mixed::new(63).per_second(1_500).databases(4).on_cluster(&source);
     load.wait_more(3_000);
-    let setup = Setup::bare(&source.address().to_string(), &destination.address().to_string())
-        .set("sync_reader", "cluster", "true")
-        .set("advanced", "db_map", "{ 1 = 9, 3 = 1 }");
+    let setup = Setup::from_cluster(&source, &destination).set("advanced", "db_map", "{ 1 = 9, 3 = 1 }");
     let run = setup.start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     load.wait_more(2_000);
     load.stop();
     run.wait_state("caught_up", MINUTES);

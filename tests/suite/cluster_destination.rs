@@ -23,18 +23,6 @@ fn cluster(binary: &ServerBinary, masters: usize, replicas: usize) -> Cluster {
     Cluster::start(binary, Layout::new(masters, replicas))
 }
 
-fn to_cluster(source: &Server, destination: &Cluster) -> Setup {
-    Setup::bare(&source.address().to_string(), &destination.address().to_string()).set(
-        "redis_writer",
-        "cluster",
-        "true",
-    )
-}
-
-fn streaming(run: &Shakedeck) {
-    run.wait_status(MINUTES, "the stream phase", |status| status["sources"][0]["phase"] == "stream");
-}
-
 /// Starts the same run once more until it is caught up, and compares everything.
 fn finish(setup: &Setup, run: Shakedeck, load: MixedLoad, source: &Server, destination: &Cluster) {
     load.stop();
@@ -61,9 +49,9 @@ fn everything_arrives_in_its_slot() {
         let (source, destination) = (source(binary), cluster(binary, 3, 0));
         let load = Mixed::new(1).per_second(3_000).on_server(&source);
         load.wait_more(5_000);
-        let setup = to_cluster(&source, &destination).text("cutover", "hold_for", "4s");
+        let setup = Setup::to_cluster(&source, &destination).text("cutover", "hold_for", "4s");
         let run = setup.exit_when("caught-up").args(&["--timeout", "2m"]).start();
-        streaming(&run);
+        run.wait_streaming(MINUTES);
         load.wait_more(10_000);
         load.stop();
         run.wait_exit(MINUTES).expect(0, &["0 quarantined"]);
@@ -77,17 +65,17 @@ fn killed_again_and_again_it_goes_on_where_it_was() {
     let (source, destination) = (source(binary), cluster(binary, 3, 0));
     let load = Mixed::new(2).per_second(3_000).on_server(&source);
     load.wait_more(5_000);
-    let setup = to_cluster(&source, &destination);
+    let setup = Setup::to_cluster(&source, &destination);
     let mut run = setup.start();
     for round in 0..8 {
-        streaming(&run);
+        run.wait_streaming(MINUTES);
         load.wait_more(500 + 397 * round);
         let folder = run.folder();
         run.kill();
         load.wait_more(300);
         run = setup.start_in(folder);
     }
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     finish(&setup, run, load, &source, &destination);
 }
 
@@ -97,9 +85,9 @@ fn links_that_are_cut_are_opened_again() {
     let (source, destination) = (source(binary), cluster(binary, 3, 0));
     let load = Mixed::new(3).per_second(3_000).on_server(&source);
     load.wait_more(3_000);
-    let setup = to_cluster(&source, &destination);
+    let setup = Setup::to_cluster(&source, &destination);
     let run = setup.start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     for round in 0..9 {
         load.wait_more(500);
         destination.client_of(round % 3).cmd(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
@@ -116,9 +104,9 @@ fn a_thousand_slots_are_moved_in_mid_stream() {
     let (source, destination) = (source(binary), cluster(binary, 3, 0));
     let load = Mixed::new(4).per_second(2_000).on_server(&source);
     load.wait_more(3_000);
-    let setup = to_cluster(&source, &destination);
+    let setup = Setup::to_cluster(&source, &destination);
     let run = setup.start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     destination.reshard(0, 1, 0..1_000);
     load.wait_more(2_000);
     assert_eq!(destination.slot_count(1), 6_461, "the slots are there");
@@ -132,9 +120,9 @@ fn a_master_that_dies_is_replaced_and_nothing_is_lost() {
     let (source, mut destination) = (source(binary), cluster(binary, 3, 1));
     let load = Mixed::new(5).per_second(2_000).on_server(&source);
     load.wait_more(3_000);
-    let setup = to_cluster(&source, &destination);
+    let setup = Setup::to_cluster(&source, &destination);
     let run = setup.start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     for master in [1, 0] {
         load.wait_more(1_000);
         destination.fail_over_by_death(master);
@@ -160,7 +148,8 @@ fn a_master_that_dies_inside_the_rdb_is_replaced() {
     let load = Mixed::new(7).per_second(500).on_server(&source);
     load.wait_more(500);
     // 0: every value goes by commands.
-    let setup = to_cluster(&source, &destination).set("advanced", "target_redis_proto_max_bulk_len", "0");
+    let setup =
+        Setup::to_cluster(&source, &destination).set("advanced", "target_redis_proto_max_bulk_len", "0");
     let run = setup.start();
     run.wait_status(MINUTES, "a run", |status| status["state"].is_string());
     run.ctl(&["throttle", "--ops", "1500"]).expect(0, &[]);
@@ -173,7 +162,7 @@ fn a_master_that_dies_inside_the_rdb_is_replaced() {
     let folder = run.folder();
     run.kill();
     let run = setup.start_in(folder);
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     finish(&setup, run, load, &source, &destination);
 }
 
@@ -185,9 +174,7 @@ fn a_cluster_is_copied_to_one_with_other_slots() {
     let destination = cluster(binary, 2, 0);
     let load = Mixed::new(6).per_second(3_000).on_cluster(&source);
     load.wait_more(3_000);
-    let setup = Setup::bare(&source.address().to_string(), &destination.address().to_string())
-        .set("sync_reader", "cluster", "true")
-        .set("redis_writer", "cluster", "true");
+    let setup = Setup::between_clusters(&source, &destination);
     let all_stream = |run: &Shakedeck| {
         run.wait_status(MINUTES, "the stream phase of all lines", |status| {
             let sources = status["sources"].as_array().unwrap();
@@ -234,9 +221,9 @@ fn a_node_joins_and_one_leaves_while_it_runs() {
     let mut destination = Cluster::start(binary, layout);
     let load = Mixed::new(8).per_second(2_000).on_server(&source);
     load.wait_more(3_000);
-    let setup = to_cluster(&source, &destination);
+    let setup = Setup::to_cluster(&source, &destination);
     let run = setup.start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     let nodes = |run: &Shakedeck, what: &str, wanted: &[&str], unwanted: &[&str]| {
         run.wait_status(MINUTES, what, |status| {
             let destinations = status["destinations"].as_array().unwrap();
@@ -257,7 +244,7 @@ fn a_node_joins_and_one_leaves_while_it_runs() {
     let folder = run.folder();
     run.kill();
     let run = setup.start_in(folder);
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     nodes(&run, "no writer for the node that left", &[&there], &[&left]);
     load.wait_more(500);
     finish(&setup, run, load, &source, &destination);
@@ -282,9 +269,9 @@ fn a_result_that_a_failover_loses_is_brought_again() {
         client.ok(&["SADD", &left[n], "l", &n.to_string()]);
         client.ok(&["SADD", &right[n], "r"]);
     }
-    let setup = to_cluster(&source, &destination);
+    let setup = Setup::to_cluster(&source, &destination);
     let run = setup.start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     let applied = |run: &Shakedeck, what: &str| {
         run.wait_status(MINUTES, what, |status| status["sources"][0]["lag_bytes"] == 0);
     };
@@ -344,9 +331,9 @@ fn what_concerns_no_single_slot_is_done_or_set_aside_with_the_reason() {
     for number in 0..2_000 {
         client.ok(&["SET", &format!("old:{number}"), "x"]);
     }
-    let setup = to_cluster(&source, &destination);
+    let setup = Setup::to_cluster(&source, &destination);
     let mut run = setup.start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     // Not for a cluster: each of them is set aside.
     client.ok(&["MSETNX", "a", "1", "b", "2"]);
     client.ok(&["DEL", "a", "b"]);
@@ -368,7 +355,7 @@ fn what_concerns_no_single_slot_is_done_or_set_aside_with_the_reason() {
         run.kill();
         run = setup.start_in(folder);
         if round < 2 {
-            streaming(&run);
+            run.wait_streaming(MINUTES);
         }
     }
     let folder = run.folder();
@@ -395,9 +382,9 @@ fn another_full_sync_leaves_no_ghosts_on_any_master() {
     }
     let mut others = destination.client();
     others.ok(&["SET", "others:1", "theirs"]);
-    let setup = to_cluster(&source, &destination);
+    let setup = Setup::to_cluster(&source, &destination);
     let run = setup.start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     let folder = run.folder();
     run.kill();
     for number in 0..3_000 {
@@ -427,7 +414,7 @@ fn a_master_that_has_left_is_not_asked_for_ever() {
         client.flush(1_000);
     };
     write(&mut client, "before");
-    let run = to_cluster(&source, &destination).start();
+    let run = Setup::to_cluster(&source, &destination).start();
     run.wait_state("caught_up", MINUTES);
     for left in [2, 0] {
         destination.reshard(
@@ -450,7 +437,7 @@ fn a_command_that_was_applied_before_is_not_set_aside() {
     let (source, destination) = (source(binary), cluster(binary, 3, 0));
     let mut client = source.client();
     client.ok(&["SET", "stuck", "0"]);
-    let setup = to_cluster(&source, &destination);
+    let setup = Setup::to_cluster(&source, &destination);
     let run = setup.start();
     run.wait_state("caught_up", MINUTES);
     // While one node takes no writes, nothing is confirmed, whatever the others do.
@@ -523,7 +510,7 @@ fn slots_that_stay_half_moved_are_written_to() {
             })
             .to_vec();
         tags.iter().for_each(|tag| change(&mut client, tag, 0));
-        let setup = to_cluster(&source, &destination);
+        let setup = Setup::to_cluster(&source, &destination);
         let run = setup.start();
         run.wait_state("caught_up", MINUTES);
         tags.iter().for_each(|tag| change(&mut client, tag, 1));
@@ -582,8 +569,8 @@ fn slots_that_stay_half_moved_are_written_to() {
 fn a_dead_master_is_shown_by_itself_and_named_first() {
     let binary = require_server!();
     let (source, mut destination) = (source(binary), cluster(binary, 3, 0));
-    let run = to_cluster(&source, &destination).start();
-    streaming(&run);
+    let run = Setup::to_cluster(&source, &destination).start();
+    run.wait_streaming(MINUTES);
     let dead = destination.node(2).address().to_string();
     let mut client = source.client();
     destination.kill(2);
@@ -610,8 +597,8 @@ fn a_dead_master_is_shown_by_itself_and_named_first() {
 fn what_is_only_tried_does_not_count_as_applied() {
     let binary = require_server!();
     let (source, destination) = (source(binary), cluster(binary, 3, 0));
-    let run = to_cluster(&source, &destination).start();
-    streaming(&run);
+    let run = Setup::to_cluster(&source, &destination).start();
+    run.wait_streaming(MINUTES);
     for node in 0..3 {
         destination.client_of(node).ok(&["CONFIG", "SET", "maxmemory", "1"]);
     }

@@ -17,14 +17,6 @@ fn cluster(binary: &ServerBinary, masters: usize, replicas: usize) -> Cluster {
     Cluster::start(binary, Layout::new(masters, replicas))
 }
 
-fn from_cluster(source: &Cluster, destination: &Server) -> Setup {
-    Setup::bare(&source.address().to_string(), &destination.address().to_string()).set(
-        "sync_reader",
-        "cluster",
-        "true",
-    )
-}
-
 /// Until every line is in the stream phase.
 fn streaming(run: &Shakedeck, lines: usize) {
     run.wait_status(MINUTES, "the stream phase of all lines", |status| {
@@ -46,7 +38,7 @@ fn every_master_is_a_line_and_all_arrives_exactly_once() {
         let (source, destination) = (cluster(binary, 3, 0), Server::start(binary, Options::new()));
         let load = Mixed::new(1).on_cluster(&source);
         load.wait_more(3_000);
-        let setup = from_cluster(&source, &destination);
+        let setup = Setup::from_cluster(&source, &destination);
         let mut run = setup.start();
         streaming(&run, 3);
         let status = run.status_json();
@@ -80,7 +72,7 @@ fn a_line_follows_its_shard_to_the_replica_that_takes_over() {
     let mut source = cluster(binary, 3, 1);
     let destination = Server::start(binary, Options::new());
     let load = Mixed::new(2).on_cluster(&source);
-    let setup = from_cluster(&source, &destination).exit_when("caught-up").args(&["--timeout", "3m"]);
+    let setup = Setup::from_cluster(&source, &destination).exit_when("caught-up").args(&["--timeout", "3m"]);
     let run = setup.text("cutover", "hold_for", "8s").start();
     streaming(&run, 3);
     load.wait_more(1_000);
@@ -126,7 +118,7 @@ fn masters_that_are_replaced_inside_their_rdb_are_followed() {
     for node in [dies, goes] {
         source.client_of(node).ok(&["CONFIG", "SET", "rdb-key-save-delay", "2000"]);
     }
-    let setup = from_cluster(&source, &destination).exit_when("caught-up").args(&["--timeout", "3m"]);
+    let setup = Setup::from_cluster(&source, &destination).exit_when("caught-up").args(&["--timeout", "3m"]);
     let setup = setup.set("sync_reader", "full_sync_parallel", "3").text("cutover", "hold_for", "4s");
     let run = setup.start();
     run.wait_status(MINUTES, "a run", |status| status["state"].is_string());
@@ -170,7 +162,7 @@ fn slots_that_move_in_mid_stream_lose_nothing() {
     let (source, destination) = (Cluster::start(binary, layout), Server::start(binary, Options::new()));
     let load = Mixed::new(7).per_second(2_000).on_cluster(&source);
     load.wait_more(2_000);
-    let setup = from_cluster(&source, &destination);
+    let setup = Setup::from_cluster(&source, &destination);
     let mut run = setup.start();
     streaming(&run, 3);
     load.wait_more(1_000);
@@ -252,7 +244,7 @@ fn a_node_that_has_lost_its_cluster_is_not_believed() {
     let (mut source, destination) = (cluster(binary, 3, 0), Server::start(binary, Options::new()));
     let mut client = source.client();
     (0..3_000).for_each(|n| drop(client.ok(&["SET", &format!("key:{n}"), "x"])));
-    let setup = from_cluster(&source, &destination);
+    let setup = Setup::from_cluster(&source, &destination);
     let run = setup.start();
     streaming(&run, 3);
     run.wait_state("caught_up", MINUTES);
@@ -287,7 +279,7 @@ fn the_first_master_is_taken_out_of_the_cluster() {
     let (mut source, destination) = (cluster(binary, 3, 0), Server::start(binary, Options::new()));
     let load = Mixed::new(7).per_second(500).on_cluster(&source);
     load.wait_more(2_000);
-    let run = from_cluster(&source, &destination).start();
+    let run = Setup::from_cluster(&source, &destination).start();
     streaming(&run, 3);
     source.reshard(0, 1, 0..5_461);
     // As redis-cli takes it out: the others forget it, and it forgets them; it still answers.

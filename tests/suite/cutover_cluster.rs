@@ -24,9 +24,7 @@ fn clusters(binary: &ServerBinary, masters: usize) -> (Cluster, Cluster) {
 }
 
 fn setup(source: &Cluster, destination: &Cluster) -> Setup {
-    Setup::bare(&source.address().to_string(), &destination.address().to_string())
-        .set("sync_reader", "cluster", "true")
-        .set("redis_writer", "cluster", "true")
+    Setup::between_clusters(source, destination)
         .text("cutover", "hold_for", "200ms")
         .text("cutover", "max_lag", "5s")
 }
@@ -196,8 +194,7 @@ fn writers_of_other_masters_do_not_wait_for_one_that_stands_still_or_dies() {
     let text = format!("#!/bin/sh\n[ -e $0.done ] || kill -STOP {}\ntouch $0.done\n", source.node(0).pid());
     std::fs::write(&hook, text).unwrap();
     std::fs::set_permissions(&hook, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let run = Setup::bare(&source.address().to_string(), &destination.address().to_string())
-        .set("sync_reader", "cluster", "true")
+    let run = Setup::from_cluster(&source, &destination)
         .text("cutover", "hold_for", "200ms")
         .text("cutover", "max_lag", "5s")
         .text("cutover", "before_fence", hook.to_str().unwrap())

@@ -89,10 +89,6 @@ fn pair() -> Option<(Server, Server)> {
     Some((Server::start(binary, source), Server::start(binary, Options::new())))
 }
 
-fn streaming(run: &Shakedeck) {
-    run.wait_status(MINUTES, "the stream phase", |status| status["sources"][0]["phase"] == "stream");
-}
-
 fn number(status: &Value, path: &str) -> u64 {
     status.pointer(path).and_then(Value::as_u64).unwrap_or_else(|| panic!("{path} in {status}"))
 }
@@ -142,7 +138,7 @@ fn a_full_disk_stops_reading_and_goes_on_when_it_grows() {
     let Some(disk) = SmallDisk::mount("16m") else { return };
     let run =
         Setup::new(&source, &destination).set("spool", "min_free_bytes", "0").start_in(disk.run.clone());
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     run.ctl(&["pause"]).expect(0, &[]);
     run.wait_state("paused", MINUTES);
     let (mut client, mut random) = (source.client(), Random::new(1));
@@ -186,7 +182,7 @@ fn a_full_disk_is_emptied_by_the_destination() {
     let Some(disk) = SmallDisk::mount("12m") else { return };
     let run =
         Setup::new(&source, &destination).set("spool", "min_free_bytes", "0").start_in(disk.run.clone());
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     run.ctl(&["pause"]).expect(0, &[]);
     run.wait_state("paused", MINUTES);
     let (mut client, mut random) = (source.client(), Random::new(3));
@@ -202,7 +198,7 @@ fn a_full_disk_is_emptied_by_the_destination() {
 fn at_max_bytes_reading_stops_and_goes_on() {
     let Some((source, destination)) = pair() else { return };
     let run = Setup::new(&source, &destination).text("spool", "max_bytes", "4 MB").start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     run.ctl(&["pause"]).expect(0, &[]);
     run.wait_state("paused", MINUTES);
     let (mut client, mut random) = (source.client(), Random::new(4));
@@ -264,7 +260,7 @@ fn killed_while_the_disk_is_full_it_starts_again_and_goes_on() {
     let Some(disk) = SmallDisk::mount("12m") else { return };
     let setup = Setup::new(&source, &destination).set("spool", "min_free_bytes", "0");
     let run = setup.start_in(disk.run.clone());
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     run.ctl(&["pause"]).expect(0, &[]);
     run.wait_state("paused", MINUTES);
     write(&mut source.client(), &mut Random::new(8), 24 << 20);
@@ -290,7 +286,7 @@ fn killed_it_starts_on_a_disk_without_a_free_byte_and_empties_it() {
         let destination = Server::start(binary, Options::new());
         let setup = Setup::new(&source, &destination).set("spool", "min_free_bytes", "0");
         let run = setup.start_in(disk.run.clone());
-        streaming(&run);
+        run.wait_streaming(MINUTES);
         run.ctl(&["pause"]).expect(0, &[]);
         run.wait_state("paused", MINUTES);
         let mut client = source.client();
@@ -328,7 +324,7 @@ fn killed_with_a_lag(setup: impl Fn(Setup) -> Setup) -> Option<(Server, Server, 
     let destination = Server::start(binary, Options::new());
     let setup = setup(Setup::new(&source, &destination)).text("spool", "max_bytes", "32 MB");
     let run = setup.start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     run.ctl(&["pause"]).expect(0, &[]);
     run.wait_state("paused", MINUTES);
     let (mut client, mut random) = (source.client(), Random::new(9));
@@ -410,7 +406,7 @@ fn a_spool_that_lost_more_than_was_open_follows_the_destination() {
     let destination = Server::start(binary, Options::new());
     let setup = Setup::new(&source, &destination);
     let run = setup.start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     let (mut client, mut random) = (source.client(), Random::new(10));
     write(&mut client, &mut random, 2 << 20);
     let goal: u64 = client.info("replication", "master_repl_offset").unwrap().parse().unwrap();

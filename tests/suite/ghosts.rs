@@ -42,11 +42,6 @@ fn full_syncs(source: &Server) -> String {
     source.client().info("stats", "sync_full").unwrap()
 }
 
-#[track_caller]
-fn streaming(run: &Shakedeck) {
-    run.wait_status(MINUTES, "the stream phase", |status| status["sources"][0]["phase"] == "stream");
-}
-
 /// Waits until the destination has everything that the source has written up to now.
 #[track_caller]
 fn applied(run: &Shakedeck, source: &Server) {
@@ -94,7 +89,7 @@ fn what_the_source_lost_goes_and_what_others_have_stays() {
     );
     let setup = Setup::new(&source, &destination);
     let run = setup.start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     // In the stream: keys that only the command table can find, and databases that change their numbers.
     commands(
         &mut source.client(),
@@ -141,7 +136,7 @@ fn a_source_that_comes_back_empty_does_not_empty_the_destination() {
     dataset::fill(&mut source.client(), 500, 1);
     let setup = Setup::new(&source, &destination);
     let run = setup.start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     applied(&run, &source);
     let kept = destination.client().list(&["KEYS", "*"]).len();
     behind_its_back(&source, "FLUSHALL");
@@ -182,7 +177,7 @@ fn swapped_databases_are_searched_where_they_are_now() {
     let Some((source, destination)) = pair() else { return };
     commands(&mut source.client(), "SELECT 1\nMSET gone 1 both 1\nSELECT 2\nMSET stays 2 both 2");
     let run = Setup::new(&source, &destination).start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     commands(&mut source.client(), "SWAPDB 1 2\nSWAPDB 2 8");
     applied(&run, &source);
     // 'gone' is in 8 now. In 1 and 2 others have a key of that name.
@@ -206,7 +201,7 @@ fn killed_while_it_removes_keys_it_removes_the_rest_later() {
     commands(&mut source.client(), "SET kept 1\nDEBUG POPULATE 60000 ghost:with:a:long:name 10");
     let setup = Setup::new(&source, &destination);
     let run = setup.start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     applied(&run, &source);
     commands(&mut destination.client(), FOREIGN);
     run.ctl(&["throttle", "400KB"]).expect(0, &[]);
@@ -221,7 +216,7 @@ fn killed_while_it_removes_keys_it_removes_the_rest_later() {
     run.kill();
     assert!(to.integer(&["DBSIZE"]) > 100, "it was killed in the middle");
     let run = setup.start_in(folder);
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     applied(&run, &source);
     take_foreign_away(&destination);
     compare::assert_equal(&source, &destination);
@@ -235,7 +230,7 @@ fn killed_inside_the_second_rdb_it_still_knows_what_is_ours() {
     commands(&mut source.client(), "DEBUG POPULATE 20000 old\nDEBUG POPULATE 20000 both");
     let setup = Setup::new(&source, &destination);
     let run = setup.start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     applied(&run, &source);
     commands(&mut destination.client(), FOREIGN);
     run.ctl(&["throttle", "--ops", "4000"]).expect(0, &[]);
@@ -250,7 +245,7 @@ fn killed_inside_the_second_rdb_it_still_knows_what_is_ours() {
     let folder = run.folder();
     run.kill();
     let run = setup.start_in(folder);
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     applied(&run, &source);
     take_foreign_away(&destination);
     compare::assert_equal(&source, &destination);
@@ -298,7 +293,7 @@ fn keys_that_were_left_alone_are_not_ours_later() {
     commands(&mut destination.client(), "SET theirs kept\nRPUSH rebuilt 9");
     let setup = Setup::new(&source, &destination).text("advanced", "rdb_restore_command_behavior", "skip");
     let run = setup.start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     applied(&run, &source);
     commands(&mut destination.client(), "SET later kept");
     behind_its_back(&source, "MSET ours new later source list new\nDEL theirs\nRPUSH rebuilt 3");
@@ -318,7 +313,7 @@ fn without_a_record_or_the_right_to_look_nothing_is_removed_and_it_says_so() {
     commands(&mut source.client(), "MSET old 1 kept 1");
     let setup = Setup::new(&source, &destination);
     let run = setup.start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     applied(&run, &source);
     let folder = run.folder();
     let data = run.data();
@@ -358,7 +353,7 @@ fn a_million_ghosts_take_little_memory() {
     let Some((source, destination)) = pair() else { return };
     commands(&mut source.client(), "DEBUG POPULATE 1000000 ghost 8");
     let run = Setup::new(&source, &destination).start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     applied(&run, &source);
     behind_its_back(&source, "FLUSHALL\nSET kept 1");
     let mut most = 0;

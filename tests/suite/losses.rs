@@ -23,10 +23,6 @@ fn load(source: &Server) -> Writer {
     Writer::start(source, Load { seed: 3, keys: 10_000, per_second: 5_000 })
 }
 
-fn streaming(run: &Shakedeck) {
-    run.wait_status(MINUTES, "the stream phase", |status| status["sources"][0]["phase"] == "stream");
-}
-
 fn writes(writer: &Writer, more: u64) {
     let before = writer.sent();
     wait_until(MINUTES, "writes of the load", || writer.sent() >= before + more);
@@ -39,7 +35,7 @@ fn a_destination_that_lost_confirmed_writes_gets_them_again() {
     let (source, mut destination) = two_servers(binary);
     let writer = load(&source);
     let run = Setup::new(&source, &destination).start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     for _ in 0..3 {
         writes(&writer, 1_000);
         destination.client().ok(&["SAVE"]);
@@ -50,7 +46,7 @@ fn a_destination_that_lost_confirmed_writes_gets_them_again() {
         });
         destination.kill();
         destination.restart();
-        streaming(&run);
+        run.wait_streaming(MINUTES);
     }
     writer.stop();
     run.wait_state("caught_up", MINUTES);
@@ -79,7 +75,7 @@ fn what_a_dead_source_has_sent_is_applied_and_the_place_is_said() {
     let (mut source, destination) = two_servers(binary);
     let writer = load(&source);
     let run = Setup::new(&source, &destination).text("policy", "source_gone_after", "2s").start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     run.ctl(&["pause"]).expect(0, &[]);
     run.wait_state("paused", MINUTES);
     writes(&writer, 3_000);

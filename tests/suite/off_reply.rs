@@ -18,10 +18,6 @@ fn quiet(source: &Server, destination: &Server) -> Setup {
     Setup::new(source, destination).set("redis_writer", "off_reply", "true")
 }
 
-fn streaming(run: &Shakedeck) {
-    run.wait_status(MINUTES, "the stream phase", |status| status["sources"][0]["phase"] == "stream");
-}
-
 /// Everything that the source has sent is applied, as far as the destination says that it has run.
 fn drained(run: &Shakedeck, source: &Server) -> serde_json::Value {
     let sent: u64 = source.client().info("replication", "master_repl_offset").unwrap().parse().unwrap();
@@ -48,14 +44,14 @@ fn everything_arrives_once_and_nothing_is_ever_ready() {
     let setup = quiet(&source, &destination);
     let mut run = setup.start();
     for round in 0..3 {
-        streaming(&run);
+        run.wait_streaming(MINUTES);
         writes(500 + 997 * round);
         let folder = run.folder();
         run.kill();
         writes(300);
         run = setup.start_in(folder);
     }
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     for _ in 0..5 {
         writes(700);
         destination.client().cmd(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]);
@@ -93,7 +89,7 @@ fn a_refused_batch_is_sent_again_and_a_refused_command_is_not_seen() {
     let mut from = source.client();
     from.ok(&["SET", "before", "x"]);
     let run = quiet(&source, &destination).start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     drained(&run, &source);
     let mut to = destination.client();
     to.ok(&["CONFIG", "SET", "maxmemory", "1"]);

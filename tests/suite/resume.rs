@@ -7,7 +7,7 @@ use crate::require_server;
 use crate::support;
 use crate::support::load::{Load, Writer};
 use crate::support::shakedeck::Setup;
-use crate::support::{Options, Server, Shakedeck, compare, dataset, wait_until};
+use crate::support::{Options, Server, compare, dataset, wait_until};
 
 const MINUTES: Duration = Duration::from_secs(120);
 
@@ -18,10 +18,6 @@ fn under_load(binary: &support::ServerBinary) -> (Server, Server, Writer) {
     dataset::fill(&mut source.client(), 20_000, 1);
     let writer = Writer::start(&source, Load { seed: 3, keys: 20_000, per_second: 5_000 });
     (source, destination, writer)
-}
-
-fn streaming(run: &Shakedeck) {
-    run.wait_status(MINUTES, "the stream phase", |status| status["sources"][0]["phase"] == "stream");
 }
 
 /// Waits until so many more writes have been sent: the only clock of these tests.
@@ -37,14 +33,14 @@ fn killed_again_and_again_it_goes_on_where_it_was() {
     let setup = Setup::new(&source, &destination);
     let mut run = setup.start();
     for round in 0..6 {
-        streaming(&run);
+        run.wait_streaming(MINUTES);
         writes(&writer, 500 + 997 * round);
         let folder = run.folder();
         run.kill();
         writes(&writer, 300);
         run = setup.start_in(folder);
     }
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     writer.stop();
     let folder = run.folder();
     run.kill();
@@ -63,7 +59,7 @@ fn another_full_sync_is_explained_by_its_own_cause() {
     // Without its data it is followed all the same.
     let setup = Setup::new(&source, &destination).text("policy", "on_empty_source", "follow");
     let run = setup.start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     let mut client = source.client();
     // All at once, so that the link cannot come back in between.
     client.push(&["CLIENT", "KILL", "TYPE", "replica"]);
@@ -74,7 +70,7 @@ fn another_full_sync_is_explained_by_its_own_cause() {
         wait_until(MINUTES, words[0], || words.iter().all(|word| run.output().contains(word)));
     };
     told(["its backlog no longer reaches back", "A larger 'repl-backlog-size' on the source helps"]);
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     run.wait_state("caught_up", MINUTES);
     source.restart();
     told([
@@ -97,7 +93,7 @@ fn stopped_in_order_and_started_again_it_goes_on_where_it_was() {
     let (source, destination, writer) = under_load(binary);
     let setup = Setup::new(&source, &destination);
     let run = setup.start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     writes(&writer, 2_000);
     run.terminate();
     let folder = run.folder();
@@ -119,7 +115,7 @@ fn links_that_are_cut_are_opened_again() {
     // The goal must not be reached before the load has ended.
     let setup = setup.text("cutover", "hold_for", "5s");
     let run = setup.start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     for round in 0..10 {
         writes(&writer, 300);
         if round % 2 == 0 {
@@ -142,7 +138,7 @@ fn a_stream_trimmed_with_a_limit_arrives_equal() {
         (Server::start(binary, Options::new()), Server::start(binary, Options::new()));
     let run = Setup::new(&source, &destination).exit_when("caught-up").args(&["--timeout", "1m"]);
     let run = run.text("cutover", "hold_for", "4s").start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     let mut from = source.client();
     for number in 0..500 {
         from.cmd(&["XADD", "s", "MAXLEN", "~", "100", "LIMIT", "50", "*", "f", &number.to_string()]);
@@ -196,7 +192,7 @@ fn the_rights_of_the_readme_are_enough() {
         });
     let run =
         setup.exit_when("caught-up").args(&["--timeout", "2m"]).text("cutover", "hold_for", "4s").start();
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     writes(&writer, 1_000);
     writer.stop();
     run.wait_exit(MINUTES).expect(0, &["0 quarantined"]);

@@ -45,6 +45,15 @@ impl Pair {
     }
 }
 
+/// Both sides with their sentinels, and keys on the source, which its sentinels know by this name.
+fn watched(binary: &ServerBinary, name: &str) -> (Pair, Pair, Sentinels, Sentinels) {
+    let (from, to) = (Pair::start(binary), Pair::start(binary));
+    dataset::fill(&mut from.master.client(), KEYS, 1);
+    let watch_from = Sentinels::start(binary, name, &from.master, 1, Some("locked"));
+    let watch_to = Sentinels::start(binary, "mymaster", &to.master, 1, None);
+    (from, to, watch_from, watch_to)
+}
+
 /// What sentinels and their tests need, with the source in the newer spelling and the destination in the older one.
 fn setup(from: &Sentinels, to: &Sentinels) -> Setup {
     // The first sentinel of each list does not exist.
@@ -68,6 +77,16 @@ fn streaming(run: &Shakedeck) -> Value {
     })
 }
 
+/// The destination has failed over to this master, and the load goes on for a while.
+fn goes_on(run: &Shakedeck, to: &Pair, load: Writer) {
+    run.wait_status(MINUTES, "the new master of the destination", |status| {
+        connected(status, "destinations", to.master.port())
+    });
+    let sent = load.sent();
+    wait_until(MINUTES, "writes after the failover", || load.sent() > sent + 2_000);
+    load.stop();
+}
+
 /// Everything that was written is applied, and both sides are equal.
 fn equal(run: &Shakedeck, from: &Pair, to: &Pair) {
     let mut client = from.master.client();
@@ -85,10 +104,7 @@ fn equal(run: &Shakedeck, from: &Pair, to: &Pair) {
 #[test]
 fn both_sides_fail_over_and_nothing_is_lost() {
     let binary = require_server!();
-    let (mut from, to) = (Pair::start(binary), Pair::start(binary));
-    dataset::fill(&mut from.master.client(), KEYS, 1);
-    let watch_from = Sentinels::start(binary, "mymaster", &from.master, 1, Some("locked"));
-    let watch_to = Sentinels::start(binary, "mymaster", &to.master, 1, None);
+    let (mut from, to, watch_from, watch_to) = watched(binary, "mymaster");
 
     let run = setup(&watch_from, &watch_to).start();
     let load = Writer::start(&from.master, Load { seed: 1, keys: KEYS, per_second: 1_000 });
@@ -101,12 +117,7 @@ fn both_sides_fail_over_and_nothing_is_lost() {
 
     // The destination, under load: its old master goes on taking writes until its sentinels make it a replica.
     let to = to.promoted(watch_to.fail_over());
-    run.wait_status(MINUTES, "the new master of the destination", |status| {
-        connected(status, "destinations", to.master.port())
-    });
-    let sent = load.sent();
-    wait_until(MINUTES, "writes after the failover", || load.sent() > sent + 2_000);
-    load.stop();
+    goes_on(&run, &to, load);
     from.in_step();
     equal(&run, &from, &to);
 
@@ -138,20 +149,12 @@ fn both_sides_fail_over_and_nothing_is_lost() {
 #[test]
 fn a_destination_without_answers_fails_over() {
     let binary = require_server!();
-    let (from, to) = (Pair::start(binary), Pair::start(binary));
-    dataset::fill(&mut from.master.client(), KEYS, 1);
-    let watch_from = Sentinels::start(binary, "mymaster", &from.master, 1, Some("locked"));
-    let watch_to = Sentinels::start(binary, "mymaster", &to.master, 1, None);
+    let (from, to, watch_from, watch_to) = watched(binary, "mymaster");
     let run = setup(&watch_from, &watch_to).set("redis_writer", "off_reply", "true").start();
     let load = Writer::start(&from.master, Load { seed: 3, keys: KEYS, per_second: 1_000 });
     streaming(&run);
     let to = to.promoted(watch_to.fail_over());
-    run.wait_status(MINUTES, "the new master of the destination", |status| {
-        connected(status, "destinations", to.master.port())
-    });
-    let sent = load.sent();
-    wait_until(MINUTES, "writes after the failover", || load.sent() > sent + 2_000);
-    load.stop();
+    goes_on(&run, &to, load);
     let mut client = from.master.client();
     let written: u64 = client.info("replication", "master_repl_offset").unwrap().parse().unwrap();
     run.wait_status(MINUTES, "everything applied", |status| {
@@ -165,10 +168,7 @@ fn a_destination_without_answers_fails_over() {
 #[test]
 fn a_run_that_was_killed_goes_on_after_failovers() {
     let binary = require_server!();
-    let (from, to) = (Pair::start(binary), Pair::start(binary));
-    dataset::fill(&mut from.master.client(), KEYS, 1);
-    let watch_from = Sentinels::start(binary, "first", &from.master, 1, Some("locked"));
-    let watch_to = Sentinels::start(binary, "mymaster", &to.master, 1, None);
+    let (from, to, watch_from, watch_to) = watched(binary, "first");
     let setup = setup(&watch_from, &watch_to).text("sync_reader.sentinel", "master_name", "first");
     let run = setup.start();
     streaming(&run);

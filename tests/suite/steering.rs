@@ -19,10 +19,6 @@ fn pair() -> Option<(Server, Server)> {
     Some((Server::start(binary, Options::new()), Server::start(binary, Options::new())))
 }
 
-fn streaming(run: &Shakedeck) -> Value {
-    run.wait_status(MINUTES, "the stream phase", |status| status["sources"][0]["phase"] == "stream")
-}
-
 fn number(status: &Value, path: &str) -> u64 {
     status.pointer(path).and_then(Value::as_u64).unwrap_or_else(|| panic!("{path} in {status}"))
 }
@@ -35,7 +31,7 @@ fn a_pause_grows_the_spool_and_nothing_else() {
     dataset::fill(&mut source.client(), 50_000, 1);
     let run = Setup::new(&source, &destination).start();
     let writer = Writer::start(&source, Load { seed: 2, keys: 50_000, per_second: 20_000 });
-    streaming(&run);
+    run.wait_streaming(MINUTES);
     run.ctl(&["pause"]).expect(0, &[]);
     let paused = run.wait_state("paused", MINUTES);
     let (mut from, mut to) = (source.client(), destination.client());
@@ -138,7 +134,7 @@ fn signals_and_ctl_stop_the_run_in_order_and_it_says_where_it_stands() {
         destination.client().ok(&["FLUSHALL"]);
         let run = Setup::new(&source, &destination).start();
         let writer = Writer::start(&source, Load { seed: 3, keys: 20_000, per_second: 5_000 });
-        streaming(&run);
+        run.wait_streaming(MINUTES);
         let started = Instant::now();
         end(&run);
         let exit = run.wait_exit(Duration::from_secs(20));

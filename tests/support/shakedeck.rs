@@ -12,6 +12,7 @@ use portable_pty::CommandBuilder;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use super::cluster::Cluster;
 use super::server::Server;
 use super::terminal::Terminal;
 use super::wait_for;
@@ -33,6 +34,31 @@ impl Setup {
             }
         }
         setup
+    }
+
+    /// From a server to a cluster.
+    pub fn to_cluster(source: &Server, destination: &Cluster) -> Setup {
+        Setup::bare(&source.address().to_string(), &destination.address().to_string()).set(
+            "redis_writer",
+            "cluster",
+            "true",
+        )
+    }
+
+    /// From a cluster to a server.
+    pub fn from_cluster(source: &Cluster, destination: &Server) -> Setup {
+        Setup::bare(&source.address().to_string(), &destination.address().to_string()).set(
+            "sync_reader",
+            "cluster",
+            "true",
+        )
+    }
+
+    /// From one cluster to another.
+    pub fn between_clusters(source: &Cluster, destination: &Cluster) -> Setup {
+        Setup::bare(&source.address().to_string(), &destination.address().to_string())
+            .set("sync_reader", "cluster", "true")
+            .set("redis_writer", "cluster", "true")
     }
 
     /// From one address to another.
@@ -271,6 +297,15 @@ impl Shakedeck {
     #[track_caller]
     pub fn wait_state(&self, state: &str, time: Duration) -> serde_json::Value {
         self.wait_status(time, &format!("state {state}"), |status| status["state"] == state)
+    }
+
+    /// Waits until all lines are in the stream phase.
+    #[track_caller]
+    pub fn wait_streaming(&self, time: Duration) -> serde_json::Value {
+        self.wait_status(time, "the stream phase", |status| {
+            let lines = status["sources"].as_array();
+            lines.is_some_and(|all| !all.is_empty() && all.iter().all(|line| line["phase"] == "stream"))
+        })
     }
 
     pub fn interrupt(&self) {

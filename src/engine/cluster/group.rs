@@ -1,7 +1,7 @@
 //! Commands of one slot that travel together.
 
 use super::super::batch::{CommandKind, Place};
-use crate::resp::{CommandParser, append_command};
+use crate::resp::{self, append_command};
 
 /// One command of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,12 +81,7 @@ impl Group {
 
     /// The arguments of command `index`.
     pub fn arguments(&self, index: usize) -> Vec<&[u8]> {
-        let bytes = self.command_bytes(index);
-        let mut parser = CommandParser::default();
-        match parser.advance(bytes) {
-            Ok(Some(_)) => parser.args.iter().filter_map(|range| bytes.get(range.clone())).collect(),
-            _ => Vec::new(),
-        }
+        resp::arguments(self.command_bytes(index))
     }
 
     /// Its commands, each with its index and database, without those that only select one.
