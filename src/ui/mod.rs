@@ -240,7 +240,7 @@ fn wait_for(wanted: PollFlags, wait: Duration) -> io::Result<bool> {
 }
 
 /// False while the terminal belongs to another job, mostly the shell. What is no terminal of ours belongs to nobody else.
-fn in_foreground() -> bool {
+pub fn in_foreground() -> bool {
     rustix::termios::tcgetpgrp(io::stdin()).map_or(true, |group| group == rustix::process::getpgrp())
 }
 
