@@ -527,7 +527,7 @@ fn a_stop_while_fenced_lets_writers_through_first() {
     let cutover = Cutover::start(&run, &destination);
     run.wait_status(MINUTES, "waiting for go", |status| status["cutover"]["state"] == "waiting");
     run.terminate();
-    cutover.end().expect(7, &["aborted by the operator"]);
+    cutover.end().expect(7, &["aborted: the run was asked to stop"]);
     run.wait_exit(MINUTES).expect(75, &["stopped"]);
     let began = Instant::now();
     source.client().ok(&["SET", "free", "1"]);
