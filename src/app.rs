@@ -221,7 +221,9 @@ impl Front {
         after_screen: bool,
     ) -> Outcome {
         let mut options = self.headless_options(true);
-        options.after_screen = after_screen;
+        if after_screen {
+            (options.after_screen, options.out) = (true, Box::new(ForegroundOutput));
+        }
         if !watch {
             (options.exit_when, options.timeout, options.cutover_when_ready) = (None, None, false);
         }
@@ -244,11 +246,25 @@ impl Front {
     }
 }
 
+/// Standard output for as long as the terminal is ours: whoever sends a detached run to the background has a shell there, or a
+/// console.
+struct ForegroundOutput;
+
+impl Write for ForegroundOutput {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if ui::in_foreground() { std::io::stdout().write(bytes) } else { Ok(bytes.len()) }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stdout().flush()
+    }
+}
+
 /// What stands on the terminal after the screen was closed.
 fn detached_words(status: &Status) -> String {
     let dir = &status.data_dir;
     format!(
-        "The migration goes on in this process (pid {}), which prints a line now and then.\n  \
+        "The migration goes on in this process (pid {}); its events are printed here.\n  \
          shell     Ctrl-Z, then: bg; disown\n  \
          console   shakedeck attach --dir {dir}\n  \
          stop      shakedeck ctl --dir {dir} stop, or Ctrl-C here\n  \

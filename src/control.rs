@@ -69,6 +69,9 @@ pub struct Handle {
     commands: mpsc::Sender<Command>,
 }
 
+/// Handles on the runs that come after the one that is shown.
+pub type FurtherRuns = mpsc::Receiver<Handle>;
+
 /// Why a command could not be handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {

@@ -95,12 +95,12 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// A duration for a sentence, to the second: `0.3 s`, `3s`, `6m41s`, `1h05m`, `2d04h`.
+/// A duration for a sentence, to the second: `0.3 s`, `3 s`, `6m41s`, `1h05m`, `2d04h`.
 pub fn spoken_duration(seconds: f64) -> String {
     let (seconds, whole) = sanitize(seconds);
     match whole {
         _ if seconds < 0.95 => format!("{seconds:.1} s"),
-        0..60 => format!("{whole}s"),
+        0..60 => format!("{whole} s"),
         60..3_600 => format!("{}m{:02}s", whole / 60, whole % 60),
         3_600..86_400 => format!("{}h{:02}m", whole / 3_600, whole % 3_600 / 60),
         _ => format!("{}d{:02}h", whole / 86_400, whole % 86_400 / 3_600),
@@ -341,7 +341,7 @@ mod tests {
         let column: Vec<String> = [0.3, 59.94, 59.96, 2_468.0, 11_220.0, 187_200.0].map(duration).into();
         assert_eq!(column, ["0.3", "59.9", "1m00", "41m08", "3h07", "2d04h"]);
         let sentence: Vec<String> = [0.3, 3.0, 401.0, 1_230.0, 3_900.0].map(spoken_duration).into();
-        assert_eq!(sentence, ["0.3 s", "3s", "6m41s", "20m30s", "1h05m"]);
+        assert_eq!(sentence, ["0.3 s", "3 s", "6m41s", "20m30s", "1h05m"]);
         let forecasts: Vec<String> = [50.0, 1_440.0, 126_000.0, 1e6].map(forecast).into();
         assert_eq!(forecasts, ["50 s", "24 min", "35 h", "12 days"]);
         assert_eq!([elapsed(2_472.9), elapsed(183_609.0)], ["00:41:12", "2d 03:00:09"]);

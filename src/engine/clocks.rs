@@ -22,7 +22,7 @@ pub async fn skew_ms(connection: &mut Connection) -> Result<Option<i64>, NetErro
     Ok(theirs.map(|theirs| theirs.saturating_sub(ours)))
 }
 
-/// "3s ahead of", "1m05s behind"; `None` where the difference is too small for a word.
+/// "3 s ahead of", "1m05s behind"; `None` where the difference is too small for a word.
 pub fn in_words(skew_ms: i64) -> Option<String> {
     (skew_ms.abs() > WORTH_A_WORD_MS).then(|| {
         let time = format::spoken_duration(skew_ms.unsigned_abs() as f64 / 1000.0);
@@ -49,7 +49,7 @@ mod tests {
         assert_eq!(warning(0, 900), None);
         assert_eq!(warning(7_200_000, 7_200_400), None, "both are wrong by the same");
         let ahead = warning(-1_000, 2_000).unwrap_or_default();
-        assert!(ahead.contains("3s ahead of the source's") && ahead.contains("earlier"), "{ahead}");
+        assert!(ahead.contains("3 s ahead of the source's") && ahead.contains("earlier"), "{ahead}");
         let behind = warning(0, -65_000).unwrap_or_default();
         assert!(behind.contains("behind the source's") && behind.contains("later"), "{behind}");
     }

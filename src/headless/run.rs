@@ -82,7 +82,7 @@ pub struct HeadlessOptions {
     pub timeout: Option<Duration>,
     /// The command that goes on with this migration, for the summary.
     pub resume: Option<String>,
-    /// Until now a console was open: what has happened so far is not said again.
+    /// Until now a console was open: what has happened so far is not said again, and from here on only events are.
     pub after_screen: bool,
     /// Where lines go. Written by a thread of its own; errors are ignored.
     pub out: Box<dyn Write + Send>,
@@ -164,7 +164,8 @@ pub async fn run(mut handle: Handle, options: HeadlessOptions) -> Outcome {
         };
         tokio::select! {
             next = handle.next_status() => engine_is_alive = next.is_some(),
-            _ = ticks.tick() => {
+            // The terminal is about to be the shell's again: there is a console for progress.
+            _ = ticks.tick(), if !options.after_screen => {
                 let lines = reporter.progress(&handle.status());
                 print(&reporter, lines);
             }

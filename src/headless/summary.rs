@@ -148,7 +148,7 @@ shakedeck summary
   outcome      stopped by the operator
   run          run-a41c
   state        stopped after 41m12s
-  timeline     connect 3s, rdb receive 6m41s, rdb apply 34m27s and not finished (2 of 3), stream not reached
+  timeline     connect 3 s, rdb receive 6m41s, rdb apply 34m27s and not finished (2 of 3), stream not reached
   source       10.0.1.13:6379 RDB apply: 20,100,117 keys of the RDB applied; offset received 88,120,334,118 on disk \
 88,120,330,000 applied 87,268,211,006; lag 852.1 MB; errors 2
                last error: connection reset

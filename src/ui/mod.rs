@@ -47,9 +47,8 @@ use ratatui::crossterm::{cursor, execute};
 use ratatui::layout::Rect;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::termios::LocalModes;
-use tokio::sync::mpsc;
 
-use crate::control::Handle;
+use crate::control::{FurtherRuns, Handle};
 use crate::status::Status;
 use action::Action;
 use model::{Effect, Model};
@@ -116,16 +115,15 @@ const LOOK_FOR_NEWS: Duration = Duration::from_millis(50);
 /// Standard input and output must be terminals. The error is one of setting them up; later trouble with them is
 /// [`Exit::TerminalLost`].
 pub fn run(handle: Handle, options: UiOptions) -> io::Result<Exit> {
-    let (_, none) = mpsc::channel(1);
-    run_over(handle, none, options)
+    run_over(handle, None, options)
 }
 
 /// The same over a run in another process (`attach`), and over those in `further`, which come after it.
-pub fn attach(handle: Handle, further: mpsc::Receiver<Handle>, options: UiOptions) -> io::Result<Exit> {
-    run_over(handle, further, UiOptions { attached: true, ..options })
+pub fn attach(handle: Handle, further: FurtherRuns, options: UiOptions) -> io::Result<Exit> {
+    run_over(handle, Some(further), UiOptions { attached: true, ..options })
 }
 
-fn run_over(handle: Handle, further: mpsc::Receiver<Handle>, options: UiOptions) -> io::Result<Exit> {
+fn run_over(handle: Handle, further: Option<FurtherRuns>, options: UiOptions) -> io::Result<Exit> {
     let look = Look::choose(options.palette, options.ascii, |name| std::env::var(name).ok());
     let mut model = Model::new(look);
     model.read_only = options.read_only;
@@ -140,7 +138,7 @@ type Screen = Terminal<CrosstermBackend<Stdout>>;
 fn watch(
     guard: &mut TerminalGuard,
     mut handle: Handle,
-    mut further: mpsc::Receiver<Handle>,
+    mut further: Option<FurtherRuns>,
     mut model: Model,
     outside: &Outside,
 ) -> io::Result<Exit> {
@@ -165,7 +163,7 @@ fn watch(
             changed = true;
         }
         if model.engine_gone
-            && let Ok(next) = further.try_recv()
+            && let Some(next) = further.as_mut().and_then(|further| further.try_recv().ok())
         {
             handle = next;
             let before = std::mem::replace(&mut status, handle.status());
@@ -240,7 +238,7 @@ fn wait_for(wanted: PollFlags, wait: Duration) -> io::Result<bool> {
 }
 
 /// False while the terminal belongs to another job, mostly the shell. What is no terminal of ours belongs to nobody else.
-fn in_foreground() -> bool {
+pub fn in_foreground() -> bool {
     rustix::termios::tcgetpgrp(io::stdin()).map_or(true, |group| group == rustix::process::getpgrp())
 }
 

@@ -4,7 +4,7 @@ use ratatui::buffer::Buffer;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use ratatui::layout::Rect;
 use ratatui::style::{Color, Modifier};
-use shakedeck::status::{Gate, State, Status};
+use shakedeck::status::{Gate, State, Status, StepState};
 use shakedeck::ui::dialog::Overlay;
 use shakedeck::ui::model::{Effect, Model};
 use shakedeck::ui::theme::{ASCII, Look, Palette, UNICODE};
@@ -274,7 +274,12 @@ proptest! {
 
 #[test]
 fn the_timeline_shows_the_cutover_at_every_size() {
-    for status in [statuses::applying(), statuses::caught_up()] {
+    // Some sources connect while others apply.
+    let mut mixed = statuses::applying();
+    for step in &mut mixed.timeline[..4] {
+        (step.state, step.note) = (StepState::Active, Some("1 of 3".into()));
+    }
+    for status in [statuses::applying(), statuses::caught_up(), mixed] {
         for (width, height) in [(80, 24), (110, 30), (120, 35), (150, 40), (180, 45), (200, 50)] {
             let drawn = text(&screen(&mut unicode(), &status, width, height));
             let line = drawn.lines().nth(1).unwrap();

@@ -167,7 +167,7 @@ fn a_signal_stops_also_before_and_during_the_snapshot() {
 fn the_time_limit_ends_the_run_with_75() {
     let Some((source, destination)) = pair() else { return };
     let run = Setup::new(&source, &destination).args(&["--timeout", "2s"]).start();
-    run.wait_exit(Duration::from_secs(20)).expect(75, &["2s"]);
+    run.wait_exit(Duration::from_secs(20)).expect(75, &["2 s"]);
 }
 
 #[test]

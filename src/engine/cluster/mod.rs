@@ -242,7 +242,7 @@ impl ClusterWriter {
             // They are there still: applying begins again.
             Err(WriterError::CheckpointMoved { .. }) => {}
             Err(WriterError::BeginAgain { address, reason }) => writers.node_lost(source, address, reason),
-            _ => writers.keep_nodes(source, &[]),
+            _ => self.nodes.iter().for_each(|node| node.shared.enter(WriterState::Closed, None)),
         }
         let state = match &result {
             Ok(()) => WriterState::Closed,

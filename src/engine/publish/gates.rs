@@ -130,10 +130,10 @@ impl Publisher {
     }
 }
 
-/// Time that has passed: `1.9s`, `41s`, `2m03s`, cut and not rounded.
+/// Time that has passed: `1.9 s`, `41 s`, `2m03s`, cut and not rounded.
 fn so_far(time: Duration) -> String {
     match time.as_millis() / 100 {
-        tenths @ 0..100 => format!("{}.{}s", tenths / 10, tenths % 10),
+        tenths @ 0..100 => format!("{}.{} s", tenths / 10, tenths % 10),
         _ => format::spoken_duration(time.as_secs() as f64),
     }
 }
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn time_that_has_passed_is_never_rounded_up() {
         let words = |ms| so_far(Duration::from_millis(ms));
-        assert_eq!([words(0), words(1_999), words(9_999)], ["0.0s", "1.9s", "9.9s"]);
-        assert_eq!([words(29_999), words(61_500)], ["29s", "1m01s"]);
+        assert_eq!([words(0), words(1_999), words(9_999)], ["0.0 s", "1.9 s", "9.9 s"]);
+        assert_eq!([words(29_999), words(61_500)], ["29 s", "1m01s"]);
     }
 }

@@ -305,13 +305,15 @@ enum Detail {
     Times,
     /// Every step, and how long the present one has taken.
     Steps,
-    /// Of what is done only the last step.
+    /// Of what is done only the last step, and no times.
     Present,
+    /// What goes on, and the end.
+    Least,
 }
 
 /// The longest wording that fits: the step to come, the cutover, is worth more than how long the first one took.
 fn timeline(screen: &Screen, size: Size, width: u16) -> Line<'static> {
-    let details = [Detail::Times, Detail::Steps, Detail::Present];
+    let details = [Detail::Times, Detail::Steps, Detail::Present, Detail::Least];
     let wordings = details.map(|detail| timeline_saying(screen, size, detail));
     let fits = wordings.iter().position(|line| line.width() <= usize::from(width));
     wordings[fits.unwrap_or(details.len() - 1)].clone()
@@ -329,7 +331,12 @@ fn timeline_saying(screen: &Screen, size: Size, detail: Detail) -> Line<'static>
         if size != Size::Wide && step.name == "handshake" && settled {
             continue;
         }
-        if detail == Detail::Present && step.state == StepState::Done && Some(index) != last_done {
+        let is_told = match detail {
+            Detail::Times | Detail::Steps => true,
+            Detail::Present => step.state != StepState::Done || Some(index) == last_done,
+            Detail::Least => !settled || index + 1 == steps.len(),
+        };
+        if !is_told {
             continue;
         }
         if spans.len() > 1 {
@@ -342,7 +349,7 @@ fn timeline_saying(screen: &Screen, size: Size, detail: Detail) -> Line<'static>
         let (mark, role, text) = match step.state {
             StepState::Done if times => (glyphs.done, Role::Ok, [name, seconds].join(" ")),
             StepState::Done => (glyphs.done, Role::Ok, name),
-            StepState::Active if size == Size::Compact => {
+            StepState::Active if size == Size::Compact || detail >= Detail::Present => {
                 (glyphs.active, Role::Title, format!("{} {}", name.to_uppercase(), note.replace(" of ", "/")))
             }
             StepState::Active => {
