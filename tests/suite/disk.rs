@@ -291,8 +291,10 @@ fn killed_it_starts_on_a_disk_without_a_free_byte_and_empties_it() {
         run.wait_state("paused", MINUTES);
         let mut client = source.client();
         // Each key is new to the ledger too.
-        for n in 0..100_000 {
-            client.ok(&["SET", &format!("key:{n}"), &"x".repeat(200)]);
+        let value = "x".repeat(200);
+        for thousand in 0..100 {
+            (0..1_000).for_each(|n| client.push(&["SET", &format!("key:{thousand}:{n}"), &value]));
+            client.flush(1_000);
         }
         client.ok(&["SWAPDB", "0", "1"]);
         run.wait_status(MINUTES, "the full disk", |status| reason(status).contains("DISK FULL"));
