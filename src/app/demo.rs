@@ -64,6 +64,7 @@ pub(super) fn run(options: cli::Demo) -> Result<i32, Outcome> {
                 println!("{comparison}");
                 if comparison.is_equal() { exit::DONE } else { exit::DIFFERENT }
             }
+            // Switched: both sides were compared while nobody could write, and the clients write to the destination since.
             None => outcome.exit_code,
         })
     })();
@@ -125,8 +126,9 @@ impl DemoRelay {
         if status.throttle != Default::default() {
             let _ = self.engine.send(control::Command::Throttle { limit: Default::default() });
         }
+        let switched = status.cutover.state.is_switched();
         self.demo.stop_load().await;
-        if let Ok(offset) = self.demo.source_offset().await {
+        if !switched && let Ok(offset) = self.demo.source_offset().await {
             let deadline = Instant::now() + DEMO_DRAIN_LIMIT;
             while Instant::now() < deadline {
                 let Some(status) = self.engine.next_status().await else { break };
@@ -138,7 +140,7 @@ impl DemoRelay {
                 }
             }
         }
-        if let Ok(comparison) = self.demo.compare().await {
+        if !switched && let Ok(comparison) = self.demo.compare().await {
             *self.compared.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(comparison);
         }
         let _ = self.engine.send(control::Command::Stop { forget: true });

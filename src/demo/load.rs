@@ -273,6 +273,11 @@ impl Load {
         Load { random: Random::new(!seed), seed, keys, db: usize::MAX }
     }
 
+    /// The database that is selected behind the commands so far.
+    pub fn database(&self) -> usize {
+        if self.db < DATABASES { self.db } else { 0 }
+    }
+
     /// Appends the next command, or transaction, with the SELECT that it needs; answers how many commands it is.
     pub fn next(&mut self, out: &mut Vec<Argv>, now_ms: u64) -> usize {
         let before = out.len();

@@ -38,7 +38,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 pub use compare::{CompareOptions, Comparison, compare};
 pub use feed::{Replica, ReplicaState};
 pub use rdb_writer::Eviction;
-pub use server::{Client, Server, ServerOptions, Transfer};
+pub use server::{Client, Server, ServerOptions, Taken, Transfer};
 pub use store::{DATABASES, Entry, Store};
 pub use value::{Consumer, Group, Pending, Stream, StreamId, Value};
 pub use wire::{Argv, Reply};
@@ -238,33 +238,56 @@ impl LoadTask {
     fn start(sides: &Sides, options: &DemoOptions) -> LoadTask {
         let (stop, commands) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let target = match sides {
-            Sides::Embedded { source, .. } => Target::Embedded(Box::new(source.client())),
-            Sides::Real { source, .. } => Target::Real(source.address(), None),
+            Sides::Embedded { source, destination } => {
+                Target::Embedded(Box::new(source.client()), Some(Box::new(destination.client())))
+            }
+            Sides::Real { source, destination } => {
+                Target::Real(vec![destination.address(), source.address()], None)
+            }
         };
         let task = tokio::spawn(run_load(target, options.clone(), stop.clone(), commands.clone()));
         LoadTask { stop, commands, task }
     }
 }
 
+/// Where the clients write: to the source first, and to the destination once the source refuses them, as after a cutover.
 enum Target {
-    Embedded(Box<Client>),
-    Real(SocketAddr, Option<RespClient>),
+    /// The server, and the one to go to then.
+    Embedded(Box<Client>, Option<Box<Client>>),
+    /// The servers to go to, the next one last, and the connection.
+    Real(Vec<SocketAddr>, Option<RespClient>),
 }
 
 impl Target {
-    /// Executes the commands and takes them off the list; leaves them there while the source holds writes back.
-    async fn send(&mut self, commands: &mut Vec<Argv>) -> io::Result<()> {
+    /// Executes the commands and takes them off the list; leaves them there while the server holds writes back. `db` is the
+    /// database that is selected behind them.
+    async fn send(&mut self, commands: &mut Vec<Argv>, db: usize) -> io::Result<()> {
+        let select = |db: usize| vec![b"SELECT".to_vec(), db.to_string().into_bytes()];
         match self {
-            Target::Embedded(client) => {
-                client.execute_all(commands);
+            Target::Embedded(client, other) => {
+                if client.execute_all(commands) == Taken::Refused
+                    && let Some(mut next) = other.take()
+                {
+                    next.execute(select(client.database()));
+                    *client = next;
+                }
             }
-            Target::Real(address, client) => {
-                let client = match client {
+            Target::Real(addresses, connection) => {
+                let client = match connection {
                     Some(client) => client,
-                    None => client.insert(RespClient::connect(*address).await?),
+                    None => {
+                        let address = addresses.pop().ok_or(io::ErrorKind::NotConnected)?;
+                        connection.insert(RespClient::connect(address).await?)
+                    }
                 };
-                client.pipeline(commands).await?;
+                let replies = client.pipeline(commands).await?;
+                let refused =
+                    |reply: &Reply| matches!(reply, Reply::Error(error) if error.starts_with("NOREPLICAS"));
                 commands.clear();
+                if replies.iter().any(refused) {
+                    *connection = None;
+                    commands.push(select(db));
+                }
             }
         }
         Ok(())
@@ -286,7 +309,7 @@ async fn run_load(mut target: Target, options: DemoOptions, stop: Arc<AtomicBool
             owed -= load.next(&mut commands, unix_ms()) as f64;
         }
         let count = commands.len();
-        if target.send(&mut commands).await.is_err() {
+        if target.send(&mut commands, load.database()).await.is_err() {
             return;
         }
         sent.fetch_add((count - commands.len()) as u64, Relaxed);

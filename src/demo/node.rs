@@ -55,6 +55,13 @@ impl Node {
         }
     }
 
+    /// True while fewer replicas are connected than `min-replicas-to-write` asks for: clients' writes are refused
+    /// (`processCommand` in server.c).
+    pub fn lacks_replicas(&self) -> bool {
+        let wanted = self.config.get("min-replicas-to-write").and_then(|wanted| wanted.parse().ok());
+        wanted.unwrap_or(0) > self.feed.replicas.len()
+    }
+
     /// True while CLIENT PAUSE holds a command back.
     pub fn holds_back(&self, write: bool, now_ms: u64) -> bool {
         self.paused.is_some_and(|(until_ms, all)| now_ms < until_ms && (all || write))

@@ -216,6 +216,17 @@ impl std::ops::Drop for Server {
     }
 }
 
+/// What a server does with the commands of a client that writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// Everything is executed.
+    All,
+    /// CLIENT PAUSE holds them back.
+    Held,
+    /// `-NOREPLICAS`, by which an old source sends its clients away.
+    Refused,
+}
+
 /// A client inside this process: commands without a socket, on the same path as any other client's.
 pub struct Client {
     shared: Arc<Shared>,
@@ -223,22 +234,30 @@ pub struct Client {
 }
 
 impl Client {
+    /// The database that is selected.
+    pub fn database(&self) -> usize {
+        self.session.db
+    }
+
     /// Executes one command.
     pub fn execute(&mut self, argv: Argv) -> Reply {
         self.session.execute(&mut self.shared.node(), argv, unix_ms())
     }
 
-    /// Executes commands in a row under one lock; false while CLIENT PAUSE holds writes back: then none was executed.
-    pub fn execute_all(&mut self, commands: &mut Vec<Argv>) -> bool {
+    /// Executes commands in a row under one lock; none of them while the server holds writes back or refuses them.
+    pub fn execute_all(&mut self, commands: &mut Vec<Argv>) -> Taken {
         let mut node = self.shared.node();
         let now_ms = unix_ms();
         if node.holds_back(true, now_ms) {
-            return false;
+            return Taken::Held;
+        }
+        if node.lacks_replicas() {
+            return Taken::Refused;
         }
         for argv in commands.drain(..) {
             self.session.execute(&mut node, argv, now_ms);
         }
-        true
+        Taken::All
     }
 }
 
@@ -267,6 +286,8 @@ fn config(options: &ServerOptions, port: u16) -> BTreeMap<String, String> {
         ("databases", super::store::DATABASES.to_string()),
         ("maxmemory", "0".to_owned()),
         ("maxmemory-policy", "noeviction".to_owned()),
+        ("min-replicas-max-lag", "10".to_owned()),
+        ("min-replicas-to-write", "0".to_owned()),
         ("port", port.to_string()),
         ("proto-max-bulk-len", "536870912".to_owned()),
         ("repl-backlog-size", options.backlog_bytes.to_string()),

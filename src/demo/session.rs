@@ -198,8 +198,11 @@ impl Session {
     }
 }
 
-/// The error with which a fault answers this command, if it concerns it.
+/// The error with which this command is answered instead of being done, if it is.
 fn refusal(node: &mut Node, command: &Command) -> Option<&'static str> {
+    if command.write && node.lacks_replicas() {
+        return Some("NOREPLICAS Not enough good replicas to write.");
+    }
     let concerns = |refusal: &CommandRefusal| refusal.text(command.write, command.deny_oom, command.loading);
     concerns(Fault::peek(&node.faults.commands)?)?;
     concerns(&Fault::take(&mut node.faults.commands)?)

@@ -20,6 +20,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use super::events::unix_ms;
+use super::quarantine;
 use super::shard::Shards;
 use super::spool::{SpoolError, is_full, replace_file};
 
@@ -194,6 +195,7 @@ impl DataDir {
     /// The migration is over: a later start in this directory begins a new one.
     pub fn forget(&self) -> Result<(), DataDirError> {
         Shards::forget(&self.path).map_err(io("empty", &self.path))?;
+        quarantine::forget_room(&self.path);
         let path = self.path.join("run.json");
         fs::remove_file(&path).map_err(|cause| DataDirError::Io { action: "remove", path, cause })
     }

@@ -4,6 +4,7 @@
 //!  quarantine.jsonl   the entries, appended by a migration
 //!  quarantine.done    what became of them in a replay: written per entry, folded into the former file at its end
 //!  quarantine.read    the newest entry that the operator has acknowledged
+//!  quarantine.room    keeps room on the disk for the entries to come
 //! ```
 //!
 //! The second file makes a replay of many entries cheap and safe: each answer is one line on disk, and a process that is
@@ -17,10 +18,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use rustix::fs::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
 
 use super::events::unix_ms;
 use super::spool::{SpoolError, replace_file};
+
+/// Room kept for entries on a full disk (bytes).
+const ROOM: u64 = 1024 * 1024;
 
 /// One entry set aside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +102,7 @@ impl Quarantine {
             count += 1;
             unread += u64::from(id > read);
         }
+        keep_room(dir);
         Ok(Quarantine { path, file: Mutex::new(None), count: count.into(), last_id: last_id.into(), unread })
     }
 
@@ -151,18 +157,30 @@ impl Quarantine {
             reason: reason.to_owned(),
             command_hex,
         };
-        let file = match &mut *slot {
+        match self.write(&mut slot, &entry) {
+            Err(error) if error.is_full() && self.give_room() => self.write(&mut slot, &entry)?,
+            result => result?,
+        }
+        self.count.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    fn write(&self, slot: &mut Option<File>, entry: &QuarantinedEntry) -> Result<(), SpoolError> {
+        let file = match slot {
             Some(file) => file,
             None => slot.insert(append(&self.path)?),
         };
         let before = file.metadata().map_err(failed("examine", &self.path))?.len();
-        if let Err(cause) = write_line(file, &entry) {
+        write_line(file, entry).map_err(|cause| {
             // A full disk may have taken half of the line.
             let _ = file.set_len(before);
-            return Err(failed("write", &self.path)(cause));
-        }
-        self.count.fetch_add(1, Relaxed);
-        Ok(())
+            failed("write", &self.path)(cause)
+        })
+    }
+
+    /// The disk is full: gives up what was kept for this. `false` = there was nothing left.
+    fn give_room(&self) -> bool {
+        self.path.parent().is_some_and(|dir| fs::remove_file(room_path(dir)).is_ok())
     }
 
     /// The newest entry; every later one has a greater id.
@@ -324,6 +342,24 @@ fn write_line(file: &mut File, value: &impl Serialize) -> io::Result<()> {
 
 fn entries_path(dir: &Path) -> PathBuf {
     dir.join("quarantine.jsonl")
+}
+
+/// The destination has read an entry and refused it: on a full disk there must be room for what nobody else has any more. Where it
+/// cannot be had now, a full disk is said when the entry comes.
+fn keep_room(dir: &Path) {
+    let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(room_path(dir));
+    if let Ok(file) = file {
+        let _ = fallocate(&file, FallocateFlags::empty(), 0, ROOM);
+    }
+}
+
+/// Lets go of the room: the migration is over.
+pub fn forget_room(dir: &Path) {
+    let _ = fs::remove_file(room_path(dir));
+}
+
+fn room_path(dir: &Path) -> PathBuf {
+    dir.join("quarantine.room")
 }
 
 fn read_path(dir: &Path) -> PathBuf {

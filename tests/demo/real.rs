@@ -7,7 +7,7 @@ use std::time::Duration;
 use shakedeck::demo::load::{Load, fill};
 use shakedeck::demo::real::{RealServer, RespClient, find_server, read_store, write_store};
 use shakedeck::demo::{
-    CompareOptions, DATABASES, Demo, DemoOptions, ReplicaState, Reply, ServerOptions, Store, Transfer,
+    CompareOptions, DATABASES, Demo, DemoOptions, ReplicaState, Reply, ServerOptions, Store, Taken, Transfer,
     compare,
 };
 use tokio::time::sleep;
@@ -106,7 +106,7 @@ async fn a_real_replica_follows_the_embedded_source() {
             while commands.len() < 100 {
                 load.next(&mut commands, unix_ms());
             }
-            assert!(client.execute_all(&mut commands));
+            assert_eq!(client.execute_all(&mut commands), Taken::All);
         }
         // The replica catches up in the middle of PINGs and ends of keys.
         until("the replica has the whole stream", async || {

@@ -22,6 +22,23 @@ fn piped_it_prints_progress_compares_both_sides_and_ends_with_0() {
     assert!(!text.contains('\x1b'), "escape codes in a pipe:\n{text}");
 }
 
+/// The cutover of a demo: its clients are blocked, refused by the source, and go on at the destination.
+#[test]
+fn the_demo_can_be_cut_over() {
+    let output = Command::new(PROGRAM)
+        .args(["demo", "--keys", "5k", "--rate", "500", "--cutover-when-ready", "--exit-when", "switched"])
+        .env("PATH", "/nowhere")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    for expected in
+        ["CUTOVER 1 of run", "writers waited for", "no differences", "switched: clients belong on"]
+    {
+        assert!(text.contains(expected), "no '{expected}' in:\n{text}");
+    }
+}
+
 #[test]
 fn json_lines_are_objects_with_a_type() {
     let output = Command::new(PROGRAM)
