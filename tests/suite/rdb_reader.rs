@@ -234,7 +234,7 @@ fn the_console_leaves_by_itself_when_the_file_is_loaded() {
         // Until the console has been seen.
         destination.client().ok(&["CLIENT", "PAUSE", "120000", "WRITE"]);
         let mut terminal = setup(file, &destination.address().to_string()).start_in_terminal(folder.path());
-        terminal.wait_for("applying RDB");
+        terminal.wait_for("RDB apply");
         assert!(terminal.is_taken() && terminal.is_running());
         destination.client().ok(&["CLIENT", "UNPAUSE"]);
         assert_eq!(terminal.wait_exit(), exit_code, "{}", terminal.shown());
