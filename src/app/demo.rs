@@ -26,8 +26,9 @@ pub(super) fn run(options: cli::Demo) -> Result<i32, Outcome> {
     let rate = options.rate.unwrap_or(defaults.rate);
     let console =
         !options.headless.headless && std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
-    // Somebody who watches ends it with a key.
-    let seconds = options.seconds.or((!console).then_some(DEMO_SECONDS));
+    // Somebody who watches ends it with a key, and a goal ends it by itself.
+    let by_itself = console || options.headless.cutover_when_ready || options.headless.exit_when.is_some();
+    let seconds = options.seconds.or((!by_itself).then_some(DEMO_SECONDS));
     let demo = runtime
         .block_on(Demo::start(DemoOptions {
             keys: options.keys.unwrap_or(defaults.keys),
@@ -109,7 +110,8 @@ impl DemoRelay {
                 },
                 _ = tick.tick() => {
                     let over = self.seconds.zip(caught_up_since);
-                    if over.is_some_and(|(seconds, since)| since.elapsed().as_secs() >= seconds) {
+                    let cutting_over = self.engine.status().state == State::CuttingOver;
+                    if !cutting_over && over.is_some_and(|(seconds, since)| since.elapsed().as_secs() >= seconds) {
                         return self.finish().await;
                     }
                 }

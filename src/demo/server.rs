@@ -443,7 +443,10 @@ impl Connection {
                 }
             };
             let name = argv.first().map(|name| name.to_ascii_lowercase()).unwrap_or_default();
-            let write = name == b"exec" || command::find(&name, &argv).is_ok_and(|command| command.write);
+            let write = match name.as_slice() {
+                b"exec" => self.session.has_queued_writes(),
+                _ => command::find(&name, &argv).is_ok_and(|command| command.write),
+            };
             if node.holds_back(write, now_ms) && name != b"client" {
                 return Ran::Held;
             }

@@ -137,6 +137,14 @@ impl Session {
         reply
     }
 
+    /// Whether EXEC would write.
+    pub fn has_queued_writes(&self) -> bool {
+        self.transaction.iter().flat_map(|transaction| &transaction.queued).any(|argv| {
+            let name = argv.first().map(|name| name.to_ascii_lowercase()).unwrap_or_default();
+            command::find(&name, argv).is_ok_and(|command| command.write)
+        })
+    }
+
     fn refuse(&mut self, error: Reply) -> Reply {
         if let Some(transaction) = &mut self.transaction {
             transaction.failed = true;

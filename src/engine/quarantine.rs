@@ -443,6 +443,7 @@ mod tests {
         journal.add(ids[2], None).unwrap();
         journal.finish().unwrap();
         assert_eq!(keys(dir.path()), [""; 0]);
+        forget_room(dir.path());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 

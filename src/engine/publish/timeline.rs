@@ -14,11 +14,11 @@ impl Publisher {
         state: State,
         cutover: &CutoverStatus,
     ) -> Vec<Step> {
-        // One that went on where a former run had stopped has nothing to receive.
         let received = self.sources.iter().zip(details).map(|(source, details)| {
-            // Until the next RDB begins, the spool tells of the one before.
-            details.phase != Phase::WaitingBgsave
-                && source.spool.manifest().is_some_and(|manifest| manifest.rdb_len.is_some())
+            // One that went on where a former run had stopped has nothing to receive, as the spool tells.
+            let on_disk = || source.spool.manifest().is_some_and(|manifest| manifest.rdb_len.is_some());
+            // Until the next RDB begins, all of it is about the one before.
+            details.phase != Phase::WaitingBgsave && (details.rdb_received_unix_ms.is_some() || on_disk())
         });
         let received: Vec<bool> = received.collect();
         steps(details, &received, now_ms, state, cutover, self.caught_up_for.map(|time| time.as_secs_f64()))
