@@ -359,7 +359,7 @@ pub static BINDINGS: &[Binding] = &[
     key(&[Esc], Cutover, Action::Back, "screen", "back to the screen; the cutover goes on").footer(1),
 
     key(&[Char('d')], Quit, Action::Detach, "detach", "detach: close the screen, the migration goes on").footer(1),
-    key(&[Char('s')], Quit, Action::Stop, "stop", "stop the migration in order and quit; a later start can resume it")
+    key(&[Char('s')], Quit, Action::Stop, "stop", "stop in order and quit")
         .footer(1).danger(Danger::CostsTime).unless(stoppable),
     key(&[Char('F')], Quit, Action::Forget, "stop and forget", "stop for good and remove the checkpoint: nothing can be resumed (asks)")
         .footer(3).danger(Danger::Irreversible).unless(running),

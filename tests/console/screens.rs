@@ -125,6 +125,23 @@ fn overlays_cover_the_panes_but_not_state_verdict_and_keys() {
     }
 }
 
+/// After a switch without a link back there is nothing to resume.
+#[test]
+fn leaving_after_the_switch_promises_nothing() {
+    let mut status = statuses::failing_node();
+    status.state = State::Switched;
+    status.cutover.state = shakedeck::cutover::State::Done;
+    status.cutover.refusing = vec!["10.0.1.11:6379".into()];
+    let mut model = unicode();
+    press(&mut model, KeyCode::Char('q'), &status);
+    let drawn = text(&screen(&mut model, &status, 80, 24));
+    assert!(
+        drawn.contains("The switch is done") && drawn.contains("10.0.1.11:6379 goes on refusing"),
+        "{drawn}"
+    );
+    assert!(!drawn.contains("later start"), "{drawn}");
+}
+
 #[test]
 fn the_verification_shows_progress_and_differences() {
     for (name, verification) in

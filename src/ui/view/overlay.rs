@@ -9,6 +9,7 @@ use super::details::{self, backlog_seconds};
 use super::header::wrap;
 use super::{PaneFrame, Screen, cutover, events, log, verification};
 use crate::format;
+use crate::status::State;
 use crate::ui::dialog::{Confirm, Overlay, ThrottleForm, limit_in_words};
 use crate::ui::keymap::{BINDINGS, Context, Danger};
 use crate::ui::layout::Areas;
@@ -149,6 +150,11 @@ fn quit(screen: &Screen) -> Vec<Line<'static>> {
     } else if model.attached {
         lines.push(say(&format!("The migration runs in another process (pid {}).", status.pid)));
         lines.push(say("Leaving this console changes nothing there."));
+    } else if status.state == State::Switched && status.cutover.reverse.is_none() {
+        lines.push(say("The switch is done, and nothing is applied any more: this process may end."));
+        if let Some(refusing) = status.cutover.refusing.first() {
+            lines.push(say(&format!("{refusing} goes on refusing writes until it is unfenced.")));
+        }
     } else {
         lines.push(say("The migration runs in this process. Stopping it is in order:"));
         lines.push(say("state is saved, and a later start goes on without a new full sync"));
