@@ -51,6 +51,15 @@ impl Supervisor {
             && let Some(back) = reverse_plan(&self.plan, self.data_dir.path())
         {
             self.board.update(|shown| shown.state = cutover::State::Done);
+            let rollback = Record::read(&back.advanced.dir).ok().flatten();
+            if rollback.is_some_and(|record| record.is_final()) {
+                // Killed behind the switch of a rollback. Its line only cleans up.
+                if let Ok(engine) = super::start_line(back, None, None) {
+                    let _ = engine.finished.await;
+                }
+                self.rolled_back().await;
+                return self.switched_ending(Afterwards::RolledBack);
+            }
             let home = Home { plan: self.plan.clone(), dir: self.data_dir.path().to_owned() };
             match super::start_line(back, None, Some(home)) {
                 Ok(engine) => {

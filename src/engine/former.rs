@@ -43,7 +43,8 @@ impl Supervisor {
             self.events.warn("", text);
         }
         let (events, board) = (self.events.clone(), self.board.clone());
-        Mending { run_id: record.run_id, dir, in_doubt: false, events, board }.begin(left);
+        let (run_id, record) = (record.run_id, record.unix_ms);
+        Mending { run_id, dir, record, in_doubt: false, events, board }.begin(left);
         Ok(())
     }
 

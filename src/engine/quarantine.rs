@@ -272,18 +272,10 @@ fn settle(dir: &Path) -> Result<(), SpoolError> {
         return Ok(());
     }
     let beside = dir.join("quarantine.new");
-    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside);
-    let mut out = BufWriter::new(file.map_err(failed("create", &beside))?);
-    let mut left = 0u64;
-    for entry in waiting(dir)? {
-        serde_json::to_writer(&mut out, &entry?)
-            .map_err(io::Error::from)
-            .and_then(|()| out.write_all(b"\n"))
-            .map_err(failed("write", &beside))?;
-        left += 1;
-    }
-    let file = out.into_inner().map_err(|error| failed("write", &beside)(error.into_error()))?;
-    file.sync_all().map_err(failed("sync", &beside))?;
+    let left = rewrite(dir, &beside).inspect_err(|_| {
+        // On a full disk it would hold the room that is lacking.
+        let _ = fs::remove_file(&beside);
+    })?;
     fs::rename(&beside, &path).map_err(failed("replace", &path))?;
     if left == 0 {
         fs::remove_file(&path).map_err(failed("remove", &path))?;
@@ -291,6 +283,23 @@ fn settle(dir: &Path) -> Result<(), SpoolError> {
     // Only now: should we die before, the journal names entries that are gone, which does no harm.
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed("sync", dir))?;
     fs::remove_file(&done).map_err(failed("remove", &done))
+}
+
+/// Writes the entries that still wait to this file; returns how many they are.
+fn rewrite(dir: &Path, beside: &Path) -> Result<u64, SpoolError> {
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(beside);
+    let mut out = BufWriter::new(file.map_err(failed("create", beside))?);
+    let mut left = 0u64;
+    for entry in waiting(dir)? {
+        serde_json::to_writer(&mut out, &entry?)
+            .map_err(io::Error::from)
+            .and_then(|()| out.write_all(b"\n"))
+            .map_err(failed("write", beside))?;
+        left += 1;
+    }
+    let file = out.into_inner().map_err(|error| failed("write", beside)(error.into_error()))?;
+    file.sync_all().map_err(failed("sync", beside))?;
+    Ok(left)
 }
 
 /// The objects of a file of JSON lines; none when there is no file. An incomplete last line is not one.

@@ -92,7 +92,15 @@ impl Supervisor {
     /// Runs the migration to its end.
     pub async fn run(mut self) -> Outcome {
         let ending = self.whole_run().await;
-        let outcome = self.conclude(ending).await;
+        let mut outcome = self.conclude(ending).await;
+        let cutover = self.board.view();
+        if let (Some(refusing), false) = (cutover.refusing.first(), cutover.state.is_switched()) {
+            outcome.hint = Some(format!(
+                "{refusing} may still refuse writes since a cutover that went back: a start with the same configuration puts it \
+                 back, or 'shakedeck ctl --dir {} unfence shake.toml'",
+                self.data_dir.path().display()
+            ));
+        }
         let state = match outcome.exit_code {
             exit::DONE | exit::QUARANTINE | exit::INTERRUPTED => State::Stopped,
             _ => State::Failed,

@@ -32,6 +32,9 @@ const REPLY_LIMIT: usize = 16 * 1_024 * 1_024;
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 /// How often a data directory is looked at for the next run.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// Longer than the time between two snapshots.
+const SNAPSHOT_LIMIT: Duration = Duration::from_millis(400);
+
 /// How long an old source may take to be put back.
 const UNFENCE_LIMIT: Duration = Duration::from_secs(30);
 
@@ -252,7 +255,7 @@ pub async fn ctl(dir: &Path, action: Action, out: &mut (dyn Write + Send)) -> Re
         }
         Action::Acknowledge => connection.command(Command::AcknowledgeErrors, "acknowledge", out).await?,
         Action::Abort => {
-            let status = connection.status().await?;
+            let status = connection.status_when(|status| status.cutover.state.can_abort()).await?;
             let state = status.cutover.state;
             if status.state != State::CuttingOver {
                 return Err(ClientError::Refused("no cutover is in progress".into()));
@@ -264,7 +267,8 @@ pub async fn ctl(dir: &Path, action: Action, out: &mut (dyn Write + Send)) -> Re
             connection.command(Command::AbortCutover, "abort", out).await?
         }
         Action::Go => {
-            let status = connection.status().await?;
+            let waits = |status: &Status| status.cutover.state == cutover::State::Waiting;
+            let status = connection.status_when(waits).await?;
             if status.state != State::CuttingOver {
                 return Err(ClientError::Refused("no cutover is in progress".into()));
             }
@@ -442,6 +446,16 @@ impl Connection {
     async fn status(&mut self) -> Result<Status, ClientError> {
         let value = self.ask(&Request::Status).await?;
         self.parse(value)
+    }
+
+    /// The status, once more where something that has just begun may not be in it yet.
+    async fn status_when(&mut self, fits: impl Fn(&Status) -> bool) -> Result<Status, ClientError> {
+        let status = self.status().await?;
+        if fits(&status) {
+            return Ok(status);
+        }
+        sleep(SNAPSHOT_LIMIT).await;
+        self.status().await
     }
 
     /// Pause and resume concern a migration that applies.

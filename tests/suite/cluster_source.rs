@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::require_server;
+use crate::support;
 use crate::support::client::keys_like;
 use crate::support::cluster::{Cluster, Layout};
 use crate::support::cluster_client::slot_of;
@@ -64,6 +65,30 @@ fn every_master_is_a_line_and_all_arrives_exactly_once() {
         let left = destination.client().list(&["KEYS", "shakedeck:*"]);
         assert!(left.is_empty(), "{left:?} stayed behind");
     }
+}
+
+/// What is kept for each master is small: sixteen of them at once, with large values and a live load, stay under the 200 MiB that the
+/// README promises.
+#[test]
+fn sixteen_masters_take_little_memory() {
+    let binary = require_server!();
+    let (source, destination) = (cluster(binary, 16, 0), Server::start(binary, Options::new()));
+    let mut client = source.client();
+    let value = "x".repeat(100_000);
+    for number in 0..800 {
+        client.ok(&["SET", &format!("large:{number}"), &value]);
+    }
+    let load = Mixed::new(1).on_cluster(&source);
+    load.wait_more(3_000);
+    let run = Setup::from_cluster(&source, &destination).start();
+    streaming(&run, 16);
+    load.wait_more(3_000);
+    load.stop();
+    run.wait_state("caught_up", MINUTES);
+    assert!(assert_same(&source, &destination).keys > 1_000);
+    let peak = run.peak_bytes();
+    support::note(&format!("16 masters: {:.1} MiB at the most", peak as f64 / f64::from(1 << 20)));
+    assert!(peak < 200 << 20, "{peak} bytes");
 }
 
 #[test]

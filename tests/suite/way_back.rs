@@ -2,6 +2,7 @@
 //! the end the source takes writes.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -99,12 +100,64 @@ fn where_connections_may_not_be_closed_it_is_put_back_again() {
     assert_streams(&run, &source, &destination, "after-the-late-refusal");
 }
 
+/// The operator is quicker, and begins another cutover: what put back the first one does not touch it.
+#[test]
+fn what_puts_back_one_cutover_leaves_the_next_one_alone() {
+    let narrow = rights("cutover").replace("+client|kill", "");
+    let Some((source, destination)) = with_rights(&narrow) else { return };
+    let proxy = Proxy::start(source.address(), 1);
+    let run = with_a_refusal_that_hangs(&through(&proxy, &source, &destination), &proxy, &destination);
+    let old = controls(&source);
+    proxy.hold_from(b"not to be sent");
+    proxy.deliver();
+    wait_until(MINUTES, "the old connections end", || controls(&source).is_disjoint(&old));
+    run.ctl(&["unfence"]).expect(0, &["unfenced"]);
+    run.ctl(&["acknowledge"]).expect(0, &[]);
+    ready(&run);
+    Cutover::start(&run, &destination).end().expect(0, &["switched"]);
+    // For some of its rounds.
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(7) {
+        assert!(refuses(&source), "it was opened after {:?}", began.elapsed());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let record = std::fs::read(run.data().join("cutover.json")).unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&record).unwrap()["switched"], true);
+}
+
+/// `kill -9` behind the switch of a rollback: the next start says so, and opens the old side.
+#[test]
+fn a_rollback_that_was_killed_behind_its_switch_is_finished() {
+    let Some((source, destination)) = pair(Options::new().user("mover on >pw ~* &* +@all")) else { return };
+    dataset::fill(&mut source.client(), 500, 1);
+    let setup = setup(&source, &destination)
+        .text("sync_reader", "username", "mover")
+        .text("sync_reader", "password", "pw")
+        .set("cutover", "reverse", "true");
+    let run = setup.start();
+    ready(&run);
+    Cutover::start(&run, &destination).end().expect(0, &["switched"]);
+    run.wait_state("switched", MINUTES);
+    let (home, data) = (run.folder(), run.data());
+    run.kill();
+    assert!(source.client().error(&["SET", "free", "1"]).starts_with("NOPERM"));
+    // As it stands on disk from that switch on.
+    let record = serde_json::json!({
+        "switched": true, "unix_ms": 1, "restore": [],
+        "source": destination.address().to_string(), "destination": source.address().to_string(),
+    });
+    std::fs::write(data.join("reverse/cutover.json"), record.to_string()).unwrap();
+    setup.start_in(home).wait_exit(MINUTES).expect(0, &["rolled back: clients belong on"]);
+    source.client().ok(&["SET", "free", "1"]);
+    assert!(source.client().list(&["KEYS", "shakedeck:checkpoint:*"]).is_empty());
+}
+
 #[test]
 fn a_source_out_of_reach_is_put_back_when_it_answers() {
     let Some((source, destination)) = with_rights(&rights("cutover")) else { return };
     let proxy = Proxy::start(source.address(), 1);
     let setup = through(&proxy, &source, &destination);
-    for killed in [false, true] {
+    for end in ["none", "killed", "stopped"] {
         let run = setup.start();
         ready(&run);
         source.client().ok(&["CONFIG", "SET", "min-replicas-max-lag", "0"]);
@@ -118,13 +171,19 @@ fn a_source_out_of_reach_is_put_back_when_it_answers() {
         run.wait_status(MINUTES, "shown", |status| {
             refusing(status) == 1 && status["unread_errors"].as_u64() > Some(0)
         });
-        let run = match killed {
-            false => run,
-            true => {
+        let run = match end {
+            "killed" => {
                 let home = run.folder();
                 run.kill();
                 setup.start_in(home)
             }
+            "stopped" => {
+                let home = run.folder();
+                run.terminate();
+                run.wait_exit(MINUTES).expect(75, &["may still refuse writes", "unfence"]);
+                setup.start_in(home)
+            }
+            _ => run,
         };
         proxy.hold_from(b"not to be sent");
         proxy.calm();

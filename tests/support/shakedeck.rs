@@ -329,9 +329,17 @@ impl Shakedeck {
 
     /// Memory that it holds now (bytes).
     pub fn resident_bytes(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// The most that it has had at any moment.
+    pub fn peak_bytes(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, name: &str) -> u64 {
         let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line =
-            text.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS of a running process");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("a running process");
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1_024
     }
 

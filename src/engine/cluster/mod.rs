@@ -438,17 +438,21 @@ impl ClusterWriter {
             }
             return self.not_now(number, error);
         }
-        if let Some(node) = self.nodes.get_mut(number) {
-            node.marked = Some(row);
-        }
+        let Some(node) = self.nodes.get_mut(number) else { return Ok(()) };
+        let before = node.marked.replace(row);
         let carrying: Vec<&Node> = self.nodes.iter().filter(|node| node.mark_slot.is_some()).collect();
         let Some(bound) = carrying.iter().map(|node| node.marked).min().flatten() else { return Ok(()) };
         let marks: Vec<u16> = carrying.iter().filter_map(|node| node.mark_slot).collect();
         let nodes: Vec<String> = self.nodes.iter().map(|node| node.endpoint.address.to_string()).collect();
         // Before anything is given up that these marks make good.
         match self.listed.replace(&self.settings.list, marks, nodes) {
-            // Nothing is given up yet; the next mark tries it again.
-            Err(error) if error.is_full() => return self.not_now(number, error.to_string()),
+            // Nothing is given up yet; the mark is sent once more, and this tried again.
+            Err(error) if error.is_full() => {
+                if let Some(node) = self.nodes.get_mut(number) {
+                    node.marked = before;
+                }
+                return self.not_now(number, error.to_string());
+            }
             result => result?,
         }
         let settled = self.rows.settle(bound);

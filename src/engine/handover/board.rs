@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
 use super::fence::Held;
 use crate::cutover::{Effect, State};
@@ -28,6 +29,8 @@ struct Inner {
     timeline: Vec<Moment>,
     /// Why it is to be aborted, where that is not the operator's wish.
     abort_reason: Option<String>,
+    /// What puts back what a former cutover has left.
+    mending: Option<AbortHandle>,
 }
 
 /// Something that happened, for the report.
@@ -61,6 +64,20 @@ impl Board {
             Some(reason) => format!("aborted: {reason}"),
             None => "aborted by the operator".into(),
         }
+    }
+
+    /// This task puts back what a cutover has left.
+    pub fn set_mending(&self, task: AbortHandle) {
+        self.lock().mending = Some(task);
+    }
+
+    /// Nothing is put back any more: it is done, or something new begins.
+    pub fn end_mending(&self) {
+        let mut inner = self.lock();
+        if let Some(task) = inner.mending.take() {
+            task.abort();
+        }
+        inner.shown.refusing.clear();
     }
 
     /// The checklist was asked anew.

@@ -63,17 +63,11 @@ impl SourceControl {
             Reply::Error(denied) => return Ok(Err(denied)),
             other => return Ok(Err(format!("{other:?}"))),
         };
-        let own = match self.ask(&[b"CLIENT", b"ID"]).await? {
-            Reply::Integer(id) => id.to_string(),
-            other => return Ok(Err(format!("{other:?}"))),
-        };
-        let others: Vec<&str> = named(&list, &self.name).filter(|id| **id != own).collect();
-        for id in others {
-            match self.ask(&[b"CLIENT", b"KILL", b"ID", id.as_bytes()]).await? {
-                // It has gone by itself.
-                Reply::Error(reply) if reply.contains("No such client") => {}
-                Reply::Error(denied) => return Ok(Err(denied)),
-                _ => {}
+        let all: Vec<&str> = named(&list, &self.name).collect();
+        for id in all {
+            // By its id: then it skips the one that asks, and counts how many there were.
+            if let Reply::Error(denied) = self.ask(&[b"CLIENT", b"KILL", b"ID", id.as_bytes()]).await? {
+                return Ok(Err(denied));
             }
         }
         Ok(Ok(()))

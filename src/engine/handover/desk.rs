@@ -53,14 +53,29 @@ impl Desk {
         } else if confirmation != destination {
             let typed = format::escape(confirmation, 100);
             self.refuse(format!("the destination is {destination}, not '{typed}'"));
-        } else if let Some(refusing) = self.board.view().refusing.first() {
-            // What it had before would be noted wrongly.
-            self.refuse(format!(
-                "{refusing} still refuses writes since the last one; that is being put back"
-            ));
         } else {
+            let handover = make();
+            let refusing = self.board.view().refusing;
+            let is_source = |address: &&String| {
+                handover.sources.iter().any(|source| source.endpoint.address.to_string() == **address)
+            };
+            if let Some(refusing) = refusing.iter().find(is_source) {
+                // What it had before would be noted wrongly.
+                return self.refuse(format!(
+                    "{refusing} still refuses writes since the last one; that is being put back"
+                ));
+            }
+            // A master that another one has replaced meanwhile is in nobody's way.
+            for gone in &refusing {
+                let text = format!(
+                    "{gone} is no source any more, and may refuse writes since a former cutover: 'CONFIG SET \
+                     min-replicas-to-write 0' there, should it come back"
+                );
+                self.events.warn("", text);
+            }
+            self.board.end_mending();
             let (inputs, receiver) = mpsc::channel(4);
-            self.running = Some(Running { inputs, task: tokio::spawn(make().run(receiver)) });
+            self.running = Some(Running { inputs, task: tokio::spawn(handover.run(receiver)) });
         }
     }
 
@@ -94,7 +109,9 @@ impl Desk {
 
     /// Asks the sources what a cutover needs, in the background; the board shows it.
     pub fn examine(&mut self, sources: Vec<SourceSide>) {
-        if self.is_active() || self.examining.as_ref().is_some_and(|task| !task.is_finished()) {
+        // What it asks would set again what is being put back.
+        let mending = !self.board.view().refusing.is_empty();
+        if mending || self.is_active() || self.examining.as_ref().is_some_and(|task| !task.is_finished()) {
             return;
         }
         let (plan, run_id, board) = (self.plan.clone(), self.run_id.clone(), self.board.clone());
@@ -115,7 +132,7 @@ impl Desk {
                     events.info("", "unfence: no server refuses writes because of us")
                 }
                 Ok(lifted) => {
-                    board.update(|shown| shown.refusing.clear());
+                    board.end_mending();
                     events.warn("", format!("unfence: {} takes writes again", lifted.join(", ")));
                 }
                 Err(problem) => events.error("", format!("unfence: {problem}")),

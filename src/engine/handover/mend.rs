@@ -31,6 +31,8 @@ pub struct Mending {
     pub run_id: String,
     /// Where the record is.
     pub dir: PathBuf,
+    /// Which record it is ([`Record::unix_ms`]).
+    pub record: u64,
     /// A refusal was sent and not answered.
     pub in_doubt: bool,
     /// Sentences for the operator.
@@ -43,12 +45,15 @@ impl Mending {
     /// Tries until nothing is left, or the process ends: then the record on disk tells the next one.
     pub fn begin(self, left: Vec<(Endpoint, Restore)>) {
         self.show(&left);
-        tokio::spawn(self.run(left));
+        let board = self.board.clone();
+        board.set_mending(tokio::spawn(self.run(left)).abort_handle());
     }
 
     async fn run(self, mut left: Vec<(Endpoint, Restore)>) {
         let began = Instant::now();
-        while !left.is_empty() {
+        let mut told = String::new();
+        // Somebody else may have done it, or begun something new.
+        while !left.is_empty() && self.is_ours() {
             let mut still = Vec::new();
             for (endpoint, restore) in left {
                 let in_doubt = self.in_doubt && began.elapsed() < LATE_LIMIT;
@@ -57,7 +62,10 @@ impl Mending {
                 match timeout(UNFENCE_LIMIT, tried).await {
                     Ok(Ok(())) => self.events.info("", format!("{} takes writes again", endpoint.address)),
                     Ok(Err(problem)) => {
-                        tracing::debug!("unfence: {problem}");
+                        if problem != told {
+                            self.events.warn("", format!("unfence: {problem}"));
+                            told = problem;
+                        }
                         still.push((endpoint, restore));
                     }
                     Err(_) => still.push((endpoint, restore)),
@@ -69,9 +77,16 @@ impl Mending {
                 sleep(AGAIN).await;
             }
         }
-        if let Err(error) = Record::remove(&self.dir) {
+        if self.is_ours()
+            && let Err(error) = Record::remove(&self.dir)
+        {
             self.events.error("", error.to_string());
         }
+    }
+
+    fn is_ours(&self) -> bool {
+        let record = Record::read(&self.dir).ok().flatten();
+        record.is_some_and(|record| record.unix_ms == self.record && !record.switched)
     }
 
     fn show(&self, left: &[(Endpoint, Restore)]) {
@@ -110,7 +125,7 @@ pub(super) async fn put_back(
             Ok(Err(denied)) if in_doubt => {
                 return Err(format!(
                     "{}: a refusal of writes that was sent and not answered may still arrive there, for the old connection \
-                     cannot be ended ({denied}; it takes +client|id +client|list +client|kill)",
+                     cannot be ended ({denied}; it takes +client|list +client|kill)",
                     endpoint.address
                 ));
             }

@@ -195,7 +195,8 @@ impl Handover {
         self.progress.keepers.clear();
         let kind = self.progress.kind;
         let paused = self.progress.fenced_at.is_some() && kind == FenceKind::PauseWrites;
-        let restores = self.progress.record.take().map(|record| record.restore).unwrap_or_default();
+        let record = self.progress.record.take().unwrap_or_default();
+        let restores = record.restore;
         let in_doubt = std::mem::take(&mut self.progress.refusal_in_doubt);
         // All at once: the writers of the others must not wait for a master that does not answer.
         let mut mending = JoinSet::new();
@@ -243,6 +244,7 @@ impl Handover {
             let mending = Mending {
                 run_id: self.run_id.clone(),
                 dir: self.dir.clone(),
+                record: record.unix_ms,
                 in_doubt,
                 events: self.events.clone(),
                 board: self.board.clone(),

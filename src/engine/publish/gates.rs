@@ -81,7 +81,13 @@ impl Publisher {
             gates.push(gate("replies", "the destination answers".into(), false, detail.into()));
         }
         let cutover = self.board.view();
-        if let (Some(refusing), cutover::State::Live) = (cutover.refusing.first(), cutover.state) {
+        let is_source = |address: &&String| {
+            self.sources.iter().any(|source| {
+                source.endpoint().is_some_and(|endpoint| endpoint.address.to_string() == **address)
+            })
+        };
+        let refusing = cutover.refusing.iter().find(is_source);
+        if let (Some(refusing), cutover::State::Live) = (refusing, cutover.state) {
             let detail = format!(
                 "{refusing} may still refuse writes since a cutover that went back; it is being put back"
             );

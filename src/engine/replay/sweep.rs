@@ -294,7 +294,7 @@ impl Replay {
     fn wait_for_data(&self, generation: u64) -> Option<End> {
         self.events.error(
             &self.node(),
-            "the source has come back without any key: nothing is removed from the destination, and nothing more is applied, \
+            "the source has come back without any key that is copied: nothing is removed from the destination, and nothing more is applied, \
              until the source has its data again and sends it anew. If it is meant to be empty, stop this and start it with \
              [policy] on_empty_source = \"follow\"",
         );
