@@ -2,6 +2,7 @@
 //! repair mends them; an interrupted one goes on; different versions on both sides.
 
 use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::Ordering::Relaxed;
@@ -447,9 +448,12 @@ fn files_of_a_comparison_are_its_own_and_can_be_written() {
     dataset::fill(&mut source.client(), 3_000, 1);
     let verification = Verification::new(&source, &destination);
     verification.run(&["--output", "nowhere/differences"]).expect(8, &["cannot write 'nowhere/differences'"]);
-    let mut slow = verification.command(&["--mode", "meta", "--rate", "100"]).spawn().unwrap();
-    let held = verification.folder.path().join("data/verify.lock");
-    wait_until(MINUTES, "it has begun", || held.exists());
+    let mut slow = verification.command(&["--mode", "meta", "--rate", "100"]);
+    let mut slow = slow.stdout(Stdio::piped()).spawn().unwrap();
+    // Its first line of progress: it has begun.
+    let mut line = String::new();
+    BufReader::new(slow.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.contains("round 1"), "{line}");
     verification.run(&["--mode", "count"]).expect(2, &["another verification works in 'data'"]);
     slow.kill().unwrap();
     slow.wait().unwrap();
