@@ -23,14 +23,6 @@ use serde_json::Value;
 
 pub const MINUTES: Duration = Duration::from_secs(120);
 
-pub fn pair(source: Options) -> Option<(Server, Server)> {
-    let Some(binary) = support::servers::default() else {
-        support::skip("no redis-server on PATH (run tests/run, or install it)");
-        return None;
-    };
-    Some((Server::start(binary, source), Server::start(binary, Options::new())))
-}
-
 pub fn setup(source: &Server, destination: &Server) -> Setup {
     Setup::new(source, destination).text("cutover", "hold_for", "200ms").text("cutover", "max_lag", "5s")
 }
@@ -188,7 +180,7 @@ fn every_acknowledged_write_is_on_the_destination_after_the_switch() {
     let count = std::env::var("SHAKEDECK_CUTOVERS").ok().and_then(|count| count.parse().ok()).unwrap_or(3);
     let mut blocked = Vec::new();
     for round in 0..count {
-        let Some((source, destination)) = pair(Options::new()) else { return };
+        let Some((source, destination)) = support::pair(Options::new()) else { return };
         dataset::fill(&mut source.client(), 3_000, round);
         let run = setup(&source, &destination).start();
         ready(&run);
@@ -222,7 +214,7 @@ fn every_acknowledged_write_is_on_the_destination_after_the_switch() {
 fn a_scripted_cutover_ends_the_run_and_unfence_works_without_one() {
     let rules = format!("mover on >pw {} {} {}", rights("source"), rights("verify"), rights("cutover"));
     let options = Options::new().config("min-replicas-max-lag", "0").user(&rules);
-    let Some((source, destination)) = pair(options) else { return };
+    let Some((source, destination)) = support::pair(options) else { return };
     dataset::fill(&mut source.client(), 500, 1);
     let folder = tempfile::tempdir().unwrap();
     let note = folder.path().join("said");
@@ -291,7 +283,7 @@ fn clients_are_not_sent_to_a_destination_that_has_come_to_harm() {
     for (harm, told) in harms {
         // No PING, by which the writer would find out itself.
         let quiet = Options::new().config("repl-ping-replica-period", "3600");
-        let Some((source, destination)) = pair(quiet) else { return };
+        let Some((source, destination)) = support::pair(quiet) else { return };
         dataset::fill(&mut source.client(), 500, 1);
         let (run, cutover) = fenced(setup(&source, &destination), &source, &destination);
         // Whoever asks for a second one meanwhile is not kept waiting for it.
@@ -325,7 +317,7 @@ fn fenced(setup: Setup, source: &Server, destination: &Server) -> (Shakedeck, Cu
 
 #[test]
 fn an_abort_in_each_state_goes_back_to_streaming() {
-    let Some((source, destination)) = pair(Options::new()) else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 500, 1);
     let folder = tempfile::tempdir().unwrap();
     let wait = hook(folder.path(), "wait", "sleep 600");
@@ -391,7 +383,7 @@ fn an_abort_in_each_state_goes_back_to_streaming() {
 
 #[test]
 fn a_destination_that_stalls_while_draining_costs_the_drain_timeout_and_nothing_else() {
-    let Some((source, destination)) = pair(Options::new()) else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 500, 1);
     let folder = tempfile::tempdir().unwrap();
     let stall = hook(
@@ -419,7 +411,7 @@ fn a_destination_that_stalls_while_draining_costs_the_drain_timeout_and_nothing_
 
 #[test]
 fn a_source_that_stands_still_or_dies_while_fenced_ends_the_cutover() {
-    let Some((mut source, destination)) = pair(Options::new()) else { return };
+    let Some((mut source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 500, 1);
     let setup = setup(&source, &destination).text("policy", "on_empty_source", "follow");
     let (run, cutover) = fenced(setup, &source, &destination);
@@ -441,7 +433,7 @@ fn a_source_that_stands_still_or_dies_while_fenced_ends_the_cutover() {
 
 #[test]
 fn kill_9_while_fenced_lets_writers_through_in_time_and_a_restart_goes_on() {
-    let Some((source, destination)) = pair(Options::new()) else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 2_000, 1);
     let setup = setup(&source, &destination);
     let (run, cutover) = fenced(setup.clone(), &source, &destination);
@@ -463,7 +455,7 @@ fn kill_9_while_fenced_lets_writers_through_in_time_and_a_restart_goes_on() {
 
 #[test]
 fn hooks_veto_and_the_operator_says_go() {
-    let Some((source, destination)) = pair(Options::new()) else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 500, 1);
     let folder = tempfile::tempdir().unwrap();
     let said = folder.path().join("said");
@@ -495,7 +487,7 @@ fn hooks_veto_and_the_operator_says_go() {
 /// A planted difference is found while writers are blocked, and the run ends with the code for it where it was scripted.
 #[test]
 fn a_difference_takes_the_cutover_back() {
-    let Some((source, destination)) = pair(Options::new()) else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 500, 1);
     let setup = setup(&source, &destination).text("cutover", "verify", "full").set("cutover", "sample", "0");
     let run = setup.start();
@@ -525,7 +517,7 @@ fn a_difference_takes_the_cutover_back() {
 /// Whatever ends the run while writers are blocked, they are let through first.
 #[test]
 fn a_stop_while_fenced_lets_writers_through_first() {
-    let Some((source, destination)) = pair(Options::new()) else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 500, 1);
     let setup = setup(&source, &destination).text("cutover", "fence_timeout", "1m").text(
         "cutover",
@@ -550,7 +542,7 @@ fn a_stop_while_fenced_lets_writers_through_first() {
 fn denied_rights_are_said_before_the_fence_and_a_false_word_is_found_out() {
     let rules = format!("mover on >pw {} {}", rights("source"), rights("verify"));
     let rules = &rules;
-    let Some((source, destination)) = pair(Options::new().user(rules)) else { return };
+    let Some((source, destination)) = support::pair(Options::new().user(rules)) else { return };
     dataset::fill(&mut source.client(), 500, 1);
     let base = setup(&source, &destination).text("sync_reader", "username", "mover").text(
         "sync_reader",
@@ -588,7 +580,7 @@ fn denied_rights_are_said_before_the_fence_and_a_false_word_is_found_out() {
 #[test]
 fn a_reverse_link_carries_new_writes_back_and_a_rollback_loses_none() {
     let rules = "mover on >pw ~* &* +@all";
-    let Some((source, destination)) = pair(Options::new().user(rules)) else { return };
+    let Some((source, destination)) = support::pair(Options::new().user(rules)) else { return };
     dataset::fill(&mut source.client(), 500, 1);
     let before = source.client().list(&["ACL", "LIST"]);
     let setup = setup(&source, &destination)
@@ -665,7 +657,7 @@ fn ready_back(run: &Shakedeck) {
 /// `hold` keeps writers waiting while the process runs; `release` lets them go.
 #[test]
 fn hold_keeps_writers_waiting_as_long_as_the_process_runs() {
-    let Some((source, destination)) = pair(Options::new()) else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 500, 1);
     let setup = setup(&source, &destination).text("cutover", "source_after", "hold");
     let ends = setup.clone().exit_when("switched").start().wait_exit(MINUTES);
@@ -723,7 +715,7 @@ fn older(server: &Server) -> SocketAddr {
 /// A source before Redis 6.2 can only pause everything, which answers no questions and cannot be lifted.
 #[test]
 fn an_old_source_is_paused_as_a_whole() {
-    let Some((source, destination)) = pair(Options::new()) else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 500, 1);
     let setup = setup(&source, &destination)
         .text("sync_reader", "address", &older(&source).to_string())

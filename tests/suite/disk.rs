@@ -82,12 +82,7 @@ fn mount(words: &[&str], at: &Path) -> bool {
 
 /// A source whose backlog would not outlast a lost link, and a destination.
 fn pair() -> Option<(Server, Server)> {
-    let Some(binary) = support::servers::default() else {
-        support::skip("no redis-server on PATH (run tests/run, or install it)");
-        return None;
-    };
-    let source = Options::new().config("client-output-buffer-limit", "replica 256mb 64mb 600");
-    Some((Server::start(binary, source), Server::start(binary, Options::new())))
+    support::pair(Options::new().config("client-output-buffer-limit", "replica 256mb 64mb 600"))
 }
 
 fn number(status: &Value, path: &str) -> u64 {

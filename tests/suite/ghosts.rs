@@ -9,14 +9,6 @@ use crate::support::{Client, Options, Reply, Server, Shakedeck, compare, dataset
 
 const MINUTES: Duration = Duration::from_secs(180);
 
-fn pair() -> Option<(Server, Server)> {
-    let Some(binary) = support::servers::default() else {
-        support::skip("no redis-server on PATH (run tests/run, or install it)");
-        return None;
-    };
-    Some((Server::start(binary, Options::new()), Server::start(binary, Options::new())))
-}
-
 fn words(text: &str) -> Vec<&str> {
     text.split(' ').collect()
 }
@@ -80,7 +72,7 @@ fn end(run: Shakedeck) -> String {
 
 #[test]
 fn what_the_source_lost_goes_and_what_others_have_stays() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 5_000, 1);
     commands(
         &mut source.client(),
@@ -132,7 +124,7 @@ fn what_the_source_lost_goes_and_what_others_have_stays() {
 /// source has its data again.
 #[test]
 fn a_source_that_comes_back_empty_does_not_empty_the_destination() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 500, 1);
     let setup = Setup::new(&source, &destination);
     let run = setup.start();
@@ -174,7 +166,7 @@ fn a_source_that_comes_back_empty_does_not_empty_the_destination() {
 /// SWAPDB, then a full sync: keys are looked for where the SWAPDB has put them.
 #[test]
 fn swapped_databases_are_searched_where_they_are_now() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     commands(&mut source.client(), "SELECT 1\nMSET gone 1 both 1\nSELECT 2\nMSET stays 2 both 2");
     let run = Setup::new(&source, &destination).start();
     run.wait_streaming(MINUTES);
@@ -197,7 +189,7 @@ fn swapped_databases_are_searched_where_they_are_now() {
 
 #[test]
 fn killed_while_it_removes_keys_it_removes_the_rest_later() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     commands(&mut source.client(), "SET kept 1\nDEBUG POPULATE 60000 ghost:with:a:long:name 10");
     let setup = Setup::new(&source, &destination);
     let run = setup.start();
@@ -226,7 +218,7 @@ fn killed_while_it_removes_keys_it_removes_the_rest_later() {
 
 #[test]
 fn killed_inside_the_second_rdb_it_still_knows_what_is_ours() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     commands(&mut source.client(), "DEBUG POPULATE 20000 old\nDEBUG POPULATE 20000 both");
     let setup = Setup::new(&source, &destination);
     let run = setup.start();
@@ -260,7 +252,7 @@ fn full_syncs_of(status: &serde_json::Value) -> u64 {
 
 #[test]
 fn a_full_sync_after_an_unfinished_first_one_leaves_no_ghosts() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     commands(&mut source.client(), "DEBUG POPULATE 300000 old");
     commands(&mut destination.client(), FOREIGN);
     let setup = Setup::new(&source, &destination);
@@ -288,7 +280,7 @@ fn a_full_sync_after_an_unfinished_first_one_leaves_no_ghosts() {
 /// Where existing keys are kept, the second full sync keeps them too, and still replaces what the first one wrote.
 #[test]
 fn keys_that_were_left_alone_are_not_ours_later() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     commands(&mut source.client(), "MSET ours old theirs source list old\nRPUSH rebuilt 1 2");
     commands(&mut destination.client(), "SET theirs kept\nRPUSH rebuilt 9");
     let setup = Setup::new(&source, &destination).text("advanced", "rdb_restore_command_behavior", "skip");
@@ -309,7 +301,7 @@ fn keys_that_were_left_alone_are_not_ours_later() {
 
 #[test]
 fn without_a_record_or_the_right_to_look_nothing_is_removed_and_it_says_so() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     commands(&mut source.client(), "MSET old 1 kept 1");
     let setup = Setup::new(&source, &destination);
     let run = setup.start();
@@ -350,7 +342,7 @@ fn without_a_record_or_the_right_to_look_nothing_is_removed_and_it_says_so() {
 
 #[test]
 fn a_million_ghosts_take_little_memory() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     commands(&mut source.client(), "DEBUG POPULATE 1000000 ghost 8");
     let run = Setup::new(&source, &destination).start();
     run.wait_streaming(MINUTES);

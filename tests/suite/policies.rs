@@ -9,21 +9,13 @@ use crate::support::{Client, Options, Reply, Server, compare, dataset};
 
 const MINUTES: Duration = Duration::from_secs(120);
 
-fn pair() -> Option<(Server, Server)> {
-    let Some(binary) = support::servers::default() else {
-        support::skip("no redis-server on PATH (run tests/run, or install it)");
-        return None;
-    };
-    Some((Server::start(binary, Options::new()), Server::start(binary, Options::new())))
-}
-
 fn to_database(client: &mut Client, database: u32) {
     client.ok(&["SELECT", &database.to_string()]);
 }
 
 #[test]
 fn an_existing_key_stops_replaces_or_stays() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     let (mut from, mut to) = (source.client(), destination.client());
     to_database(&mut from, 3);
     to_database(&mut to, 3);
@@ -57,7 +49,7 @@ fn an_existing_key_stops_replaces_or_stays() {
 /// The same three answers for values that travel as commands and not as RESTORE.
 #[test]
 fn an_existing_key_is_treated_the_same_when_values_travel_as_commands() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     let (mut from, mut to) = (source.client(), destination.client());
     from.ok(&["RPUSH", "both", "1", "2"]);
     let setup = |behavior: &str| {
@@ -79,7 +71,7 @@ fn an_existing_key_is_treated_the_same_when_values_travel_as_commands() {
 
 #[test]
 fn the_destination_is_emptied_only_when_asked() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 2_000, 1);
     let mut to = destination.client();
     for database in [0, 5, 15] {
@@ -102,7 +94,7 @@ fn the_destination_is_emptied_only_when_asked() {
 
 #[test]
 fn databases_are_kept_and_dropped_in_the_snapshot_and_in_the_stream() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 2_000, 1);
     let setup = Setup::new(&source, &destination)
         .set("filter", "allow_db", "[1, 2, 3]")
@@ -145,7 +137,7 @@ fn databases_are_kept_and_dropped_in_the_snapshot_and_in_the_stream() {
 /// Every value as commands instead of RESTORE, and the narrowest pipeline: slower, and equal.
 #[test]
 fn the_narrowest_limits_change_nothing_but_the_speed() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 10_000, 1);
     for (key, value) in [
         ("target_redis_proto_max_bulk_len", "0"),

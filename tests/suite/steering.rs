@@ -11,14 +11,6 @@ use serde_json::Value;
 
 const MINUTES: Duration = Duration::from_secs(120);
 
-fn pair() -> Option<(Server, Server)> {
-    let Some(binary) = support::servers::default() else {
-        support::skip("no redis-server on PATH (run tests/run, or install it)");
-        return None;
-    };
-    Some((Server::start(binary, Options::new()), Server::start(binary, Options::new())))
-}
-
 fn number(status: &Value, path: &str) -> u64 {
     status.pointer(path).and_then(Value::as_u64).unwrap_or_else(|| panic!("{path} in {status}"))
 }
@@ -27,7 +19,7 @@ fn number(status: &Value, path: &str) -> u64 {
 /// replica; afterwards everything arrives.
 #[test]
 fn a_pause_grows_the_spool_and_nothing_else() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 50_000, 1);
     let run = Setup::new(&source, &destination).start();
     let writer = Writer::start(&source, Load { seed: 2, keys: 50_000, per_second: 20_000 });
@@ -102,7 +94,7 @@ fn wait_applied(run: &Shakedeck, source: &mut Client) {
 
 #[test]
 fn a_pause_during_the_snapshot_keeps_receiving_it() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 200_000, 1);
     let run = Setup::new(&source, &destination).start();
     run.wait_status(MINUTES, "the first keys", |status| number(status, "/sources/0/rdb_bytes_received") > 0);
@@ -122,7 +114,7 @@ fn a_pause_during_the_snapshot_keeps_receiving_it() {
 
 #[test]
 fn signals_and_ctl_stop_the_run_in_order_and_it_says_where_it_stands() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 20_000, 1);
     type End = fn(&Shakedeck);
     let ways: [(&str, End); 3] = [
@@ -146,7 +138,7 @@ fn signals_and_ctl_stop_the_run_in_order_and_it_says_where_it_stands() {
 
 #[test]
 fn a_signal_stops_also_before_and_during_the_snapshot() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 200_000, 1);
     let run = Setup::new(&source, &destination).start();
     run.wait_status(MINUTES, "the RDB arrives", |status| number(status, "/sources/0/rdb_bytes_received") > 0);
@@ -165,14 +157,14 @@ fn a_signal_stops_also_before_and_during_the_snapshot() {
 
 #[test]
 fn the_time_limit_ends_the_run_with_75() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     let run = Setup::new(&source, &destination).args(&["--timeout", "2s"]).start();
     run.wait_exit(Duration::from_secs(20)).expect(75, &["2 s"]);
 }
 
 #[test]
 fn ctl_waits_for_a_state_and_says_when_there_is_no_run() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     source.client().ok(&["SET", "key", "value"]);
     let run = Setup::new(&source, &destination).start();
     run.status_json();
@@ -198,7 +190,7 @@ fn ctl_waits_for_a_state_and_says_when_there_is_no_run() {
 /// The contract of the README: names and units of `ctl status --json`.
 #[test]
 fn the_json_status_has_the_fields_of_the_contract() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 1_000, 1);
     let run = Setup::new(&source, &destination).start();
     let status = run.wait_state("caught_up", MINUTES);
@@ -252,7 +244,7 @@ fn the_json_status_has_the_fields_of_the_contract() {
 /// What a source has that is away, nobody knows: no number is shown for it, in the chart neither, and nothing is ready.
 #[test]
 fn the_lag_of_a_source_that_is_away_is_not_known() {
-    let Some((mut source, destination)) = pair() else { return };
+    let Some((mut source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 1_000, 1);
     let run = Setup::new(&source, &destination).text("cutover", "hold_for", "1s").start();
     run.wait_state("caught_up", MINUTES);

@@ -30,14 +30,6 @@ fn migrate(source: &Server, destination: &Server) {
     exit.expect(0, &[]);
 }
 
-fn pair() -> Option<(Server, Server)> {
-    let Some(binary) = servers::default() else {
-        support::skip("no redis-server on PATH (run tests/run, or install it)");
-        return None;
-    };
-    Some((Server::start(binary, Options::new()), Server::start(binary, Options::new())))
-}
-
 fn version(major: u32, minor: u32, flavor: servers::Flavor) -> Option<&'static ServerBinary> {
     let found = servers::all()
         .iter()
@@ -50,7 +42,7 @@ fn version(major: u32, minor: u32, flavor: servers::Flavor) -> Option<&'static S
 
 #[test]
 fn each_planted_difference_is_found_in_full_mode_and_nothing_else_and_repair_mends_it() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 10_000, 1);
     do_all(&mut source.client(), PLANTED);
     migrate(&source, &destination);
@@ -81,7 +73,7 @@ fn each_planted_difference_is_found_in_full_mode_and_nothing_else_and_repair_men
 
 #[test]
 fn meta_and_count_and_digest_find_what_they_promise() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 10_000, 1);
     do_all(&mut source.client(), PLANTED);
     migrate(&source, &destination);
@@ -196,7 +188,7 @@ fn versions_with_other_encodings_are_equal_and_field_times_are_compared() {
 /// Values that are never held whole.
 #[test]
 fn large_values_of_every_type_are_compared_in_pieces() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     let word = "w".repeat(200);
     let fill = |client: &mut Client| {
         for n in 0..8_000 {
@@ -243,7 +235,7 @@ fn large_values_of_every_type_are_compared_in_pieces() {
 /// Keys and databases outside of the migration, and our own keys, are left out; so are keys whose time is over.
 #[test]
 fn foreign_databases_own_keys_and_expired_keys_are_no_differences() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     let (mut from, mut to) = (source.client(), destination.client());
     do_all(&mut from, &["SET a 1", "SELECT 5", "SET only:source 1", "SELECT 0"]);
     do_all(
@@ -271,7 +263,7 @@ fn foreign_databases_own_keys_and_expired_keys_are_no_differences() {
 /// Live writes through a running migration: what was planted is found, and no more.
 #[test]
 fn under_live_writes_there_is_no_false_difference() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 50_000, 1);
     do_all(&mut source.client(), PLANTED);
     let run = Setup::new(&source, &destination).start();
@@ -333,7 +325,7 @@ fn under_live_writes_there_is_no_false_difference() {
 /// A key that is written all the time and differs is found, too: the last look is taken at one and the same offset.
 #[test]
 fn a_hot_key_is_judged_exactly() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     source.client().ok(&["SET", "hot", "0"]);
     let run = Setup::new(&source, &destination).start();
     run.wait_state("caught_up", MINUTES);
@@ -371,7 +363,7 @@ fn a_hot_key_is_judged_exactly() {
 /// difference.
 #[test]
 fn large_values_that_never_rest_are_judged_exactly_or_not_at_all() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     let mut client = source.client();
     let element = "e".repeat(1_000);
     for _ in 0..3_000 {
@@ -423,7 +415,7 @@ fn large_values_that_never_rest_are_judged_exactly_or_not_at_all() {
 /// `[cutover] verify` and `sample` are what `ctl verify` compares, as a rehearsal.
 #[test]
 fn ctl_verify_rehearses_what_the_cutover_compares() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 20_000, 1);
     let setup = Setup::new(&source, &destination);
     for (mode, sample, words) in [
@@ -444,7 +436,7 @@ fn ctl_verify_rehearses_what_the_cutover_compares() {
 /// Nothing is compared for minutes only to find out that the result cannot be kept, or to be overwritten by another one.
 #[test]
 fn files_of_a_comparison_are_its_own_and_can_be_written() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 3_000, 1);
     let verification = Verification::new(&source, &destination);
     verification.run(&["--output", "nowhere/differences"]).expect(8, &["cannot write 'nowhere/differences'"]);
@@ -462,7 +454,7 @@ fn files_of_a_comparison_are_its_own_and_can_be_written() {
 
 #[test]
 fn what_cannot_be_judged_is_refused_in_words() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 1_000, 1);
     let run = Setup::new(&source, &destination).start();
     run.wait_state("caught_up", MINUTES);
@@ -504,7 +496,7 @@ fn rights_that_are_missing_are_named_with_the_cure() {
 /// Killed in the middle, then started again: it goes on, and finds what lies before and behind the place.
 #[test]
 fn a_killed_verification_goes_on_where_it_was() {
-    let Some((source, destination)) = pair() else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     for server in [&source, &destination] {
         let mut client = server.client();
         for chunk in 0..300 {

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::cutover::{Cutover, MINUTES, assert_streams, pair, ready, rights, setup};
+use crate::cutover::{Cutover, MINUTES, assert_streams, ready, rights, setup};
 use crate::support::proxy::Proxy;
 use crate::support::shakedeck::Setup;
-use crate::support::{Options, Server, Shakedeck, dataset, wait_until};
+use crate::support::{self, Options, Server, Shakedeck, dataset, wait_until};
 
 /// Part of the CONFIG SET by which the source is told to refuse writes.
 const REFUSAL: &[u8] = b"1000000";
@@ -26,7 +26,7 @@ fn with_a_refusal_that_hangs(setup: &Setup, proxy: &Proxy, destination: &Server)
 /// Two servers, and a user on the source that may copy, compare, and this.
 fn with_rights(cutover: &str) -> Option<(Server, Server)> {
     let rules = format!("mover on >pw {} {} {cutover}", rights("source"), rights("verify"));
-    let (source, destination) = pair(Options::new().user(&rules))?;
+    let (source, destination) = support::pair(Options::new().user(&rules))?;
     dataset::fill(&mut source.client(), 500, 1);
     Some((source, destination))
 }
@@ -57,15 +57,9 @@ fn refusing(status: &Value) -> usize {
 
 #[test]
 fn a_refusal_that_hangs_finds_its_connection_closed() {
-    let rules = format!("mover on >pw {} {} {}", rights("source"), rights("verify"), rights("cutover"));
-    let Some((source, destination)) = pair(Options::new().user(&rules)) else { return };
-    dataset::fill(&mut source.client(), 500, 1);
+    let Some((source, destination)) = with_rights(&rights("cutover")) else { return };
     let proxy = Proxy::start(source.address(), 1);
-    let setup = through(&proxy, &source, &destination).text("sync_reader", "username", "mover").text(
-        "sync_reader",
-        "password",
-        "pw",
-    );
+    let setup = through(&proxy, &source, &destination);
     let run = with_a_refusal_that_hangs(&setup, &proxy, &destination);
     assert!(proxy.is_holding(), "nothing hung");
     assert_eq!(refusing(&run.status_json()), 0);
@@ -78,15 +72,9 @@ fn a_refusal_that_hangs_finds_its_connection_closed() {
 #[test]
 fn where_connections_may_not_be_closed_it_is_put_back_again() {
     let narrow = rights("cutover").replace("+client|kill", "");
-    let rules = format!("mover on >pw {} {} {narrow}", rights("source"), rights("verify"));
-    let Some((source, destination)) = pair(Options::new().user(&rules)) else { return };
-    dataset::fill(&mut source.client(), 500, 1);
+    let Some((source, destination)) = with_rights(&narrow) else { return };
     let proxy = Proxy::start(source.address(), 1);
-    let setup = through(&proxy, &source, &destination).text("sync_reader", "username", "mover").text(
-        "sync_reader",
-        "password",
-        "pw",
-    );
+    let setup = through(&proxy, &source, &destination);
     let run = with_a_refusal_that_hangs(&setup, &proxy, &destination);
     assert!(run.output().contains("may still arrive"), "{}", run.output());
     assert_eq!(refusing(&run.status_json()), 1, "it is not shown");
@@ -128,7 +116,9 @@ fn what_puts_back_one_cutover_leaves_the_next_one_alone() {
 /// `kill -9` behind the switch of a rollback: the next start says so, and opens the old side.
 #[test]
 fn a_rollback_that_was_killed_behind_its_switch_is_finished() {
-    let Some((source, destination)) = pair(Options::new().user("mover on >pw ~* &* +@all")) else { return };
+    let Some((source, destination)) = support::pair(Options::new().user("mover on >pw ~* &* +@all")) else {
+        return;
+    };
     dataset::fill(&mut source.client(), 500, 1);
     let setup = setup(&source, &destination)
         .text("sync_reader", "username", "mover")
@@ -201,7 +191,7 @@ fn a_source_out_of_reach_is_put_back_when_it_answers() {
 /// `kill -9` behind the switch and before anything was cleaned up: the next start cleans up, and copies nothing.
 #[test]
 fn checkpoints_that_a_killed_process_has_left_are_removed() {
-    let Some((source, destination)) = pair(Options::new()) else { return };
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
     dataset::fill(&mut source.client(), 500, 1);
     let setup = setup(&source, &destination);
     let run = setup.start();

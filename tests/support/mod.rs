@@ -55,6 +55,15 @@ pub use server::{Options, Server};
 pub use servers::{Flavor, ServerBinary};
 pub use shakedeck::{Exit, Shakedeck};
 
+/// A source with these options and a destination, both of the default server; `None`, said loudly, where there is none.
+pub fn pair(source: Options) -> Option<(Server, Server)> {
+    let Some(binary) = servers::default() else {
+        skip("no redis-server on PATH (run tests/run, or install it)");
+        return None;
+    };
+    Some((Server::start(binary, source), Server::start(binary, Options::new())))
+}
+
 /// Waits for a condition, looking every few milliseconds; panics with `what` when the time is up.
 #[track_caller]
 pub fn wait_until(time: Duration, what: &str, mut condition: impl FnMut() -> bool) {

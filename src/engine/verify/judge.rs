@@ -6,6 +6,7 @@ use tokio::try_join;
 
 use super::super::shared::SourceShared;
 use super::hold::{self, Hold};
+use super::kinds::Kinds;
 use super::link::{Link, Server, VerifyError};
 use super::look::{self, Ask, LARGE_BYTES, Moment, WHOLE_BYTES};
 use super::picture::Picture;
@@ -58,6 +59,8 @@ pub struct Pair<'a> {
     pub source_server: &'a Server,
     /// What the destination is.
     pub destination_server: &'a Server,
+    /// What names tell of types.
+    pub kinds: &'a mut Kinds,
 }
 
 impl Pair<'_> {
@@ -81,12 +84,9 @@ impl Pair<'_> {
             )?;
             return Ok(judge_looks(&here, &there, self.clocks(here_now, there_now)));
         }
-        let (mut here, here_now) = look::look(self.source, source, keys, Ask::Nothing).await?;
-        let types = types_of(&here);
-        let ((), (there, there_now)) = try_join!(
-            look::add_lengths(self.source, keys, &mut here),
-            look::look(self.destination, destination, keys, Ask::Lengths(&types))
-        )?;
+        let (here, here_now) = self.look_at_source(keys).await?;
+        let (there, there_now) =
+            look::look_with_lengths(self.destination, destination, keys, &types_of(&here)).await?;
         let clocks = self.clocks(here_now, there_now);
         let mut judged = judge_looks(&here, &there, clocks);
         if mode != Mode::Full {
@@ -105,6 +105,14 @@ impl Pair<'_> {
         }
         self.judge_pieces(keys, &here, &there, &sizes, clocks, &mut judged).await?;
         Ok(judged)
+    }
+
+    /// Type, time of expiry and length of each key there.
+    async fn look_at_source(&mut self, keys: &[Vec<u8>]) -> Result<(Vec<Look>, i64), VerifyError> {
+        let likely = self.kinds.guess(keys);
+        let seen = look::look_with_lengths(self.source, self.source_server, keys, &likely).await?;
+        keys.iter().zip(&seen.0).for_each(|(key, look)| self.kinds.learn(key, &look.kind));
+        Ok(seen)
     }
 
     /// Sizes of the values up to `limit`, to be compared whole: both sides have them, with equal types.
@@ -195,8 +203,7 @@ impl Pair<'_> {
         cluster: bool,
     ) -> Result<Option<Vec<Judged>>, VerifyError> {
         self.select(db).await?;
-        let (mut here, _) = look::look(self.source, self.source_server, keys, Ask::Nothing).await?;
-        look::add_lengths(self.source, keys, &mut here).await?;
+        let (here, _) = self.look_at_source(keys).await?;
         let full = mode == Mode::Full;
         let sizes = match full {
             true => self.sizes(keys, &here, &here, WHOLE_BYTES).await?,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::hold::{Holds, Streams};
 use super::judge::{How, Judged, Pair};
+use super::kinds::Kinds;
 use super::link::{Link, Server, Side, VerifyError};
 use super::scan;
 use super::site::{Site, Sites};
@@ -23,6 +24,7 @@ pub struct Links {
     how: Arc<How>,
     source: End,
     destination: End,
+    kinds: Kinds,
 }
 
 /// One side of them.
@@ -80,7 +82,8 @@ fn without_owner(side: Side, site: &Site) -> VerifyError {
 impl Links {
     /// Nothing is connected yet.
     pub fn new(how: Arc<How>) -> Links {
-        Links { source: End::new(&how.source), destination: End::new(&how.destination), how }
+        let (source, destination) = (End::new(&how.source), End::new(&how.destination));
+        Links { how, source, destination, kinds: Kinds::default() }
     }
 
     /// After an error that may pass: forgets the connections and asks clusters what they are now.
@@ -122,7 +125,8 @@ impl Links {
     async fn pair(&mut self, source: usize, destination: usize) -> Result<Pair<'_>, VerifyError> {
         let (from, source_server) = self.source.node(source).await?;
         let (to, destination_server) = self.destination.node(destination).await?;
-        Ok(Pair { how: &self.how, source: from, destination: to, source_server, destination_server })
+        let (how, kinds) = (&self.how, &mut self.kinds);
+        Ok(Pair { how, source: from, destination: to, source_server, destination_server, kinds })
     }
 
     /// The pair of masters that have this key.

@@ -22,6 +22,8 @@ pub enum Ask<'a> {
     Nothing,
     /// The length, by the command that fits this type.
     Lengths(&'a [KeyType]),
+    /// The same, and the type only where there is no such command: an answer over 0 proves it.
+    LengthsOnly(&'a [KeyType]),
     /// DEBUG DIGEST-VALUE.
     Digests,
 }
@@ -70,9 +72,12 @@ fn push_looks(link: &mut Link, server: &Server, keys: &[Vec<u8>], ask: Ask<'_>) 
     let expiry: &[u8] = if server.tells_expiry() { b"PEXPIRETIME" } else { b"PTTL" };
     link.push(&[b"TIME"]);
     for (index, key) in keys.iter().enumerate() {
-        link.push(&[b"TYPE", key]);
+        let verb = length_verb(ask, index);
+        if verb.is_none() || !matches!(ask, Ask::LengthsOnly(_)) {
+            link.push(&[b"TYPE", key]);
+        }
         link.push(&[expiry, key]);
-        if let Some(verb) = length_verb(ask, index) {
+        if let Some(verb) = verb {
             link.push(&[verb, key]);
         }
     }
@@ -83,7 +88,7 @@ fn push_looks(link: &mut Link, server: &Server, keys: &[Vec<u8>], ask: Ask<'_>) 
 
 fn length_verb(ask: Ask<'_>, index: usize) -> Option<&'static [u8]> {
     match ask {
-        Ask::Lengths(types) => types.get(index).and_then(KeyType::length_command),
+        Ask::Lengths(types) | Ask::LengthsOnly(types) => types.get(index).and_then(KeyType::length_command),
         Ask::Nothing | Ask::Digests => None,
     }
 }
@@ -100,10 +105,10 @@ fn take_looks(
     let now = clock(link, replies.next())?;
     let mut looks = Vec::with_capacity(keys.len());
     for index in 0..keys.len() {
-        let kind = match replies.next() {
-            Some(Reply::Status(text)) => KeyType::of(&text),
-            Some(Reply::Error(reply)) => return Err(link.refused("TYPE", reply)),
-            other => return Err(link.odd("TYPE", &format!("{other:?}"))),
+        let verb = length_verb(ask, index);
+        let mut kind = match ask {
+            Ask::LengthsOnly(_) if verb.is_some() => KeyType::None,
+            _ => type_of(link, replies.next())?,
         };
         let expire_at = match replies.next() {
             Some(Reply::Integer(-1 | -2)) => None,
@@ -112,10 +117,16 @@ fn take_looks(
             Some(Reply::Error(reply)) => return Err(link.refused("PTTL", reply)),
             other => return Err(link.odd("PTTL", &format!("{other:?}"))),
         };
-        let length = match length_verb(ask, index) {
+        let mut length = match verb {
             None => None,
             Some(verb) => length_of(link, verb, replies.next())?,
         };
+        if let Ask::LengthsOnly(likely) = ask {
+            length = length.filter(|length| *length > 0);
+            if let (Some(_), Some(likely)) = (length, likely.get(index)) {
+                kind = likely.clone();
+            }
+        }
         looks.push(Look { kind, expire_at, uncertain: 0, length, digest: None });
     }
     if !server.tells_expiry() {
@@ -123,6 +134,14 @@ fn take_looks(
         looks.iter_mut().for_each(|look| look.uncertain = passed);
     }
     Ok((looks, now))
+}
+
+fn type_of(link: &Link, reply: Option<Reply>) -> Result<KeyType, VerifyError> {
+    match reply {
+        Some(Reply::Status(text)) => Ok(KeyType::of(&text)),
+        Some(Reply::Error(reply)) => Err(link.refused("TYPE", reply)),
+        other => Err(link.odd("TYPE", &format!("{other:?}"))),
+    }
 }
 
 fn length_of(link: &Link, verb: &[u8], reply: Option<Reply>) -> Result<Option<u64>, VerifyError> {
@@ -135,9 +154,35 @@ fn length_of(link: &Link, verb: &[u8], reply: Option<Reply>) -> Result<Option<u6
     }
 }
 
-/// Adds the lengths to looks taken before.
-pub async fn add_lengths(link: &mut Link, keys: &[Vec<u8>], looks: &mut [Look]) -> Result<(), VerifyError> {
-    let verbs: Vec<Option<&[u8]>> = looks.iter().map(|look| look.kind.length_command()).collect();
+/// Type, time of expiry and length, and the server's clock (Unix ms). `likely`: the type that each key probably has, of
+/// which the answer to its length command is proof; [`KeyType::None`] = no idea.
+pub async fn look_with_lengths(
+    link: &mut Link,
+    server: &Server,
+    keys: &[Vec<u8>],
+    likely: &[KeyType],
+) -> Result<(Vec<Look>, i64), VerifyError> {
+    let ask = Ask::LengthsOnly(likely);
+    push_looks(link, server, keys, ask);
+    let mut replies = link.flush().await?.into_iter();
+    let (mut looks, now) = take_looks(link, server, keys, ask, &mut replies)?;
+    // No such value, or one without anything in it, or of another type.
+    let is_unproved = |look: &Look, likely: &KeyType| likely.length_command().is_some() && !look.exists();
+    let open: Vec<usize> = (0..)
+        .zip(looks.iter().zip(likely))
+        .filter(|(_, (look, likely))| is_unproved(look, likely))
+        .map(|(index, _)| index)
+        .collect();
+    if !open.is_empty() {
+        let some: Vec<Vec<u8>> = open.iter().filter_map(|index| keys.get(*index).cloned()).collect();
+        for (index, seen) in open.iter().zip(look(link, server, &some, Ask::Nothing).await?.0) {
+            if let Some(look) = looks.get_mut(*index) {
+                *look = seen;
+            }
+        }
+    }
+    let verbs: Vec<Option<&[u8]>> =
+        looks.iter().map(|look| look.kind.length_command().filter(|_| look.length.is_none())).collect();
     for (key, verb) in keys.iter().zip(&verbs) {
         if let Some(verb) = verb {
             link.push(&[verb, key]);
@@ -149,7 +194,7 @@ pub async fn add_lengths(link: &mut Link, keys: &[Vec<u8>], looks: &mut [Look]) 
             look.length = length_of(link, verb, replies.next())?;
         }
     }
-    Ok(())
+    Ok((looks, now))
 }
 
 /// The size of each value in bytes, about; `None` where it is over `limit`, or there is none.

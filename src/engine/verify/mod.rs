@@ -19,6 +19,7 @@ mod attend;
 mod count;
 mod hold;
 mod judge;
+mod kinds;
 mod link;
 mod links;
 mod look;

@@ -1,9 +1,21 @@
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is a failed test")]
 
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::ctl::is_reached;
 use super::*;
+use crate::control::{self, Command, EngineEnd};
+use crate::headless::lines::LogFormat;
+use crate::headless::overview::overview;
 use crate::headless::samples;
 use crate::headless::socket::Server;
-use crate::status::EventLevel;
+use crate::headless::wire::SOCKET_NAME;
+use crate::status::{EventLevel, State, Status, Throttle, VerificationState};
 
 const SOON: Duration = Duration::from_secs(20);
 
