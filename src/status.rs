@@ -469,6 +469,9 @@ pub struct CutoverStatus {
     pub report_file: Option<String>,
     /// Old sources that refuse writes because a cutover told them so.
     pub refusing: Vec<String>,
+    /// Old sources whose writers wait for as long as the run lasts (`source_after = "hold"`).
+    #[serde(default)]
+    pub holding: Vec<String>,
     /// The link that copies the destination's new writes back to the old source.
     pub reverse: Option<ReverseStatus>,
 }

@@ -4,15 +4,17 @@
 //! With a reverse link the status that is published is the one of that link, a migration of its own with the sides
 //! swapped; so its lag, its gates and its cutover, which is the rollback, are seen and steered like any other.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::Engine;
 use super::events::unix_ms;
-use super::handover::{Handover, Home, Record, lift_old_source, reverse_plan};
+use super::handover::{Handover, Home, Record, lift_old_source, reverse_directory, reverse_plan};
 use super::outcome::{exit, outcome};
-use super::supervisor::{Ending, SNAPSHOT_INTERVAL, Supervisor};
+use super::quarantine::waiting as quarantined;
+use super::supervisor::{Ending, NOT_NOW, SNAPSHOT_INTERVAL, Supervisor};
 use crate::control::Command;
 use crate::cutover;
 use crate::status::{EventLevel, Outcome, ReverseStatus, State, Status, worst_lag_bytes};
@@ -33,7 +35,7 @@ impl Supervisor {
         stop_at_once: bool,
     ) -> Ending {
         let mut reverse = None;
-        // Kept to the end: with source_after = "hold" it renews the pause.
+        // Kept to the end: with source_after = "hold" it holds the old source.
         let mut kept = handover;
         if let Some(handover) = &mut kept {
             reverse = handover.take_reverse();
@@ -50,7 +52,8 @@ impl Supervisor {
         } else if self.plan.cutover.reverse
             && let Some(back) = reverse_plan(&self.plan, self.data_dir.path())
         {
-            self.board.update(|shown| shown.state = cutover::State::Done);
+            let refusing = refusing_in(self.data_dir.path());
+            self.board.update(|shown| (shown.state, shown.refusing) = (cutover::State::Done, refusing));
             let rollback = Record::read(&back.advanced.dir).ok().flatten();
             if rollback.is_some_and(|record| record.is_final()) {
                 // Killed behind the switch of a rollback. Its line only cleans up.
@@ -76,12 +79,12 @@ impl Supervisor {
             self.end_reverse(&mut reverse).await;
             return self.switched_ending(Afterwards::Stopped);
         }
-        let end = self.watch(&mut reverse).await;
+        let end = self.watch(&mut reverse, &mut kept).await;
         self.end_reverse(&mut reverse).await;
         self.switched_ending(end)
     }
 
-    async fn watch(&mut self, reverse: &mut Option<Engine>) -> Afterwards {
+    async fn watch(&mut self, reverse: &mut Option<Engine>, kept: &mut Option<Box<Handover>>) -> Afterwards {
         let mut tick = interval(SNAPSHOT_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut told_end = false;
@@ -119,11 +122,15 @@ impl Supervisor {
                     );
                 }
             }
+            if let Some(handover) = kept {
+                handover.watch_hold();
+            }
             self.publish_after(back.as_deref());
             tokio::select! {
                 _ = tick.tick() => {}
                 command = self.end.commands.recv() => match command {
                     Some(Command::Stop { .. }) => return Afterwards::Stopped,
+                    Some(Command::Unfence) => self.unfence_after(reverse.as_ref(), kept).await,
                     Some(command) => self.obey_after(command, reverse.as_ref()),
                     None => return Afterwards::Stopped,
                 },
@@ -135,8 +142,13 @@ impl Supervisor {
         self.desk.note(&command);
         let reverse = reverse.filter(|engine| engine.handle.status().outcome.is_none());
         match (command, reverse) {
-            (Command::Unfence, _) => self.desk.lift(),
-            (Command::AcknowledgeErrors, _) => self.acknowledge_errors(),
+            // Those of the link back are shown as ours, and are what keeps a rollback from being ready.
+            (command @ Command::AcknowledgeErrors, reverse) => {
+                self.acknowledge_errors();
+                if let Some(engine) = reverse {
+                    let _ = engine.handle.send(command);
+                }
+            }
             // Whoever waits for its end must learn that there will be none.
             (Command::StartCutover { .. }, None) => {
                 let before = self.board.view().state;
@@ -149,6 +161,21 @@ impl Supervisor {
                 }
             }
             (_, None) => self.events.info("", "the cutover is done: nothing is applied any more"),
+        }
+    }
+
+    /// Whatever keeps writers off the old source ends.
+    async fn unfence_after(&mut self, reverse: Option<&Engine>, kept: &mut Option<Box<Handover>>) {
+        self.desk.note(&Command::Unfence);
+        if reverse.is_some_and(|engine| engine.handle.status().state == State::CuttingOver) {
+            return self.events.warn("", NOT_NOW);
+        }
+        let is_held = match kept {
+            Some(handover) => handover.end_hold().await,
+            None => false,
+        };
+        if !is_held {
+            self.desk.lift();
         }
     }
 
@@ -187,36 +214,45 @@ impl Supervisor {
     }
 
     fn switched_ending(&self, end: Afterwards) -> Ending {
-        let record = Record::read(self.data_dir.path()).ok().flatten().unwrap_or_default();
-        let refusing = !record.restore.is_empty();
-        Ending::After(match end {
-            Afterwards::RolledBack => Outcome {
-                exit_code: exit::DONE,
-                message: format!("rolled back: clients belong on {} again", record.source),
-                hint: Some(format!(
-                    "{} refuses writes until 'shakedeck ctl --dir {} unfence shake.toml'",
-                    record.destination,
-                    self.data_dir.path().display()
-                )),
-            },
+        let dir = self.data_dir.path();
+        let record = Record::read(dir).ok().flatten().unwrap_or_default();
+        let until_unfenced = |servers: Vec<String>| {
+            let servers = servers.join(", ");
+            format!(
+                "{servers} refuses writes until 'shakedeck ctl --dir {} unfence shake.toml'",
+                dir.display()
+            )
+        };
+        let (message, closed, entries) = match end {
+            Afterwards::RolledBack => {
+                let message = format!("rolled back: clients belong on {} again", record.source);
+                let still = refusing_in(dir);
+                if !still.is_empty() {
+                    let message = format!("{message}, but not every server there takes writes");
+                    let hint = Some(until_unfenced(still));
+                    return Ending::After(Outcome { exit_code: exit::SOURCE, message, hint });
+                }
+                let back = reverse_directory(dir);
+                (message, refusing_in(&back), back)
+            }
             Afterwards::Stopped => {
                 let message = format!("switched: clients belong on {}", record.destination);
-                let hint = refusing.then(|| {
-                    format!(
-                        "{} refuses writes until 'shakedeck ctl --dir {} unfence shake.toml'",
-                        record.source,
-                        self.data_dir.path().display()
-                    )
-                });
-                match self.quarantine.count() {
-                    0 => Outcome { exit_code: exit::DONE, message, hint },
-                    count => Outcome {
-                        hint: Some(format!("look at '{}'", self.quarantine.path().display())),
-                        ..outcome(exit::QUARANTINE, format!("{message}; {count} entries are in quarantine"))
-                    },
-                }
+                (message, refusing_in(dir), dir.to_owned())
             }
-        })
+        };
+        let mut hints = Vec::new();
+        if !closed.is_empty() {
+            hints.push(until_unfenced(closed));
+        }
+        let count = quarantined(&entries).map_or(0, Iterator::count);
+        let outcome = match count {
+            0 => outcome(exit::DONE, message),
+            _ => {
+                hints.push(format!("to see them: shakedeck quarantine list --dir {}", entries.display()));
+                outcome(exit::QUARANTINE, format!("{message}; {count} entries are in quarantine"))
+            }
+        };
+        Ending::After(Outcome { hint: (!hints.is_empty()).then(|| hints.join("; ")), ..outcome })
     }
 
     /// The status after the switch: of the link back, if there is one, with what this run knows beside it.
@@ -262,4 +298,9 @@ impl Supervisor {
         status.unread_errors = own.unread_errors;
         self.end.status.send_replace(Arc::new(status));
     }
+}
+
+/// The servers that refuse writes because of a cutover from this directory.
+fn refusing_in(dir: &Path) -> Vec<String> {
+    Record::read(dir).ok().flatten().map_or(Vec::new(), |record| record.refusing())
 }

@@ -109,6 +109,11 @@ impl EventLog {
         self.lock().unread_errors = 0;
     }
 
+    /// Errors that the operator has not seen yet.
+    pub fn unread_errors(&self) -> u64 {
+        self.lock().unread_errors
+    }
+
     /// Copies everything for a snapshot.
     pub fn view(&self) -> EventView {
         let inner = self.lock();

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::handover::{Mending, Record, has_way_back, left_refusing, lift_refusals, reverse_directory};
 use super::outcome::{data_dir_failed, exit, outcome};
+use super::quarantine::Quarantine;
 use super::shard::Shards;
 use super::supervisor::{Ending, Supervisor};
 use super::turns::Turns;
@@ -74,6 +75,11 @@ impl Supervisor {
         if !lifted.is_empty() {
             let text =
                 format!("{} refused writes since a former cutover and takes them again", lifted.join(", "));
+            self.events.warn("", text);
+        }
+        let kept = Quarantine::keep(&reverse_directory(&dir), &dir);
+        if let Some(file) = kept.map_err(|error| Ending::Failed(data_dir_failed(error.into())))? {
+            let text = format!("what the rollback could not write is kept in '{}'", file.display());
             self.events.warn("", text);
         }
         Record::remove(&dir).map_err(|error| Ending::Failed(data_dir_failed(error.into())))?;

@@ -51,7 +51,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use self::data_dir::DataDir;
+use self::data_dir::{DataDir, DirLock};
 use self::events::EventLog;
 use self::handover::{Board, Desk, Home, Record};
 pub use self::outcome::exit;
@@ -202,5 +202,10 @@ fn start_line(plan: Plan, log_file: Option<PathBuf>, home: Option<Home>) -> Resu
 /// Lets servers take writes again which a cutover from this data directory has made refuse them, without a run.
 /// Returns their addresses. Must be called inside a tokio runtime.
 pub async fn unfence(plan: &Plan, dir: &Path) -> Result<Vec<String>, Outcome> {
+    // Beside a run it could undo what that run is just doing.
+    let _lock = match dir.is_dir() {
+        true => Some(DirLock::take(dir).map_err(data_dir_failed)?),
+        false => None,
+    };
     handover::lift_refusals(plan, dir).await.map_err(|problem| outcome(exit::SOURCE, problem))
 }

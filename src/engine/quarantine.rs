@@ -106,6 +106,17 @@ impl Quarantine {
         Ok(Quarantine { path, file: Mutex::new(None), count: count.into(), last_id: last_id.into(), unread })
     }
 
+    /// Moves what waits in `dir`, which is about to be removed, into `home`. `None` = nothing waits.
+    pub fn keep(dir: &Path, home: &Path) -> Result<Option<PathBuf>, SpoolError> {
+        if waiting(dir)?.next().is_none() {
+            return Ok(None);
+        }
+        settle(dir)?;
+        let kept = home.join(format!("quarantine-of-rollback-{}.jsonl", unix_ms()));
+        fs::rename(entries_path(dir), &kept).map_err(failed("move", &entries_path(dir)))?;
+        Ok(Some(kept))
+    }
+
     /// Entries that former runs have left and that nobody has acknowledged.
     pub fn unread(&self) -> u64 {
         self.unread

@@ -465,6 +465,10 @@ impl WriterShared {
     /// Changes the state; a reason is an error too.
     pub fn enter(&self, state: WriterState, reason: Option<String>) {
         let reason = reason.map(|reason| without_address(&reason, &self.address).to_owned());
+        if state == WriterState::Closed {
+            // It has nothing in flight, and never will have.
+            self.idle.store(true, Relaxed);
+        }
         let mut details = self.details();
         if let Some(reason) = &reason {
             details.last_error = Some(reason.clone());

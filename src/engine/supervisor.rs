@@ -36,6 +36,9 @@ use crate::status::{Outcome, Phase, State};
 const DRAIN_LIMIT: Duration = Duration::from_secs(10);
 /// Time between two snapshots.
 pub(super) const SNAPSHOT_INTERVAL: Duration = Duration::from_millis(250);
+/// Why something is not done while a cutover is under way.
+pub(super) const NOT_NOW: &str = "not now: a cutover is in progress (abort it first)";
+
 /// Owns every task of a run.
 pub struct Supervisor {
     /// What is wanted.
@@ -259,9 +262,15 @@ impl Supervisor {
             }
         }
         let mut running: JoinSet<LineEnd> = self.lines.iter().map(|line| line.clone().run()).collect();
-        let ending = self.supervise(&mut running, shards).await;
-        if self.desk.is_active() {
-            self.take_back().await;
+        let mut ending = self.supervise(&mut running, shards).await;
+        if self.desk.is_active()
+            && let End::Switched(handover) = self.take_back().await
+        {
+            // It was past the point from which anything goes back: clients are on the destination, whatever ended here.
+            if let Ending::Failed(outcome) = &ending {
+                self.events.error("", format!("while the switch was made: {}", outcome.message));
+            }
+            ending = Ending::Switched(handover);
         }
         // In this order: what is in flight is answered, then nothing more is read.
         let state = (!matches!(ending, Ending::Switched(_))).then_some(State::Stopping);
@@ -359,12 +368,12 @@ impl Supervisor {
     }
 
     /// The run ends for another reason while a cutover is under way: its writers must not stay blocked.
-    async fn take_back(&mut self) {
+    async fn take_back(&mut self) -> End {
         self.desk.abort("the run ends for another reason");
         let mut tick = interval(SNAPSHOT_INTERVAL);
         loop {
             tokio::select! {
-                _ = self.desk.ended() => return,
+                end = self.desk.ended() => return end,
                 _ = tick.tick() => self.publish(None, None),
             }
         }
@@ -396,8 +405,10 @@ impl Supervisor {
     fn obey(&mut self, command: Command) {
         self.desk.note(&command);
         match command {
-            Command::Pause | Command::Resume | Command::RestartSource { .. } if self.desk.is_active() => {
-                self.events.warn("", "not now: a cutover is in progress (abort it first)");
+            Command::Pause | Command::Resume | Command::RestartSource { .. } | Command::Unfence
+                if self.desk.is_active() =>
+            {
+                self.events.warn("", NOT_NOW);
             }
             Command::Pause => {
                 if !self.wishes.borrow().paused {

@@ -316,4 +316,9 @@ fn the_first_master_is_taken_out_of_the_cluster() {
     run.wait_state("caught_up", MINUTES);
     assert_same(&source, &destination);
     assert_eq!(run.output().matches("is no source any more").count(), 1, "{}", run.output());
+    // Its line has ended, and its writer with it: neither is waited for.
+    run.ctl(&["pause", "--wait"]).expect(0, &["paused"]);
+    run.ctl(&["resume", "--wait"]).expect(0, &[]);
+    run.wait_status(MINUTES, "ready", |status| status["ready"] == true);
+    run.ctl(&["cutover", "--yes-i-mean", &destination.address().to_string()]).expect(0, &["switched"]);
 }

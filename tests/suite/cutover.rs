@@ -646,7 +646,7 @@ fn a_reverse_link_carries_new_writes_back_and_a_rollback_loses_none() {
     assert!(data.join("cutover-2.json").exists(), "the report of the rollback is gone");
 }
 
-fn ready_back(run: &Shakedeck) {
+pub fn ready_back(run: &Shakedeck) {
     run.wait_status(MINUTES, "the reverse link is ready", |status| {
         status["state"] == "switched"
             && status["cutover"]["reverse"]["state"] == "caught_up"

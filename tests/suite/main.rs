@@ -10,6 +10,7 @@ mod support;
 #[path = "../fixtures/values.rs"]
 mod values;
 
+mod afterwards;
 mod atomic_slots;
 mod bad_snapshots;
 mod built_aside;

@@ -165,8 +165,8 @@ impl Board {
     }
 
     /// When the fence ends unless it is renewed.
-    pub fn show_fence(&self, held: &Option<watch::Receiver<Held>>) {
-        let Some(Held::Until(until)) = held.as_ref().map(|held| held.borrow().clone()) else { return };
+    pub fn show_fence(&self, held: &Option<watch::Receiver<Vec<Held>>>) {
+        let Some(Held::Until(until)) = held.as_ref().map(|held| Held::of(&held.borrow())) else { return };
         let left = until.saturating_duration_since(Instant::now()).as_millis() as u64;
         self.update(|shown| shown.fence_ends_unix_ms = Some(unix_ms() + left));
     }

@@ -41,14 +41,23 @@ pub struct SourceControl {
 impl SourceControl {
     /// Connects, for the migration `run_id`; every answer may take `limit`.
     pub async fn open(endpoint: &Endpoint, run_id: &str, limit: Duration) -> Result<SourceControl, NetError> {
+        SourceControl::connect(endpoint.clone(), format!("shakedeck-cutover-{run_id}"), limit).await
+    }
+
+    /// Connects once more, after an error.
+    pub async fn reopen(&mut self) -> Result<(), NetError> {
+        *self = SourceControl::connect(self.endpoint.clone(), self.name.clone(), self.limit).await?;
+        Ok(())
+    }
+
+    async fn connect(endpoint: Endpoint, name: String, limit: Duration) -> Result<SourceControl, NetError> {
         let connection =
-            timeout(limit, Connection::open(endpoint)).await.map_err(|_| NetError::Timeout {
+            timeout(limit, Connection::open(&endpoint)).await.map_err(|_| NetError::Timeout {
                 address: endpoint.address.clone(),
                 what: "the connection attempt".into(),
                 limit,
             })??;
-        let name = format!("shakedeck-cutover-{run_id}");
-        let mut control = SourceControl { endpoint: endpoint.clone(), name, connection, limit };
+        let mut control = SourceControl { endpoint, name, connection, limit };
         let name = control.name.clone();
         // A server that refuses it only has less to tell; see end_others.
         let _ = control.ask(&[b"CLIENT", b"SETNAME", name.as_bytes()]).await?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use super::{Board, End, Handover, SourceSide, examine, lift_refusals, on_ready};
+use super::{Board, End, Handover, Record, SourceSide, examine, lift_refusals, on_ready};
 use crate::config::Plan;
 use crate::control::Command;
 use crate::cutover::Input;
@@ -135,7 +135,12 @@ impl Desk {
                     board.end_mending();
                     events.warn("", format!("unfence: {} takes writes again", lifted.join(", ")));
                 }
-                Err(problem) => events.error("", format!("unfence: {problem}")),
+                Err(problem) => {
+                    if let Ok(Some(record)) = Record::read(&dir) {
+                        board.update(|shown| shown.refusing = record.refusing());
+                    }
+                    events.error("", format!("unfence: {problem}"));
+                }
             }
         });
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::board::Board;
@@ -155,22 +156,54 @@ pub async fn lift_old_source(plan: &Plan, dir: &Path) -> Result<Vec<String>, Str
 
 /// `endpoint` is the server, or one node of the cluster, in which `cluster` has the others found by their addresses.
 async fn lift(endpoint: &Endpoint, cluster: bool, dir: &Path) -> Result<Vec<String>, String> {
-    let Some(mut record) = Record::read(dir).map_err(|error| error.to_string())? else {
+    let Some(record) = Record::read(dir).map_err(|error| error.to_string())? else {
         return Ok(Vec::new());
     };
+    // All at once: one that does not answer must not keep the others from taking writes.
+    let mut mending = JoinSet::new();
     for (node, restore) in nodes(endpoint, cluster, dir, &record)? {
-        let tried = put_back(&node, &record.run_id, Some(&restore), false, false, Duration::from_secs(3));
-        timeout(UNFENCE_LIMIT, tried)
-            .await
-            .map_err(|_| format!("{} could not be reached", restore.address))??;
+        let run_id = record.run_id.clone();
+        mending.spawn(async move {
+            let tried = put_back(&node, &run_id, Some(&restore), false, false, Duration::from_secs(3));
+            let address = &restore.address;
+            let problem = match timeout(UNFENCE_LIMIT, tried).await {
+                Ok(Ok(())) => None,
+                Ok(Err(problem)) => Some(problem),
+                Err(_) => Some(format!("{address} could not be reached")),
+            };
+            (restore, problem)
+        });
     }
-    let lifted = std::mem::take(&mut record.restore).into_iter().map(|restore| restore.address).collect();
-    if record.switched {
-        record.write(dir).map_err(|error| error.to_string())?;
-    } else {
-        Record::remove(dir).map_err(|error| error.to_string())?;
+    let (mut lifted, mut left, mut problems) = (Vec::new(), Vec::new(), Vec::new());
+    while let Some(mended) = mending.join_next().await {
+        match mended {
+            Ok((restore, None)) => lifted.push(restore.address),
+            Ok((restore, Some(problem))) => {
+                left.push(restore);
+                problems.push(problem);
+            }
+            Err(panic) => return Err(panic.to_string()),
+        }
     }
-    Ok(lifted)
+    // Somebody may have gone on meanwhile.
+    let now = Record::read(dir).map_err(|error| error.to_string())?;
+    if now.as_ref().is_some_and(|now| now.unix_ms == record.unix_ms) {
+        let done = match left.is_empty() && !record.switched {
+            true => Record::remove(dir),
+            false => Record { restore: left, ..record }.write(dir),
+        };
+        done.map_err(|error| error.to_string())?;
+    }
+    if problems.is_empty() {
+        return Ok(lifted);
+    }
+    let others =
+        if lifted.is_empty() { String::new() } else { format!("{} takes writes again; ", lifted.join(", ")) };
+    Err(format!(
+        "{others}{}. What is gone for good is in nobody's way: remove it from '{}'",
+        problems.join("; "),
+        Record::path(dir).display()
+    ))
 }
 
 /// How to reach the servers of a record.

@@ -125,6 +125,8 @@ pub struct Progress {
     keepers: Vec<SourceControl>,
     fence: Option<Fence>,
     fenced_at: Option<Instant>,
+    /// Behind a switch: the fence that should hold the old source does not.
+    loose: bool,
     /// Offset read after the fence, for each source.
     fenced: Vec<u64>,
     /// Commands replayed from each stream when it was drained.
@@ -236,6 +238,37 @@ impl Handover {
         self.report(Ok(()));
         let (state, effects) = step(State::Switched, Input::Succeeded);
         self.board.enter(state, &effects, "", false);
+    }
+
+    /// Behind a switch with source_after = "hold": tells when the old source gets loose, and when it is held again.
+    pub fn watch_hold(&mut self) {
+        let Some(fence) = &self.progress.fence else { return };
+        let held = fence.held();
+        let is_loose = matches!(held, Held::Lost(_));
+        if std::mem::replace(&mut self.progress.loose, is_loose) == is_loose {
+            return;
+        }
+        match held {
+            Held::Lost(reason) => self.events.error(
+                "",
+                format!(
+                    "the old source is not held any more ({reason}): it may take writes that nobody copies; it will be held again \
+                     as soon as it can be"
+                ),
+            ),
+            Held::Until(_) => self.events.warn("", "the old source is held again; what was written on it meanwhile is only there"),
+        }
+    }
+
+    /// Ends a hold at the operator's wish; false when nothing is held.
+    pub async fn end_hold(&mut self) -> bool {
+        let is_held = self.progress.fence.is_some();
+        if is_held {
+            self.let_go().await;
+            self.board.update(|shown| shown.holding.clear());
+            self.events.warn("", "unfence: the old source is not held any more");
+        }
+        is_held
     }
 
     /// The link back, if there is one; the supervisor goes on with it.
@@ -434,17 +467,17 @@ pub async fn on_ready(plan: &Plan, run_id: &str, dir: &Path, sources: &[SourceSi
 }
 
 /// Resolves when the fence is lost; never without a fence.
-async fn lost(held: &mut Option<watch::Receiver<Held>>) -> String {
+async fn lost(held: &mut Option<watch::Receiver<Vec<Held>>>) -> String {
     let Some(held) = held else { return std::future::pending().await };
     loop {
-        let until = match held.borrow_and_update().clone() {
+        let until = match Held::of(&held.borrow_and_update()) {
             Held::Lost(reason) => return reason,
             Held::Until(until) => until,
         };
         tokio::select! {
             () = sleep_until(until.into()) => return "the pause has ended before it was renewed".into(),
             changed = held.changed() => if changed.is_err() {
-                return "its keeper has ended".into();
+                return "it has ended".into();
             },
         }
     }

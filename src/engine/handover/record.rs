@@ -58,7 +58,13 @@ impl Record {
         self.switched && !self.rolled_back
     }
 
-    fn path(dir: &Path) -> PathBuf {
+    /// Addresses of the servers that are not as they were.
+    pub fn refusing(&self) -> Vec<String> {
+        self.restore.iter().map(|restore| restore.address.clone()).collect()
+    }
+
+    /// The file in this data directory.
+    pub fn path(dir: &Path) -> PathBuf {
         dir.join("cutover.json")
     }
 

@@ -32,6 +32,7 @@ use super::super::spool::Spool;
 use super::Home;
 use crate::config::{Address, Endpoint, OnExistingKey, OnFullResync, Plan, Reader, SyncReader, Writer};
 use crate::control::Command;
+use crate::cutover::SourceAfter;
 use crate::psync::Replid;
 use crate::resp::{Reply, append_command};
 use crate::status::Phase;
@@ -69,6 +70,10 @@ pub fn plan(plan: &Plan, dir: &Path) -> Option<Plan> {
     // A full sync would write an RDB over the old source: then rather no way back, and that is said.
     back.policy.on_full_resync = OnFullResync::Stop;
     back.cutover.reverse = false;
+    // The run that would hold the former destination ends with the rollback.
+    if back.cutover.source_after == SourceAfter::Hold {
+        back.cutover.source_after = SourceAfter::Refuse;
+    }
     back.notices.clear();
     Some(back)
 }

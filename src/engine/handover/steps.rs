@@ -9,7 +9,7 @@ use super::control::{SourceControl, Standing};
 use super::fence::{Fence, pause_all};
 use super::{Handover, SourceSide, report, reverse};
 use crate::config::Plan;
-use crate::cutover::{FenceKind, Hook, SourceFacts, fence_kind, preflight};
+use crate::cutover::{FenceKind, Hook, SourceAfter, SourceFacts, fence_kind, preflight};
 use crate::engine::events::unix_ms;
 use crate::engine::net::NetError;
 use crate::status::{CutoverNode, Gate};
@@ -235,8 +235,35 @@ pub async fn examine(
             }),
         }
     }
-    let checks = preflight(&facts, plan.cutover.source_after, plan.cutover.reverse);
+    let mut checks = preflight(&facts, plan.cutover.source_after, plan.cutover.reverse);
+    if plan.cutover.reverse {
+        checks.push(way_back(plan, run_id, limit).await);
+    }
     (checks, fence_kind(&facts), controls)
+}
+
+/// Whether a rollback could make the destination refuse writes. It would be found out when it is needed most.
+async fn way_back(plan: &Plan, run_id: &str, limit: Duration) -> Gate {
+    let endpoint = &plan.writer.endpoint;
+    let asked = async { SourceControl::open(endpoint, run_id, limit).await?.facts(None, false).await };
+    let denied = match asked.await {
+        // With "release" a rollback changes nothing there. Whether it answers is a question of other gates.
+        Ok(facts) if plan.cutover.source_after != SourceAfter::Release => facts.config_denied,
+        _ => None,
+    };
+    Gate {
+        name: "rollback".into(),
+        text: "a rollback could close the destination".into(),
+        ok: denied.is_none(),
+        detail: match denied {
+            Some(reply) => format!(
+                "{}: CONFIG SET min-replicas-to-write is denied ({reply}), which a rollback needs: grant its user \
+                 +config|get +config|set, or set [cutover] source_after = \"release\"",
+                endpoint.address
+            ),
+            None => "its user may do what a rollback needs".into(),
+        },
+    }
 }
 
 pub(super) fn offsets(standings: &[Standing]) -> Vec<u64> {

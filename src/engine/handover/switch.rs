@@ -76,6 +76,12 @@ impl Handover {
                 "{came} commands came through the fence: somebody lifted it, or a module writes by itself"
             ));
         }
+        // READY means that there are none; the last commands may have been refused.
+        let unread = self.events.unread_errors();
+        if unread > 0 {
+            let words = if unread == 1 { "an error has" } else { "errors have" };
+            return Err(format!("{words} come up since the cutover began: read them (e) first"));
+        }
         self.wishes.send_modify(|wishes| wishes.sealed = true);
         let began = Instant::now();
         while !self.writers.are_idle() {
@@ -97,9 +103,7 @@ impl Handover {
         self.progress.record = Some(record.clone());
         // The switch: before this line a restart goes on streaming, after it it never does.
         record.write(&self.dir).map_err(|error| error.to_string())?;
-        self.board.update(|shown| {
-            shown.refusing = record.restore.iter().map(|restore| restore.address.clone()).collect();
-        });
+        self.board.update(|shown| shown.refusing = record.refusing());
         if let Some(home) = &self.home {
             // Before the blocked writers are let go: they must find it open.
             if let Err(problem) = lift_old_source(&home.plan, &home.dir).await {
@@ -108,6 +112,9 @@ impl Handover {
         }
         if settings.source_after != SourceAfter::Hold || settings.reverse {
             self.let_go().await;
+        } else {
+            let held = self.sources.iter().map(|source| source.endpoint.address.to_string()).collect();
+            self.board.update(|shown| shown.holding = held);
         }
         self.note_blocked();
         let after = match (settings.reverse, settings.source_after) {
@@ -164,8 +171,9 @@ impl Handover {
 
     /// Lets blocked writers go on; an answer that does not come only means that they wait for the end of the pause.
     pub(super) async fn let_go(&mut self) {
-        let Some(fence) = self.progress.fence.take() else { return };
-        fence.release();
+        if self.progress.fence.take().is_none() {
+            return;
+        }
         if self.progress.kind != FenceKind::PauseWrites {
             return;
         }

@@ -15,7 +15,7 @@ use crate::headless::lines::{LogFormat, event_line, missed_line, safe, verdict};
 use crate::headless::overview::overview;
 use crate::headless::verification::{verification_exit_code, verification_progress, verification_result};
 use crate::headless::wire::{Reply, Request};
-use crate::status::{Event, State, Status, Throttle, Verification, VerificationState};
+use crate::status::{Event, EventLevel, State, Status, Throttle, Verification, VerificationState};
 
 /// How long an old source may take to be put back.
 const UNFENCE_LIMIT: Duration = Duration::from_secs(30);
@@ -188,9 +188,13 @@ pub async fn ctl(dir: &Path, action: Action, out: &mut (dyn Write + Send)) -> Re
             connection.command(Command::HandOver, "go", out).await?
         }
         Action::Unfence { .. } => {
+            let before = connection.status().await?;
+            if before.state == State::CuttingOver {
+                let reason = "a cutover is in progress ('shakedeck ctl abort' ends it)";
+                return Err(ClientError::Refused(reason.into()));
+            }
             connection.command(Command::Unfence, "unfence", out).await?;
-            let is_lifted = |status: &Status| status.cutover.refusing.is_empty();
-            connection.wait("unfenced", UNFENCE_LIMIT, is_lifted).await?;
+            connection.unfenced(before.events.last().map_or(0, |event| event.id)).await?;
             let _ = writeln!(out, "unfenced");
         }
         Action::Wait { goal, timeout } => {
@@ -256,6 +260,20 @@ impl Connection {
                 false => Ok(()),
             };
         }
+    }
+
+    /// Waits until nothing keeps writers off, or until the run says why that cannot be; `last` is the event before.
+    async fn unfenced(&mut self, last: u64) -> Result<(), ClientError> {
+        let mut failed = None;
+        let is_over = |status: &Status| {
+            let told = status.events.iter().find(|event| {
+                event.id > last && event.level == EventLevel::Error && event.text.starts_with("unfence: ")
+            });
+            failed = told.map(|event| event.text.clone());
+            failed.is_some() || status.cutover.refusing.is_empty() && status.cutover.holding.is_empty()
+        };
+        self.wait("unfenced", UNFENCE_LIMIT, is_over).await?;
+        failed.map_or(Ok(()), |text| Err(ClientError::Refused(safe(&text))))
     }
 
     /// Starts a comparison, or joins the one that runs, and waits for its result.
