@@ -55,7 +55,9 @@ fn a_hold_that_is_lost_is_put_up_again_and_said() {
         assert!(!waiting.is_finished(), "the pause ended after {:?}", began.elapsed());
         std::thread::sleep(Duration::from_millis(50));
     }
+    // Whatever connections it has: the pause is lifted, and does not only run out.
     run.ctl(&["unfence"]).expect(0, &["unfenced"]);
+    assert!(!run.output().contains("ends by itself"), "{}", run.output());
     assert!(matches!(waiting.join().unwrap(), Reply::SimpleString(_)), "it must be let go");
     assert_eq!(run.status_json()["cutover"]["holding"], serde_json::json!([]));
     source.client().ok(&["SET", "later", "1"]);

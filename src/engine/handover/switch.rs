@@ -179,7 +179,14 @@ impl Handover {
         }
         let controls = std::mem::take(&mut self.progress.controls);
         let unpaused = on_all(controls, |control| {
-            Box::pin(async move { control.unpause().await.map_err(|error| error.to_string()) })
+            Box::pin(async move {
+                // After hours of a hold nobody may have kept the connection.
+                if control.unpause().await.is_err() {
+                    control.reopen().await.map_err(|error| error.to_string())?;
+                    control.unpause().await.map_err(|error| error.to_string())?;
+                }
+                Ok(())
+            })
         });
         match unpaused.await {
             Ok(controls) => {
