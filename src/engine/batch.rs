@@ -257,13 +257,21 @@ impl Batch {
     /// The checkpoint that the destination sets with this batch: where to go on after a crash. In the stream that is behind
     /// the batch. In the RDB it is before it: commands may be refused when they run, only the answers tell which, and a crash
     /// may come before the answers; entries of an RDB can be brought twice. `serial` makes the text of each batch another
-    /// one, so that it also tells whether a batch whose answer was lost has run.
+    /// one, so that it also tells whether a batch whose answer was lost has run. In the RDB the end of the batch stands behind it.
     pub fn checkpoint(&self, serial: u64) -> String {
-        let at = match (self.begins, self.progress.at) {
-            (begins @ Position::Rdb { .. }, Position::Rdb { .. }) => begins,
-            (_, ends) => ends,
-        };
-        format!("{} #{serial}", Progress { at, ..self.progress.clone() })
+        let text = |at| format!("{} #{serial}", Progress { at, ..self.progress.clone() });
+        match (self.begins, self.progress.at) {
+            (begins @ Position::Rdb { .. }, Position::Rdb { bytes, .. }) => {
+                format!("{} {bytes}", text(begins))
+            }
+            (_, ends) => text(ends),
+        }
+    }
+
+    /// The end of the batch with which this checkpoint was set: the byte of the RDB before which keys may be applied.
+    pub fn rdb_end(checkpoint: &str) -> Option<u64> {
+        let (_, serial_and_end) = checkpoint.split_once(" #")?;
+        serial_and_end.split_once(' ')?.1.parse().ok()
     }
 
     /// True when it holds nothing and moves nothing.

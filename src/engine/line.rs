@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 use super::answers::{self, Answers};
-use super::batch::{BATCH_BYTES, Place, Progress};
+use super::batch::{BATCH_BYTES, Batch, Place, Progress};
 use super::begin::{Destination, where_to_begin};
 use super::cluster::{self, ClusterWriter, Journal};
 use super::events::EventLog;
@@ -244,6 +244,7 @@ impl Line {
             command_limit: (self.plan.advanced.pipeline_count_limit / 2).max(1),
             byte_limit: usize::try_from(self.plan.advanced.max_querybuf_len / 2)
                 .map_or(BATCH_BYTES, |half| half.min(BATCH_BYTES)),
+            applied_before: destination.checkpoint_text.as_deref().and_then(Batch::rdb_end),
             resume: start.resume,
             after_generation: start.after_generation,
             keeper: Keeper::new(ledger, checkpoint.as_ref(), walked),

@@ -10,13 +10,14 @@
 //! The second file makes a replay of many entries cheap and safe: each answer is one line on disk, and a process that is
 //! killed leaves at most the one entry open whose answer it had not written down.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard};
 
 use rustix::fs::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
@@ -78,6 +79,8 @@ pub struct Quarantine {
     last_id: AtomicU64,
     /// Entries of former runs that nobody has acknowledged.
     unread: u64,
+    /// By source: what waits here already and may be brought once more, as hashes.
+    known: Mutex<HashMap<String, HashSet<u64>>>,
 }
 
 impl Quarantine {
@@ -103,7 +106,14 @@ impl Quarantine {
             unread += u64::from(id > read);
         }
         keep_room(dir);
-        Ok(Quarantine { path, file: Mutex::new(None), count: count.into(), last_id: last_id.into(), unread })
+        Ok(Quarantine {
+            path,
+            file: Mutex::new(None),
+            count: count.into(),
+            last_id: last_id.into(),
+            unread,
+            known: Mutex::default(),
+        })
     }
 
     /// Moves what waits in `dir`, which is about to be removed, into `home`. `None` = nothing waits.
@@ -141,6 +151,30 @@ impl Quarantine {
         &self.path
     }
 
+    /// An RDB of this source goes on in its middle: what a former process has set aside of it comes again, and is not to
+    /// be added twice. Until [`Quarantine::expect_nothing`].
+    pub fn expect_again(&self, source: &str) -> Result<(), SpoolError> {
+        let Some(dir) = self.path.parent() else { return Ok(()) };
+        let mut known = HashSet::new();
+        for entry in waiting(dir)? {
+            let entry = entry?;
+            if entry.source == source {
+                known.insert(content(entry.db, &entry.key, &entry.command_hex));
+            }
+        }
+        self.known().insert(source.to_owned(), known);
+        Ok(())
+    }
+
+    /// Every entry of this source is a new one again.
+    pub fn expect_nothing(&self, source: &str) {
+        self.known().remove(source);
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<String, HashSet<u64>>> {
+        self.known.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     /// Sets one entry aside; it is safe on disk when this returns.
     pub fn add(
         &self,
@@ -154,6 +188,11 @@ impl Quarantine {
         for byte in command {
             command_hex.push_str(&format!("{byte:02x}"));
         }
+        let key = key.escape_ascii().to_string();
+        let is_known = |known: &HashSet<u64>| known.contains(&content(db, &key, &command_hex));
+        if self.known().get(source).is_some_and(is_known) {
+            return Ok(());
+        }
         let mut slot = self.file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let now = unix_ms();
         // By the clock, so that an id is not used again after the file was emptied.
@@ -164,7 +203,7 @@ impl Quarantine {
             unix_ms: now,
             source: source.to_owned(),
             db,
-            key: key.escape_ascii().to_string(),
+            key,
             reason: reason.to_owned(),
             command_hex,
         };
@@ -225,6 +264,13 @@ impl Quarantine {
         self.count.fetch_sub(count, Relaxed);
         Ok(count)
     }
+}
+
+/// What makes two entries the same one.
+fn content(db: u32, key: &str, command_hex: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (db, key, command_hex).hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The entries of a data directory that wait there, in their order. A replay that was killed is taken into account.

@@ -112,6 +112,28 @@ fn fixed_rule(error: &str, kind: CommandKind, on_bad_value: OnBadValue) -> (Rule
     }
 }
 
+/// An answer that means "not done".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// An error.
+    Error(String),
+    /// The key exists.
+    KeyExists,
+    /// The key is not there.
+    KeyMissing,
+}
+
+impl Refusal {
+    /// The key was there already.
+    pub fn key_exists(&self) -> bool {
+        match self {
+            Refusal::KeyExists => true,
+            Refusal::KeyMissing => false,
+            Refusal::Error(error) => error.starts_with("BUSYKEY"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

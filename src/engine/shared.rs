@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use super::events::{unix_ms, without_address};
+use super::ledger::Foreign;
 use super::pressure::Patience;
 use super::spool::Spool;
 use crate::config::Endpoint;
@@ -51,7 +52,7 @@ pub struct SourceShared {
     /// Those of them that are confirmed.
     pub batches_confirmed: AtomicU64,
     /// Keys (database, key) that existed on the destination and were left alone; taken by replay.
-    foreign: Mutex<Vec<(u32, Vec<u8>)>>,
+    foreign: Mutex<Option<Arc<Foreign>>>,
     /// Drops the link and opens it again.
     pub restart: Notify,
     /// Asks for an ACK now.
@@ -224,15 +225,17 @@ impl SourceShared {
 
     /// This key existed on the destination and was left alone.
     pub fn found_foreign(&self, db: u32, key: &[u8]) {
-        self.foreign().push((db, key.to_owned()));
+        if let Some(foreign) = self.foreign().as_ref() {
+            foreign.note(db, key);
+        }
     }
 
-    /// The keys found since the last call.
-    pub fn take_foreign(&self) -> Vec<(u32, Vec<u8>)> {
-        std::mem::take(&mut *self.foreign())
+    /// Where such keys are noted from now on.
+    pub fn note_foreign_in(&self, file: Option<Arc<Foreign>>) {
+        *self.foreign() = file;
     }
 
-    fn foreign(&self) -> MutexGuard<'_, Vec<(u32, Vec<u8>)>> {
+    fn foreign(&self) -> MutexGuard<'_, Option<Arc<Foreign>>> {
         self.foreign.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 

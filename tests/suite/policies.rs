@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use crate::support;
+use crate::support::proxy::Proxy;
 use crate::support::shakedeck::Setup;
 use crate::support::{Client, Options, Reply, Server, compare, dataset};
 
@@ -151,4 +152,100 @@ fn the_narrowest_limits_change_nothing_but_the_speed() {
         setup.start().wait_exit(MINUTES).expect(0, &[]);
         compare::assert_equal(&source, &destination);
     }
+}
+
+/// Enough for many batches, each with lists and strings.
+const MANY: usize = 6_000;
+
+fn value(owner: &str, number: usize) -> String {
+    format!("{owner} {number} {}", "x".repeat(300))
+}
+
+/// Keys of `owner`: every third one a list.
+fn fill(client: &mut Client, owner: &str, numbers: impl Iterator<Item = usize>) {
+    for number in numbers {
+        let (key, value) = (format!("key:{number}"), value(owner, number));
+        match number % 3 {
+            0 => client.integer(&["RPUSH", &key, &value]),
+            _ => {
+                client.ok(&["SET", &key, &value]);
+                0
+            }
+        };
+    }
+}
+
+/// Numbers of the keys that are not `owner`'s.
+fn of_others(client: &mut Client, owner: &str, numbers: impl Iterator<Item = usize>) -> Vec<usize> {
+    let mut differ = Vec::new();
+    for number in numbers {
+        let key = format!("key:{number}");
+        let found = match number % 3 {
+            0 => client.bytes(&["LINDEX", &key, "0"]),
+            _ => client.bytes(&["GET", &key]),
+        };
+        if found.as_deref() != Some(value(owner, number).as_bytes()) {
+            differ.push(number);
+        }
+    }
+    differ
+}
+
+/// It stops at the first key that others have, or is killed; whatever is said then, and however often it starts, their keys are
+/// left alone.
+#[test]
+fn keys_of_others_outlive_every_restart() {
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
+    let mut to = destination.client();
+    fill(&mut source.client(), "source", 0..MANY);
+    fill(&mut to, "other", 0..MANY);
+    let setup = |behavior: &str| {
+        Setup::new(&source, &destination)
+            .text("advanced", "rdb_restore_command_behavior", behavior)
+            .exit_when("caught-up")
+    };
+    let run = setup("panic").start();
+    let home = run.folder();
+    run.wait_exit(MINUTES).expect(4, &["rdb_restore_command_behavior"]);
+    assert_eq!(of_others(&mut to, "other", 0..MANY).len(), 0, "overwritten before it stopped");
+    setup("panic").start_in(home.clone()).wait_exit(MINUTES).expect(4, &[]);
+    assert_eq!(of_others(&mut to, "other", 0..MANY).len(), 0, "overwritten by the second start");
+    setup("skip").start_in(home).wait_exit(MINUTES).expect(0, &["BUSYKEY"]);
+    assert_eq!(of_others(&mut to, "other", 0..MANY).len(), 0, "overwritten by the start that skips");
+}
+
+/// Killed in the middle of an RDB, again and again: what others have stays, and all the rest arrives.
+#[test]
+fn keys_of_others_outlive_kills_inside_the_rdb() {
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
+    let mut to = destination.client();
+    fill(&mut source.client(), "source", 0..MANY);
+    let others = || (0..MANY).filter(|number| number % 2 == 0);
+    let ours = || (0..MANY).filter(|number| number % 2 == 1);
+    fill(&mut to, "other", others());
+    // Slowly, so that batches are handed over and wait.
+    let proxy = Proxy::start(destination.address(), 1);
+    proxy.throttle(400_000);
+    let setup = Setup::bare(&source.address().to_string(), &proxy.address()).text(
+        "advanced",
+        "rdb_restore_command_behavior",
+        "skip",
+    );
+    let keys = |status: &serde_json::Value| status["sources"][0]["keys_applied"].as_u64().unwrap_or(0);
+    let mut home = None;
+    for _ in 0..3 {
+        let run = match home.take() {
+            None => setup.start(),
+            Some(home) => setup.start_in(home),
+        };
+        run.wait_status(MINUTES, "some keys are applied", |status| keys(status) > 500);
+        run.ctl(&["pause", "--wait"]).expect(0, &["paused"]);
+        assert!(run.status_json()["sources"][0]["phase"] == "rdb_apply", "{}", run.status_json());
+        home = Some(run.folder());
+        run.kill();
+    }
+    proxy.calm();
+    setup.exit_when("caught-up").start_in(home.unwrap()).wait_exit(MINUTES).expect(0, &[]);
+    assert_eq!(of_others(&mut to, "other", others()).len(), 0, "a key of others was overwritten");
+    assert_eq!(of_others(&mut to, "source", ours()).len(), 0, "a key of the source is missing");
 }

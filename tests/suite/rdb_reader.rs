@@ -7,9 +7,10 @@ use std::time::Duration;
 use crate::fixtures;
 use crate::support;
 use crate::support::fake_source::{FakeSource, Snapshot};
+use crate::support::proxy::Proxy;
 use crate::support::relay::Relay;
 use crate::support::shakedeck::Setup;
-use crate::support::{Flavor, Options, Server, ServerBinary, compare, dataset, rdb_file};
+use crate::support::{Flavor, Options, Server, ServerBinary, compare, dataset, rdb_file, wait_until};
 use crate::values;
 use serde_json::Value as Json;
 use shakedeck::rdb::DecodedValue;
@@ -361,6 +362,33 @@ fn bad_values_are_set_aside_and_the_rest_arrives() {
         let exit = run.wait_exit(MINUTES);
         exit.expect(75, &["3 quarantined", "quarantine.jsonl"]);
     }
+}
+
+/// Killed inside the RDB, it reads the same bad values once more: they are not set aside twice.
+#[test]
+fn bad_values_are_set_aside_once_though_they_are_read_again() {
+    let Some(binary) = support::servers::default() else {
+        return support::skip("no redis-server on PATH (run tests/run, or install it)");
+    };
+    let destination = Server::start(binary, Options::new());
+    let source = FakeSource::start(vec![Snapshot::whole(odd_things())]);
+    let proxy = Proxy::start(destination.address(), 1);
+    // The checkpoint that stands behind the RDB gets stuck.
+    proxy.hold_from(b" stream ");
+    let setup = Setup::bare(&source.address().to_string(), &proxy.address());
+    let run = setup.start();
+    run.wait_status(MINUTES, "they are set aside", |status| status["counters"]["quarantined"] == 3);
+    let home = run.folder();
+    run.kill();
+    proxy.hold_from(b"not to be sent");
+    let run = setup.start_in(home);
+    wait_until(MINUTES, "the RDB is read again", || run.output().contains("RDB applied"));
+    assert!(run.output().contains("going on inside the RDB"), "{}", run.output());
+    let lines = std::fs::read_to_string(run.data().join("quarantine.jsonl")).unwrap();
+    let entries = lines.lines().map(|line| serde_json::from_str::<Json>(line).unwrap());
+    let mut keys: Vec<String> = entries.map(|entry| entry["key"].as_str().unwrap().to_owned()).collect();
+    keys.sort_unstable();
+    assert_eq!(keys, ["broken", "module", "twice"]);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::super::batch::{CommandKind, Place, Position, Progress};
 use super::super::net::{Connection, NetError};
-use super::super::rules::{Rule, cause_of_abort, rule};
+use super::super::rules::{Refusal, Rule, cause_of_abort, rule};
 use super::group::{Command, Group};
 use super::slots::checkpoint_key;
 use crate::config::OnBadValue;
@@ -125,17 +125,6 @@ pub enum Outcome {
     Never(Vec<(usize, String)>),
     /// Going on would do harm: the command, if it is one, and the error. Commands of the group that ran.
     Stop(Option<usize>, String, Vec<usize>),
-}
-
-/// An answer that means "not done".
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
-    /// An error.
-    Error(String),
-    /// The key exists.
-    KeyExists,
-    /// The key is not there.
-    KeyMissing,
 }
 
 /// What an error means for the whole group.

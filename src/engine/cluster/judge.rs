@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use super::super::batch::CommandKind;
 use super::super::events::unix_ms;
-use super::super::rules::{Rule, cure_of, refuses_payload, rule};
+use super::super::rules::{Refusal, Rule, cure_of, refuses_payload, rule};
 use super::super::writer::{WriterError, key_named, named_by, renewal_is_over};
 use super::ask::taken_apart;
-use super::flight::{Outcome, Refusal, outcome, size};
+use super::flight::{Outcome, outcome, size};
 use super::group::Group;
 use super::{ClusterWriter, HOLD, slots};
 use crate::config::{OnBadValue, OnExistingKey};
@@ -154,6 +154,14 @@ impl ClusterWriter {
         refusals: Vec<(usize, Refusal)>,
     ) -> Result<Group, WriterError> {
         let mut instead = Group::instead_of(group);
+        // All of them before anything ends the run: a later start must not take them for ours.
+        for (index, _) in refusals.iter().filter(|(_, refusal)| refusal.key_exists()) {
+            let Some(command) = group.commands.get(*index).copied() else { continue };
+            if command.kind != CommandKind::Stream && (!command.repeated || command.once) {
+                let key = group.arguments(*index).get(named_by(command.kind)).copied().unwrap_or_default();
+                self.settings.source.found_foreign(group.database_of(*index), key);
+            }
+        }
         for (index, refusal) in refusals {
             let Some(command) = group.commands.get(index).copied() else { continue };
             let (kind, db) = (command.kind, group.database_of(index));
@@ -177,20 +185,13 @@ impl ClusterWriter {
             let key = escape(raw_key, 60);
             self.settings.shared.errors.fetch_add(1, Relaxed);
             self.settings.source.errors.fetch_add(1, Relaxed);
-            let exists = match &refusal {
-                Refusal::KeyExists => true,
-                Refusal::KeyMissing => false,
-                Refusal::Error(error) => error.starts_with("BUSYKEY"),
-            };
+            let exists = refusal.key_exists();
             let keeps = matches!(
                 kind,
                 CommandKind::SetIfMissing
                     | CommandKind::RestoreIfMissing
                     | CommandKind::Rename { existing: OnExistingKey::Skip, .. }
             );
-            if exists && kind != CommandKind::Stream {
-                self.settings.source.found_foreign(db, raw_key);
-            }
             match refusal {
                 _ if exists && keeps => {
                     let text = format!(

@@ -18,6 +18,7 @@
 //!
 //! Memory: 1 MiB for the keys noted last (a hot key is written once), and a few more while files are sorted.
 
+mod foreign;
 pub mod sorted;
 
 use std::collections::hash_map::RandomState;
@@ -35,6 +36,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
+pub use self::foreign::Foreign;
 use self::sorted::{KeyHash, Lookup, Merge, Minus, RECORD, sort};
 use super::spool::{SpoolError, replace_file};
 
@@ -73,18 +75,30 @@ struct Swap {
 pub struct Ledger {
     dir: PathBuf,
     state: State,
-    /// Databases whose name is not their number: (number, name).
-    names: Vec<(u32, u32)>,
-    /// The database asked for last, and the seed of its hashes.
-    current: (u32, u64),
+    names: Names,
     generation: u64,
     part: Option<Part>,
     unwritten: Vec<u8>,
-    unwritten_foreign: Vec<u8>,
+    foreign: Option<Arc<Foreign>>,
     recent: Vec<KeyHash>,
     syncing: Arc<AtomicBool>,
     sorting: Option<JoinHandle<u64>>,
     sorted_bytes: u64,
+}
+
+/// The keys that this migration has put into the destination, or may have.
+pub struct Ours {
+    /// By former full syncs.
+    pub former: Lookup,
+    /// By this one.
+    pub now: Lookup,
+}
+
+impl Ours {
+    /// Whether it holds this one.
+    pub fn contains(&self, hash: KeyHash) -> io::Result<bool> {
+        Ok(self.former.contains(hash)? || self.now.contains(hash)?)
+    }
 }
 
 /// The file that is appended to.
@@ -113,15 +127,15 @@ impl Ledger {
             }
             Err(error) => return Err(failed("read", &path)(error)),
         };
+        let seed = state.seed;
         Ok(Ledger {
             dir: dir.to_owned(),
             state,
-            names: Vec::new(),
-            current: (0, 0),
+            names: Names { seed, renamed: Vec::new() },
             generation: 0,
             part: None,
             unwritten: Vec::new(),
-            unwritten_foreign: Vec::new(),
+            foreign: None,
             recent: vec![0; RECENT],
             syncing: Arc::default(),
             sorting: None,
@@ -144,12 +158,11 @@ impl Ledger {
             state.save(&self.dir)?;
             self.state = state;
         }
-        self.names.clear();
-        for swap in self.state.swaps.clone() {
-            self.rename(swap.a, swap.b);
+        self.names.renamed.clear();
+        for swap in &self.state.swaps {
+            self.names.swap(swap.a, swap.b);
         }
         self.generation = generation;
-        self.current = (0, self.seed_of(0));
         self.unwritten.clear();
         self.recent.fill(0);
         self.sorted_bytes = 0;
@@ -161,24 +174,24 @@ impl Ledger {
                 fs::remove_file(&path).map_err(failed("remove", &path))?;
             }
         }
+        self.foreign = Some(Arc::new(Foreign::open(&self.dir, self.names.clone())?));
         let last = self.last_part()?;
         self.open_part(last.max(1))
     }
 
+    /// Where the keys are noted that are not ours; `None` before the first full sync.
+    pub fn foreign(&self) -> Option<Arc<Foreign>> {
+        self.foreign.clone()
+    }
+
     /// This key may be written by the batch that is being filled.
     pub fn note(&mut self, db: u32, key: &[u8]) {
-        let hash = self.hash(db, key);
+        let hash = self.names.hash(db, key);
         let slot = &mut self.recent[hash as usize % RECENT];
         if *slot != hash {
             *slot = hash;
             self.unwritten.extend_from_slice(&hash.to_be_bytes());
         }
-    }
-
-    /// This key existed on the destination and was left alone: it is not ours.
-    pub fn note_foreign(&mut self, db: u32, key: &[u8]) {
-        let hash = self.hash(db, key);
-        self.unwritten_foreign.extend_from_slice(&hash.to_be_bytes());
     }
 
     /// SWAPDB, which ends at this offset of the stream. After an error that passes (a full disk) it can be called again.
@@ -187,8 +200,7 @@ impl Ledger {
         state.swaps.push(Swap { generation: self.generation, offset, a, b });
         state.save(&self.dir)?;
         self.state = state;
-        self.rename(a, b);
-        self.current = (a, self.seed_of(a));
+        self.names.swap(a, b);
         Ok(())
     }
 
@@ -199,18 +211,8 @@ impl Ledger {
 
     /// Writes what was noted. After an error that passes (a full disk) it can be called again.
     pub fn flush(&mut self) -> Result<(), SpoolError> {
-        if !self.unwritten_foreign.is_empty() {
-            let path = self.foreign_path();
-            let file = OpenOptions::new().append(true).create(true).mode(0o600).open(&path);
-            let file = file.map_err(failed("open", &path))?;
-            // At a whole record, so that trying again after a full disk cannot shift those that follow.
-            let len =
-                file.metadata().map_err(failed("examine", &path))?.len() / RECORD as u64 * RECORD as u64;
-            file.set_len(len)
-                .and_then(|()| io::Write::write_all(&mut &file, &self.unwritten_foreign))
-                .and_then(|()| file.sync_data())
-                .map_err(failed("write", &path))?;
-            self.unwritten_foreign.clear();
+        if let Some(foreign) = &self.foreign {
+            foreign.flush()?;
         }
         if self.unwritten.is_empty() {
             return Ok(());
@@ -301,16 +303,25 @@ impl Ledger {
         };
         let former = of(|of, now| of < now)?;
         let now = of(|of, now| of == now)?;
-        Ok(Minus::new(Minus::new(former, now), self.foreign()?))
+        Ok(Minus::new(Minus::new(former, now), self.others()?))
     }
 
-    /// All that is on record so far and not foreign, to be asked for single keys ([`Ledger::hash`]).
-    pub fn ours(&mut self) -> Result<Lookup, SpoolError> {
+    /// What is on record and not foreign, to be asked for single keys ([`Ledger::hash`]).
+    pub fn ours(&mut self) -> Result<Ours, SpoolError> {
         self.finish_sorting();
         self.flush()?;
-        let paths: Vec<PathBuf> = self.parts()?.into_iter().map(|(path, ..)| path).collect();
-        Lookup::new(&self.dir, Minus::new(self.sorted(&paths)?, self.foreign()?))
-            .map_err(failed("sort", &self.dir))
+        let parts = self.parts()?;
+        let lookup = |of_this: bool| {
+            let mut paths = Vec::new();
+            for (path, of, _) in &parts {
+                if (*of == self.generation) == of_this {
+                    paths.push(path.clone());
+                }
+            }
+            Lookup::new(&self.dir, Minus::new(self.sorted(&paths)?, self.others()?))
+                .map_err(failed("sort", &self.dir))
+        };
+        Ok(Ours { former: lookup(false)?, now: lookup(true)? })
     }
 
     /// The destination has confirmed this full sync: what former ones put there is gone, or counted here.
@@ -324,35 +335,12 @@ impl Ledger {
     }
 
     /// How a key is remembered.
-    pub fn hash(&mut self, db: u32, key: &[u8]) -> KeyHash {
-        if self.current.0 != db {
-            self.current = (db, self.seed_of(db));
-        }
-        xxh3_128_with_seed(key, self.current.1)
+    pub fn hash(&self, db: u32, key: &[u8]) -> KeyHash {
+        self.names.hash(db, key)
     }
 
-    fn seed_of(&self, db: u32) -> u64 {
-        let name = self.names.iter().find(|(number, _)| *number == db).map_or(db, |(_, name)| *name);
-        self.state.seed ^ u64::from(name).wrapping_mul(0x9E37_79B9_7F4A_7C15)
-    }
-
-    fn rename(&mut self, a: u32, b: u32) {
-        for db in [a, b] {
-            if !self.names.iter().any(|(number, _)| *number == db) {
-                self.names.push((db, db));
-            }
-        }
-        for (number, _) in &mut self.names {
-            *number = match *number {
-                number if number == a => b,
-                number if number == b => a,
-                number => number,
-            };
-        }
-    }
-
-    fn foreign(&self) -> Result<Merge, SpoolError> {
-        let path = self.foreign_path();
+    fn others(&self) -> Result<Merge, SpoolError> {
+        let path = foreign::file_in(&self.dir);
         let paths = if path.exists() { vec![path] } else { Vec::new() };
         self.sorted(&paths)
     }
@@ -399,9 +387,35 @@ impl Ledger {
     fn part_path(&self, generation: u64, number: u64) -> PathBuf {
         self.dir.join(format!("g{generation}-ledger-{number}"))
     }
+}
 
-    fn foreign_path(&self) -> PathBuf {
-        self.dir.join("ledger-foreign")
+/// What databases are called in hashes: by their numbers, until SWAPDB renames them.
+#[derive(Debug, Clone)]
+struct Names {
+    seed: u64,
+    /// Databases whose name is not their number: (number, name).
+    renamed: Vec<(u32, u32)>,
+}
+
+impl Names {
+    fn hash(&self, db: u32, key: &[u8]) -> KeyHash {
+        let name = self.renamed.iter().find(|(number, _)| *number == db).map_or(db, |(_, name)| *name);
+        xxh3_128_with_seed(key, self.seed ^ u64::from(name).wrapping_mul(0x9E37_79B9_7F4A_7C15))
+    }
+
+    fn swap(&mut self, a: u32, b: u32) {
+        for db in [a, b] {
+            if !self.renamed.iter().any(|(number, _)| *number == db) {
+                self.renamed.push((db, db));
+            }
+        }
+        for (number, _) in &mut self.renamed {
+            *number = match *number {
+                number if number == a => b,
+                number if number == b => a,
+                number => number,
+            };
+        }
     }
 }
 
@@ -501,7 +515,7 @@ mod tests {
         }
         ledger.note(3, b"a");
         assert_eq!(ledger.unwritten(), 5 * RECORD, "a hot key is written once");
-        ledger.note_foreign(0, b"kept");
+        ledger.foreign().unwrap().note(0, b"kept");
         ledger.flush().unwrap();
         assert!(!ledger.has_former().unwrap());
         drop(ledger);

@@ -140,6 +140,8 @@ pub struct Replay {
     pub byte_limit: usize,
     /// Where a former run stood, as the destination says.
     pub resume: Option<Progress>,
+    /// Bytes of the RDB that may be applied already, where the destination says so: it goes on before them.
+    pub applied_before: Option<u64>,
     /// Full syncs up to this one are void; the first to read is the next.
     pub after_generation: u64,
     /// Which keys are ours on the destination.
@@ -186,6 +188,7 @@ impl Replay {
         }
         self.begin_own(manifest.generation);
         let replid = manifest.replid.clone();
+        let goes_on = resume.is_some();
         let start =
             resume.map_or(Position::Rdb { offset: manifest.rdb_offset, bytes: 0, db: 0 }, |resume| resume.at);
         let progress = Progress { replid, generation: manifest.generation, at: start };
@@ -194,8 +197,15 @@ impl Replay {
             batch.pair_limit = 1;
         }
         if let Position::Rdb { bytes, .. } = start {
+            // What another full sync sets anew takes the place of all that came before it.
+            let anew = bytes == 0 && manifest.generation > 1;
             let set_aside_before = if bytes == 0 { self.quarantine.last_id() } else { 0 };
-            if let Some(end) = self.rdb(manifest, &mut batch, bytes)? {
+            if goes_on && !anew {
+                self.quarantine.expect_again(&self.shared.address)?;
+            }
+            let end = self.rdb(manifest, &mut batch, bytes)?;
+            self.quarantine.expect_nothing(&self.shared.address);
+            if let Some(end) = end {
                 return Ok(end);
             }
             if self.sync_rdb && manifest.generation > 1 {

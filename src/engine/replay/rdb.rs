@@ -136,7 +136,8 @@ impl Replay {
                 Item::Entry(mut entry) if wanted => {
                     read += 1;
                     entry.db = self.databases.there(entry.db);
-                    on_existing_key = self.on_existing(written_before.as_ref(), entry.db, entry.key)?;
+                    on_existing_key =
+                        self.on_existing(written_before.as_ref(), entry.db, entry.key, batch.at)?;
                     if self.entry(batch, &entry, version, on_existing_key)? == Step::ElementByElement {
                         large = Some(LargeKey {
                             db: entry.db,

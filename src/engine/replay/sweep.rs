@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 
 use super::super::batch::{Batch, Position, Progress};
 use super::super::ledger::sorted::{KeyHash, Lookup};
-use super::super::ledger::{Ledger, Place};
+use super::super::ledger::{Ledger, Ours, Place};
 use super::super::shard::Shard;
 use super::super::spool::{ReadEnd, SpoolError};
 use super::walk::Unswept;
@@ -41,6 +41,12 @@ pub struct Keeper {
     pub(super) runtime: Handle,
 }
 
+/// What is on record when an RDB begins, or the rest of it.
+pub(super) struct Before {
+    ours: Ours,
+    complete: bool,
+}
+
 impl Keeper {
     /// `checkpoint` is what the destination has confirmed. Must be called inside a tokio runtime.
     pub fn new(ledger: Ledger, checkpoint: Option<&Progress>, destination: Vec<Endpoint>) -> Self {
@@ -64,9 +70,10 @@ fn place(progress: &Progress) -> Place {
 impl Replay {
     /// A full sync, or the rest of it, begins.
     pub(super) fn begin_ledger(&self, generation: u64) -> Result<Option<()>, SpoolError> {
-        self.drain_foreign();
         let applied = self.keeper.handed_over.get();
-        self.retried(|| self.keeper.ledger.borrow_mut().begin(generation, applied))
+        let begun = self.retried(|| self.keeper.ledger.borrow_mut().begin(generation, applied))?;
+        self.shared.note_foreign_in(self.keeper.ledger.borrow().foreign());
+        Ok(begun)
     }
 
     /// Why a hand-over failed that was not a stop.
@@ -117,7 +124,6 @@ impl Replay {
 
     /// Puts what was noted on disk, before the batch with these keys leaves. Waits for room. `false` = the run ends.
     pub(super) fn record(&self, handed_over: Option<&Progress>) -> bool {
-        self.drain_foreign();
         let mut said = false;
         loop {
             let error = match self.keeper.ledger.borrow_mut().flush() {
@@ -146,7 +152,6 @@ impl Replay {
 
     /// The run ends. What cannot be written now is noted again when its batch is read again.
     pub(super) fn close_ledger(&self) {
-        self.drain_foreign();
         if let Err(error) = self.keeper.ledger.borrow_mut().flush() {
             tracing::warn!("{error}");
         }
@@ -163,43 +168,40 @@ impl Replay {
     }
 
     /// Keys that a former attempt wrote, where that makes a difference: they are replaced whatever is said about existing keys.
-    pub(super) fn written_before(&self) -> Result<Option<Lookup>, ReplayError> {
+    pub(super) fn written_before(&self) -> Result<Option<Before>, ReplayError> {
+        if self.on_existing_key == OnExistingKey::Rewrite {
+            return Ok(None);
+        }
         let mut ledger = self.keeper.ledger.borrow_mut();
-        Ok(match self.on_existing_key {
-            OnExistingKey::Rewrite => None,
-            _ => Some(ledger.ours()?),
-        })
+        Ok(Some(Before { ours: ledger.ours()?, complete: ledger.is_complete() }))
     }
 
-    /// What to do when this key of the RDB exists on the destination.
+    /// What to do when this key of the RDB, which begins at this byte of it, exists on the destination.
     pub(super) fn on_existing(
         &self,
-        before: Option<&Lookup>,
+        before: Option<&Before>,
         db: u32,
         key: &[u8],
+        at: u64,
     ) -> Result<OnExistingKey, ReplayError> {
         let Some(before) = before else { return Ok(OnExistingKey::Rewrite) };
         if self.shard.as_ref().is_some_and(Shard::overlaps) {
             return Ok(OnExistingKey::Rewrite);
         }
-        let mut ledger = self.keeper.ledger.borrow_mut();
-        // Without a whole record a key that exists may be ours.
-        let ours = !ledger.is_complete() || {
-            let hash = ledger.hash(db, key);
-            before.contains(hash).map_err(|cause| SpoolError {
+        let hash = self.keeper.ledger.borrow().hash(db, key);
+        // A key is on record before it is sent: what a former process did not come to send is not there yet.
+        let may_be_there = self.applied_before.is_none_or(|upto| at < upto);
+        let contains = |lookup: &Lookup| {
+            lookup.contains(hash).map_err(|cause| SpoolError {
                 action: "read the ledger in",
                 path: self.shared.spool.dir().to_owned(),
                 cause,
-            })?
+            })
         };
+        // Without a whole record a key that exists may be ours.
+        let ours =
+            !before.complete || contains(&before.ours.former)? || may_be_there && contains(&before.ours.now)?;
         Ok(if ours { OnExistingKey::Rewrite } else { self.on_existing_key })
-    }
-
-    /// What the writer found to be somebody else's.
-    fn drain_foreign(&self) {
-        for (db, key) in self.shared.take_foreign() {
-            self.keeper.ledger.borrow_mut().note_foreign(db, &key);
-        }
     }
 
     /// The RDB is handed over: removes what earlier full syncs put there and this one has not. `batch` stands at the end of

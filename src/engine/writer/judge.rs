@@ -1,6 +1,6 @@
 //! What answers mean: which batch was applied, and what becomes of commands that were refused.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::super::batch::{Batch, CommandKind, Position};
 use super::super::net::{Connection, NetError};
-use super::super::rules::{Rule, cause_of_abort, refuses_payload, rule};
+use super::super::rules::{Refusal, Rule, cause_of_abort, refuses_payload, rule};
 use super::link::{Beside, STALL_LIMIT};
 use super::{Flight, PROLOGUE, Writer, WriterError};
 use crate::command;
@@ -27,13 +27,6 @@ pub(super) enum Verdict {
     Overtaken,
     /// It went without answers and was not applied; the checkpoint as it is.
     Unheard(Option<String>),
-}
-
-/// An answer that means "not done".
-pub(super) enum Refusal {
-    Error(String),
-    KeyExists,
-    KeyMissing,
 }
 
 impl Writer {
@@ -98,6 +91,8 @@ impl Writer {
         {
             return Err(self.refused("HSET".into(), Some(self.checkpoint_key.clone()), error.clone()));
         }
+        // All of them before anything ends the run: a later start must not take them for ours.
+        let taken = self.note_foreign(batch, &refusals).await?;
         // On ours the next batch is open.
         let mut beside = Beside::default();
         for (index, refusal) in refusals {
@@ -117,21 +112,13 @@ impl Writer {
             }
             self.shared.errors.fetch_add(1, Relaxed);
             batch.source.errors.fetch_add(1, Relaxed);
-            let exists = match &refusal {
-                Refusal::KeyExists => true,
-                Refusal::KeyMissing => false,
-                Refusal::Error(error) => error.starts_with("BUSYKEY"),
-            };
+            let exists = refusal.key_exists();
             let keeps = matches!(
                 kind,
                 CommandKind::SetIfMissing
                     | CommandKind::RestoreIfMissing
                     | CommandKind::Rename { existing: OnExistingKey::Skip, .. }
             );
-            if exists && kind != CommandKind::SetIfNone && kind != CommandKind::Stream {
-                let key = arguments.get(named).copied().unwrap_or_default();
-                batch.source.found_foreign(batch.database_of(index), key);
-            }
             match refusal {
                 _ if exists && keeps => {
                     let text = format!(
@@ -140,10 +127,7 @@ impl Writer {
                     self.events.reject(&self.node(), EventLevel::Warn, "BUSYKEY", "skip", &key, &text);
                 }
                 Refusal::KeyExists => {
-                    let key = match kind {
-                        CommandKind::SetIfNone => self.existing_key(batch, index, &arguments).await?,
-                        _ => key,
-                    };
+                    let key = taken.get(&index).cloned().unwrap_or(key);
                     let error = "BUSYKEY Target key name already exists.".to_owned();
                     return self.stop(batch, index, verb, Some(key), error);
                 }
@@ -180,6 +164,29 @@ impl Writer {
             }
         }
         Ok(())
+    }
+
+    /// Notes every key that existed already. Returns which key of each refused MSETNX it is.
+    async fn note_foreign(
+        &self,
+        batch: &Batch,
+        refusals: &[(usize, Refusal)],
+    ) -> Result<HashMap<usize, String>, WriterError> {
+        let mut taken = HashMap::new();
+        for (index, _) in refusals.iter().filter(|(_, refusal)| refusal.key_exists()) {
+            let arguments = batch.arguments(*index);
+            match batch.commands.get(*index).map(|command| command.kind) {
+                Some(CommandKind::SetIfNone) => {
+                    taken.insert(*index, self.existing_key(batch, *index, &arguments).await?);
+                }
+                Some(CommandKind::Stream) | None => {}
+                Some(kind) => {
+                    let key = arguments.get(named_by(kind)).copied().unwrap_or_default();
+                    batch.source.found_foreign(batch.database_of(*index), key);
+                }
+            }
+        }
+        Ok(taken)
     }
 
     /// The first batch was refused as a whole; nothing of it is applied. Decides by its worst error.
