@@ -56,9 +56,11 @@ pub fn run(command: Command) -> ExitCode {
     ExitCode::from(code as u8)
 }
 
-/// A line on stderr. `eprintln!` panics where the terminal is gone.
-fn complain(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+/// Lines on stderr; what servers have put into them is made harmless. `eprintln!` panics where the terminal is gone.
+fn complain(text: &str) {
+    for line in text.lines() {
+        let _ = writeln!(std::io::stderr(), "{}", format::escape(line, 4_000));
+    }
 }
 
 fn failure(exit_code: i32, message: impl Into<String>) -> Outcome {
