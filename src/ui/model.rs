@@ -108,6 +108,8 @@ pub struct Model {
     /// Id of the event at the top of the pane; `None` = follow the newest.
     event_anchor: Option<u64>,
     notice: Option<(String, u64)>,
+    /// Id of the engine's newest event when the pane was scrolled away from it.
+    newest_when_scrolled: Option<u64>,
     local_events: Vec<Event>,
     /// Scroll position of the log.
     pub log: tui_logger::TuiWidgetState,
@@ -138,6 +140,7 @@ impl Model {
             selected_writer: None,
             event_anchor: None,
             notice: None,
+            newest_when_scrolled: None,
             local_events: Vec::new(),
             log: tui_logger::TuiWidgetState::new(),
         }
