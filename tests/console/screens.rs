@@ -524,6 +524,10 @@ fn a_forecast_is_made_only_from_rates_that_hold() {
     assert!(!line(&status, 6_000).contains("left"), "stale");
     status.state = State::Paused;
     assert!(!line(&status, 0).contains("left"), "paused");
+    // All RDBs applied, and one link lost.
+    let mut status = statuses::caught_up();
+    status.sources[0].phase = Phase::Reconnecting;
+    assert!(line(&status, 0).trim_end().ends_with("12.4/12.4 GB"), "{}", line(&status, 0));
 }
 
 #[test]

@@ -365,15 +365,15 @@ fn progress(screen: &Screen, totals: &Totals, width: usize) -> Line<'static> {
             ),
         ));
     }
+    // A node that is away has none.
+    let moves = counted().next().is_some();
+    let speed = |rate: f64| if moves { format!(" at {}", format::rate(rate)) } else { String::new() };
     if !totals.known {
         return Line::from(screen.text(Role::Dim, "  RDB not begun"));
     }
     let Some(total) = totals.total.filter(|total| *total > 0) else {
-        let text = format!(
-            "  RDB received {} of an unknown size at {}",
-            format::size(totals.received),
-            format::rate(received)
-        );
+        let text =
+            format!("  RDB received {} of an unknown size{}", format::size(totals.received), speed(received));
         return Line::from(screen.text(Role::Value, text));
     };
     let percent = format::percent(totals.applied, total).unwrap_or(0);
@@ -386,7 +386,7 @@ fn progress(screen: &Screen, totals: &Totals, width: usize) -> Line<'static> {
         Some(Finish::Rdb(seconds)) => format!(", about {} left", format::spoken_duration(seconds)),
         _ => String::new(),
     };
-    let numbers = format!(" {percent} %  {done} at {}{left}", format::rate(applied));
+    let numbers = format!(" {percent} %  {done}{}{left}", speed(applied));
     let mut spans = vec![screen.text(Role::Label, "  RDB ")];
     let gauge = width.saturating_sub(10 + format::width(&numbers)).min(40);
     spans.push(Span::raw("["));
