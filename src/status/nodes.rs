@@ -121,12 +121,13 @@ pub struct SourceStatus {
 
 impl SourceStatus {
     /// True while its RDB is not whole here: what there is of it is void once the link or this process ends.
-    pub fn rdb_is_arriving(&self) -> bool {
+    pub fn needs_full_sync(&self) -> bool {
         match (self.phase, self.rdb_bytes_total) {
             (Phase::WaitingBgsave, _) => true,
             (Phase::Stream | Phase::Drained, _) => false,
-            (_, Some(total)) => self.rdb_bytes_received.max(self.rdb_bytes_applied) < total,
-            (phase, None) => phase == Phase::RdbReceive || self.rdb_bytes_received > 0,
+            (_, Some(total)) => self.rdb_bytes_received < total,
+            // Not begun, or without a size before its end.
+            (_, None) => true,
         }
     }
 

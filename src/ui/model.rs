@@ -264,7 +264,7 @@ impl Model {
             Action::OpenThrottle => self.overlay = Some(Overlay::Throttle(ThrottleForm::of(status.throttle))),
             Action::RestartSource => {
                 let source = self.selected_source(status)?;
-                let then = match source.rdb_is_arriving() {
+                let then = match source.needs_full_sync() {
                     true => [
                         "Its RDB is not whole here yet: what has arrived is thrown away,",
                         "and a new full sync of this node begins.",

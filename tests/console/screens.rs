@@ -591,6 +591,7 @@ fn leaving_and_restarting_promise_only_what_is_so() {
     status.sources[0] = statuses::applying().sources[0].clone();
     let drawn = dialog(&status, 'q');
     assert!(drawn.contains("10.0.1.12:6379 (and 1 more)") && drawn.contains("about 24 min"), "{drawn}");
+    assert!(dialog(&statuses::fresh(), 'q').contains("10.0.1.11:6379 is not whole here yet"), "not begun");
     // Whole, though not applied: the spool has it.
     let status = statuses::applying();
     assert!(dialog(&status, 'q').contains("goes on without a new full sync"));

@@ -290,6 +290,7 @@ impl Publisher {
         let source = &self.sources[index];
         let rates = &mut self.rates[index];
         let spool = &source.spool;
+        let manifest = spool.manifest();
         let (spool_bytes, spool_files) = spool.usage();
         let received = spool.received();
         // Read after `received`, so that a lag is never below zero.
@@ -297,7 +298,7 @@ impl Publisher {
         let in_full_sync =
             matches!(details.phase, Phase::RdbReceive | Phase::RdbApply | Phase::WaitingBgsave);
         // What a source has not sent yet, nobody knows: without a link, and until its RDB is whole here.
-        let known = spool.manifest().is_some_and(|manifest| manifest.rdb_len.is_some())
+        let known = manifest.as_ref().is_some_and(|manifest| manifest.rdb_len.is_some())
             && matches!(details.phase, Phase::RdbReceive | Phase::RdbApply | Phase::Stream | Phase::Drained);
         let lag_seconds = if in_full_sync {
             details.full_sync_since.map(|since| (now - since).as_secs_f64())
@@ -344,10 +345,11 @@ impl Publisher {
                 .or_else(|| details.reason.clone())
                 .or_else(|| limited.map(|limit| format!("THROTTLED ({limit})"))),
             phase_since_unix_ms: details.phase_since_unix_ms,
-            replid: spool.manifest().map(|manifest| manifest.replid.to_string()),
+            replid: manifest.as_ref().map(|manifest| manifest.replid.to_string()),
             rdb_transfer: details.transfer.map(str::to_owned),
             rdb_bytes_received: spool.rdb_received(),
-            rdb_bytes_total: details.rdb_total,
+            // That of a former run is whole on disk before anything is asked of the source.
+            rdb_bytes_total: details.rdb_total.or(manifest.as_ref().and_then(|manifest| manifest.rdb_len)),
             rdb_bytes_applied: rdb_applied,
             keys_applied: source.keys_applied.load(Relaxed),
             offset_received: received,

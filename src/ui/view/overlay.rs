@@ -174,7 +174,7 @@ fn resume_words(screen: &Screen) -> Vec<String> {
         ];
     }
     let (arriving, whole): (Vec<_>, Vec<_>) =
-        status.sources.iter().partition(|source: &&SourceStatus| source.rdb_is_arriving());
+        status.sources.iter().partition(|source: &&SourceStatus| source.needs_full_sync());
     let mut words = Vec::new();
     match arriving.as_slice() {
         [] => {
