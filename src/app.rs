@@ -56,9 +56,11 @@ pub fn run(command: Command) -> ExitCode {
     ExitCode::from(code as u8)
 }
 
-/// A line on stderr. `eprintln!` panics where the terminal is gone.
-fn complain(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+/// Lines on stderr; what servers have put into them is made harmless. `eprintln!` panics where the terminal is gone.
+fn complain(text: &str) {
+    for line in text.lines() {
+        let _ = writeln!(std::io::stderr(), "{}", format::escape(line, 4_000));
+    }
 }
 
 fn failure(exit_code: i32, message: impl Into<String>) -> Outcome {
@@ -201,9 +203,9 @@ impl Front {
                 let _ = writeln!(std::io::stdout(), "{summary}");
                 outcome
             })),
-            ui::Exit::Detached | ui::Exit::TerminalLost => {
+            ui::Exit::Detached | ui::Exit::TerminalLost | ui::Exit::Broken => {
                 let status = handle.status();
-                if exit == ui::Exit::Detached {
+                if exit != ui::Exit::TerminalLost {
                     let _ = writeln!(std::io::stdout(), "{}", detached_words(&status));
                 }
                 let outcome = runtime.block_on(self.lines(handle, finished, watching.is_none(), true));
@@ -296,10 +298,17 @@ fn run_attach(attach: cli::Attach) -> Result<i32, Outcome> {
         .map_err(|error| failure(error.exit_code(), error.to_string()))?;
     let (found, further) = mpsc::channel(1);
     runtime.spawn(headless::further_runs(attach.dir, handle.clone(), found));
-    let options = ui_options(&attach.screen, ui::Outside::default());
-    ui::attach(handle, further, options)
-        .map_err(|error| failure(exit::CONFIG, format!("the console needs a terminal: {error}")))?;
-    Ok(exit::DONE)
+    let outside = ui::Outside::default();
+    let signals = runtime.block_on(async { Signals::listen() })?;
+    runtime.spawn(signals.leave(outside.clone()));
+    let options = ui_options(&attach.screen, outside);
+    match ui::attach(handle, further, options) {
+        Ok(ui::Exit::Broken) => {
+            Err(failure(exit::INTERRUPTED, "the console went wrong; the migration goes on: attach again"))
+        }
+        Ok(_) => Ok(exit::DONE),
+        Err(error) => Err(failure(exit::CONFIG, format!("the console needs a terminal: {error}"))),
+    }
 }
 
 /// Prints what an RDB file holds; what could not be printed goes to stderr.
@@ -463,11 +472,12 @@ impl Signals {
                 _ = self.interrupt.recv() => {}
                 _ = self.terminate.recv() => {}
                 _ = self.hang_up.recv() => {
-                    console.hang_up();
+                    console.leave_at_once();
                     continue;
                 }
             }
             if asked {
+                close(&console).await;
                 complain(
                     "shakedeck: stopped at once; the checkpoint tells at the next start what was applied",
                 );
@@ -478,6 +488,27 @@ impl Signals {
             let _ = handle.send(control::Command::Stop { forget: false });
         }
     }
+
+    /// For a console over another process: every signal closes the screen, and nothing else.
+    async fn leave(mut self, console: ui::Outside) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hang_up.recv() => {}
+        }
+        console.leave_at_once();
+    }
+}
+
+/// Waits until the console has given the terminal back, unless the terminal itself keeps it.
+async fn close(console: &ui::Outside) {
+    console.leave_at_once();
+    let closed = async {
+        while console.is_open() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(2), closed).await;
 }
 
 fn run_ctl(ctl: cli::Ctl) -> Result<i32, Outcome> {

@@ -31,7 +31,8 @@ pub fn size(value: u64) -> String {
 ///
 /// From 10 KB/s on it speaks in MB/s, the unit of links and disks, so that two rates compare at a glance.
 pub fn rate(bytes_per_second: f64) -> String {
-    let value = bytes_per_second.max(0.0);
+    // The sum of nothing is -0.0.
+    let value = bytes_per_second.max(0.0).abs();
     match value {
         v if v < 999.5 => format!("{v:.0} B/s"),
         v if v < 9_950.0 => format!("{:.1} KB/s", v / 1e3),
@@ -55,7 +56,7 @@ pub fn megabytes_per_second(bytes_per_second: f64) -> String {
 
 /// A count or a count per second for a column: `0`, `0.4`, `204`, `10.1k`, `31.2M`.
 pub fn count(value: f64) -> String {
-    let value = if value.is_finite() { value.max(0.0) } else { 0.0 };
+    let value = if value.is_finite() { value.max(0.0).abs() } else { 0.0 };
     if value < 9.95 && value.fract() != 0.0 {
         let text = format!("{value:.1}");
         return if text == "0.0" { "<0.1".into() } else { text };
@@ -317,7 +318,7 @@ mod tests {
         let shown: Vec<String> =
             [0.0, 0.01, 0.4, 7.0, 204.0, 999.7, 10_100.0, 53_000.0, 31.2e6].into_iter().map(count).collect();
         assert_eq!(shown, ["0", "<0.1", "0.4", "7", "204", "1.0k", "10.1k", "53.0k", "31.2M"]);
-        assert_eq!(count(f64::NAN), "0");
+        assert_eq!([count(f64::NAN), count(-0.0), rate(-0.0)], ["0", "0", "0 B/s"]);
     }
 
     #[test]

@@ -186,6 +186,13 @@ pub struct Side {
     pub nodes: usize,
 }
 
+impl Side {
+    /// True for an RDB file, which has no link.
+    pub fn is_file(&self) -> bool {
+        self.kind == "file"
+    }
+}
+
 /// One step of the phase timeline.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Step {
@@ -220,10 +227,22 @@ pub struct SpoolStatus {
     pub bytes: u64,
     /// `[spool] max_bytes`.
     pub max_bytes: u64,
-    /// Free bytes of the file system that holds the spool.
-    pub disk_free_bytes: u64,
+    /// Free bytes of the file system that holds the spool; `None` where nobody can tell.
+    pub disk_free_bytes: Option<u64>,
+    /// `[spool] min_free_bytes`: reading stops when less than this is free.
+    #[serde(default)]
+    pub min_free_bytes: u64,
     /// Growth (bytes per second) over the last minute; negative when it shrinks.
     pub growth_bytes_per_second: Option<f64>,
+}
+
+impl SpoolStatus {
+    /// Bytes by which it may still grow, and whether it is the disk that ends it and not `max_bytes`.
+    pub fn room(&self) -> (u64, bool) {
+        let own = self.max_bytes.saturating_sub(self.bytes);
+        let disk = self.disk_free_bytes.map(|free| free.saturating_sub(self.min_free_bytes));
+        disk.filter(|disk| *disk < own).map_or((own, false), |disk| (disk, true))
+    }
 }
 
 /// Totals since the start of the process.

@@ -1,6 +1,6 @@
 //! What the operator is told: one sentence an event, kept in a ring for the fronts and written to the log.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -42,6 +42,8 @@ struct Inner {
     next_id: u64,
     dropped: u64,
     unread_errors: u64,
+    /// Ids of the errors that nobody has acknowledged: others leave the ring before them.
+    unread: HashSet<u64>,
     rejected: BTreeMap<String, Rejected>,
 }
 
@@ -106,7 +108,9 @@ impl EventLog {
 
     /// The operator has seen the errors.
     pub fn acknowledge_errors(&self) {
-        self.lock().unread_errors = 0;
+        let mut inner = self.lock();
+        inner.unread_errors = 0;
+        inner.unread.clear();
     }
 
     /// Errors that the operator has not seen yet.
@@ -146,19 +150,38 @@ impl EventLog {
         if let Some(known) = inner.events.iter_mut().rev().take(look_back).find(same) {
             known.count += 1;
             known.unix_ms = now;
+            let id = known.id;
+            inner.keep_if_error(level, id);
             return;
         }
         let id = inner.next_id;
         inner.next_id += 1;
+        inner.keep_if_error(level, id);
         inner.events.push_back(Event { id, unix_ms: now, level, node: node.to_owned(), text, count: 1 });
         if inner.events.len() > EVENT_CAPACITY {
-            inner.events.pop_front();
-            inner.dropped += 1;
+            inner.drop_one();
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Inner {
+    fn keep_if_error(&mut self, level: EventLevel, id: u64) {
+        if level == EventLevel::Error {
+            self.unread.insert(id);
+        }
+    }
+
+    /// The oldest goes, but an error that nobody has read only where there is nothing else.
+    fn drop_one(&mut self) {
+        let read = self.events.iter().position(|event| !self.unread.contains(&event.id));
+        if let Some(event) = self.events.remove(read.unwrap_or(0)) {
+            self.unread.remove(&event.id);
+            self.dropped += 1;
+        }
     }
 }
 
@@ -210,13 +233,21 @@ mod tests {
         for _ in 0..204 {
             log.error("writer a", "refused");
         }
-        for number in 0..EVENT_CAPACITY {
-            log.info("", format!("event {number}"));
-        }
+        let fill = || (0..EVENT_CAPACITY).for_each(|number| log.info("", format!("event {number}")));
+        fill();
         let view = log.view();
         assert_eq!((view.events.len(), view.dropped, view.unread_errors), (EVENT_CAPACITY, 1, 204));
-        assert_eq!(view.events[0].text, "event 0");
+        assert_eq!((view.events[0].text.as_str(), view.events[0].count), ("refused", 204));
+        assert_eq!(view.events[1].text, "event 1", "an error stays until it is read");
         log.acknowledge_errors();
         assert_eq!(log.view().unread_errors, 0);
+        fill();
+        assert_eq!(log.view().events[0].text, "event 0");
+        for number in 0..=EVENT_CAPACITY {
+            log.error("", format!("error {number}"));
+        }
+        let view = log.view();
+        assert_eq!((view.events.len(), view.events[0].text.as_str()), (EVENT_CAPACITY, "error 1"));
+        assert_eq!(view.unread_errors, EVENT_CAPACITY as u64 + 1);
     }
 }

@@ -382,6 +382,8 @@ pub struct WriterShared {
     pub errors: AtomicU64,
     /// MOVED and ASK answers.
     pub redirects: AtomicU64,
+    /// Time that what was sent takes under the operator's speed limit (µs): nearly all of it where the limit is what holds it.
+    pub limit_us: AtomicU64,
     details: Mutex<WriterDetails>,
 }
 
@@ -431,6 +433,7 @@ impl WriterShared {
             reconnects: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             redirects: AtomicU64::new(0),
+            limit_us: AtomicU64::new(0),
             details: Mutex::new(WriterDetails {
                 slots: None,
                 state: WriterState::Connecting,
@@ -441,6 +444,16 @@ impl WriterShared {
                 connected_to: None,
             }),
         }
+    }
+
+    /// Counts what is sent, and tells how long nothing else may follow it under a speed limit.
+    pub fn limited(&self, limit: Throttle, bytes: u64, entries: u64) -> Duration {
+        let share =
+            |amount: u64, limit: Option<u64>| limit.map_or(0.0, |limit| amount as f64 / limit.max(1) as f64);
+        let seconds = share(bytes, limit.bytes_per_second).max(share(entries, limit.ops_per_second));
+        let time = Duration::from_secs_f64(seconds.min(3_600.0));
+        self.limit_us.fetch_add(time.as_micros() as u64, Relaxed);
+        time
     }
 
     /// Looks at or changes the slow-moving part.

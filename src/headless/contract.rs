@@ -48,7 +48,7 @@ const CONTRACT: &[(&str, &str)] = &[
     ("/destinations/0/errors", "integer"),
     ("/spool/bytes", "integer"),
     ("/spool/max_bytes", "integer"),
-    ("/spool/disk_free_bytes", "integer"),
+    ("/spool/disk_free_bytes", "integer?"),
     ("/counters/entries_read", "integer"),
     ("/counters/entries_applied", "integer"),
     ("/counters/filtered", "integer"),

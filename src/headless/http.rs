@@ -216,7 +216,7 @@ pub fn metrics(status: &Status) -> String {
             "disk_free_bytes",
             "gauge",
             "Free bytes on the spool's disk.",
-            Some(status.spool.disk_free_bytes as f64),
+            status.spool.disk_free_bytes.map(|bytes| bytes as f64),
         ),
         ("entries_read_total", "counter", "Entries read from the spool.", Some(c.entries_read as f64)),
         (

@@ -96,7 +96,7 @@ pub(super) fn overview(status: &Status) -> String {
         "spool      {} of {}, {} free on the disk",
         format::size(status.spool.bytes),
         format::size(status.spool.max_bytes),
-        format::size(status.spool.disk_free_bytes)
+        status.spool.disk_free_bytes.map_or("-".into(), format::size)
     ));
     lines.push(format!(
         "entries    {} read, {} applied, {} filtered, {} quarantined",

@@ -50,7 +50,8 @@ pub fn syncing() -> Status {
         spool: SpoolStatus {
             bytes: 5_200_000_000,
             max_bytes: 50_000_000_000,
-            disk_free_bytes: 90_000_000_000,
+            disk_free_bytes: Some(90_000_000_000),
+            min_free_bytes: 1_000_000_000,
             growth_bytes_per_second: Some(350_000.0),
         },
         counters: Counters {
@@ -142,6 +143,7 @@ pub fn source(address: &str) -> SourceStatus {
         ops_per_second: 10_100.0,
         bytes_per_second: 1_400_000.0,
         receive_bytes_per_second: 350_000.0,
+        stream_bytes_per_second: None,
         spool_bytes: 5_200_000_000,
         spool_files: 41,
         errors: 2,

@@ -88,6 +88,9 @@ pub struct SourceStatus {
     pub bytes_per_second: f64,
     /// Bytes (RDB and stream) received from the source, over the last 5 s.
     pub receive_bytes_per_second: f64,
+    /// Bytes per second of the stream when it last arrived; kept while the link is down.
+    #[serde(default)]
+    pub stream_bytes_per_second: Option<f64>,
     /// Bytes of this source in the spool.
     pub spool_bytes: u64,
     /// Files of this source in the spool.
@@ -114,6 +117,25 @@ pub struct SourceStatus {
     pub held_back_by: Option<String>,
     /// Time to the end of the RDB at the present speed; never before 1 % is applied.
     pub eta_seconds: Option<f64>,
+}
+
+impl SourceStatus {
+    /// True while its RDB is not whole here: what there is of it is void once the link or this process ends.
+    pub fn needs_full_sync(&self) -> bool {
+        match (self.phase, self.rdb_bytes_total) {
+            (Phase::WaitingBgsave, _) => true,
+            (Phase::Stream | Phase::Drained, _) => false,
+            (_, Some(total)) => self.rdb_bytes_received < total,
+            // Not begun, or without a size before its end.
+            (_, None) => true,
+        }
+    }
+
+    /// How long the source's backlog holds what is written there (seconds), at the rate of its stream.
+    pub fn backlog_seconds(&self) -> Option<f64> {
+        let rate = self.stream_bytes_per_second.filter(|rate| *rate >= 1.0)?;
+        self.backlog_bytes.map(|bytes| bytes as f64 / rate)
+    }
 }
 
 /// The greatest lag of all sources (bytes); `None` while that of one is not known.

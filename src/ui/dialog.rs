@@ -20,6 +20,8 @@ pub enum Overlay {
         filter: String,
         /// True while the filter is being typed.
         typing: bool,
+        /// What it was opened over, and goes back to.
+        below: Option<Box<Overlay>>,
     },
     /// Error events, newest first.
     Errors {
@@ -135,7 +137,12 @@ impl ThrottleForm {
                 return Ok(None);
             }
             let value: f64 = text.parse().map_err(|_| format!("'{text}' is not a number of {name}"))?;
-            Ok(Some((value * unit) as u64).filter(|value| *value > 0))
+            match (value * unit) as u64 {
+                0 => {
+                    Err("a limit of 0 lets nothing through: leave it empty for no limit, or p pauses".into())
+                }
+                limit => Ok(Some(limit)),
+            }
         };
         Ok(Throttle {
             bytes_per_second: parse(&self.megabytes, 1e6, "MB/s")?,

@@ -12,8 +12,8 @@ use super::action::Action;
 use super::model::Model;
 use super::theme::Glyphs;
 use crate::status::{State, Status};
-pub use reasons::Reason;
 use reasons::*;
+pub use reasons::{Reason, shows_steps};
 
 /// Where a key counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub enum Context {
     Anywhere,
     /// The panes.
     Screen,
+    /// What is read over the panes: errors, log, details, verification, cutover.
+    Reading,
     /// While a filter is typed.
     Filter,
     /// The list of keys.
@@ -50,8 +52,9 @@ pub enum Context {
 
 impl Context {
     /// In the order of the help.
-    pub const ALL: [Context; 14] = [
+    pub const ALL: [Context; 15] = [
         Context::Screen,
+        Context::Reading,
         Context::Errors,
         Context::Log,
         Context::Details,
@@ -72,6 +75,7 @@ impl Context {
         match self {
             Context::Anywhere => "anywhere",
             Context::Screen => "main screen",
+            Context::Reading => "lists, details, cutover",
             Context::Filter => "while typing a filter",
             Context::Help => "this list",
             Context::Errors => "error list",
@@ -85,6 +89,12 @@ impl Context {
             Context::Confirm => "question",
             Context::TypedConfirm => "question that wants a name",
         }
+    }
+
+    /// True for what is read and not answered: there the help and the way out are as on the main screen.
+    fn is_reading(self) -> bool {
+        use Context::{Cutover, Details, Errors, Log, Verification};
+        matches!(self, Errors | Log | Details | Verification | Cutover)
     }
 
     /// True where characters are text.
@@ -147,6 +157,20 @@ impl Binding {
         names.join(" ")
     }
 
+    fn counts_in(&self, context: Context) -> bool {
+        match self.context {
+            Context::Anywhere => true,
+            Context::Reading => context == Context::Reading || context.is_reading(),
+            own => own == context,
+        }
+    }
+
+    /// What it can do to the migration now.
+    pub fn danger_now(&self, status: &Status) -> Danger {
+        // Steps are looked at, nothing is begun.
+        if self.action == Action::Cutover && shows_steps(status) { Danger::Safe } else { self.danger }
+    }
+
     /// The footer's word, which may depend on the state.
     pub fn label(&self, model: &Model, status: &Status) -> &'static str {
         match self.action {
@@ -176,10 +200,7 @@ pub fn find(context: Context, key: KeyEvent) -> Option<&'static Binding> {
     let control = key.modifiers.contains(KeyModifiers::CONTROL);
     let plain = !key.modifiers.intersects(KeyModifiers::ALT | KeyModifiers::SUPER | KeyModifiers::META);
     BINDINGS.iter().find(|binding| {
-        plain
-            && (binding.context == context || binding.context == Context::Anywhere)
-            && binding.control == control
-            && binding.keys.contains(&key.code)
+        plain && binding.counts_in(context) && binding.control == control && binding.keys.contains(&key.code)
     })
 }
 
@@ -266,8 +287,8 @@ impl Binding {
 }
 
 use Context::{
-    Anywhere, Confirm, Cutover, CutoverStart, Details, Errors, Filter, Help, Log, Quit, Screen, Throttle,
-    TypedConfirm, Verification,
+    Anywhere, Confirm, Cutover, CutoverStart, Details, Errors, Filter, Help, Log, Quit, Reading, Screen,
+    Throttle, TypedConfirm, Verification,
 };
 use KeyCode::{BackTab, Backspace, Char, Down, End, Enter, Esc, Home, PageDown, PageUp, Tab, Up};
 
@@ -304,6 +325,9 @@ pub static BINDINGS: &[Binding] = &[
     key(&[Esc], Screen, Action::Back, "", "clear the filter; in the events: follow the newest"),
     key(&[Char('?')], Screen, Action::OpenHelp, "help", "list every key").footer(1),
     key(&[Char('q')], Screen, Action::Quit, "quit", "leave: asks whether to detach or to stop").footer(1).unless(leavable),
+
+    key(&[Char('?')], Reading, Action::OpenHelp, "help", "list every key; Esc comes back here"),
+    key(&[Char('q')], Reading, Action::Quit, "quit", "leave: asks whether to detach or to stop").unless(leavable),
 
     key(&[Char('a')], Errors, Action::Acknowledge, "mark all as read", "mark all errors as read: unread errors block the cutover")
         .footer(1).danger(Danger::Reversible).unless(has_unread),
@@ -392,9 +416,7 @@ mod tests {
     fn no_key_means_two_things_in_one_context() {
         for context in Context::ALL {
             let mut seen = Vec::new();
-            let here =
-                |binding: &&Binding| binding.context == context || binding.context == Context::Anywhere;
-            for binding in BINDINGS.iter().filter(here) {
+            for binding in BINDINGS.iter().filter(|binding| binding.counts_in(context)) {
                 for key in binding.keys {
                     assert!(!seen.contains(&(*key, binding.control)), "{key:?} twice in {context:?}");
                     seen.push((*key, binding.control));
@@ -416,7 +438,8 @@ mod tests {
 
     #[test]
     fn every_dialog_can_be_left_by_escape_and_every_context_has_keys_in_the_footer() {
-        for context in Context::ALL.into_iter().filter(|context| *context != Context::Anywhere) {
+        let shared = [Context::Anywhere, Context::Reading];
+        for context in Context::ALL.into_iter().filter(|context| !shared.contains(context)) {
             let back = find(context, KeyEvent::new(KeyCode::Esc, KeyModifiers::NONE));
             assert_eq!(back.map(|binding| binding.action), Some(Action::Back), "{context:?}");
             let in_footer =

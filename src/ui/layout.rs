@@ -137,7 +137,7 @@ pub fn areas(width: u16, height: u16, wishes: Wishes) -> Areas {
     }
     areas.body = rows.rest();
     // A banner never pushes the nodes off the screen.
-    areas.banner = rows.top(wishes.banner.min((height - 9) / 3));
+    areas.banner = rows.top(wishes.banner.min((height - 9) / 2).min(height - 13));
     match size {
         Size::TooSmall => {}
         Size::Compact => compact(&mut areas, rows, wishes),

@@ -13,6 +13,9 @@
 //! EIO is retried at once), so the loop asks the kernel itself and enters crossterm only while the terminal is alive.
 //! `Terminal::clear` is never called: it asks the terminal for the cursor and fails where nobody answers.
 //!
+//! A panic in here ends only the console as well: it is written to the log, the terminal is given back, and [`run`] returns
+//! [`Exit::Broken`].
+//!
 //! A console that is stopped from outside (SIGSTOP) loses the terminal to the shell, and is in the background when it goes on.
 //! Whoever reads there, or sets the terminal's modes, is stopped by the kernel: the console does neither, and waits.
 
@@ -29,8 +32,9 @@ pub mod view;
 
 use std::io::{self, Stdout};
 use std::mem::ManuallyDrop;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use ratatui::Terminal;
@@ -73,18 +77,31 @@ pub struct UiOptions {
 
 /// What may reach the console from elsewhere, signals above all. Cheap to clone; the app keeps one.
 #[derive(Debug, Clone, Default)]
-pub struct Outside(Arc<AtomicU8>);
+pub struct Outside(Arc<Wish>);
+
+#[derive(Debug, Default)]
+struct Wish {
+    /// 0 none, 1 leave at the end, 2 leave at once.
+    leave: AtomicU8,
+    /// True while the terminal is the console's.
+    open: AtomicBool,
+}
 
 impl Outside {
-    /// The terminal is gone (SIGHUP): leave at once, [`Exit::TerminalLost`].
-    pub fn hang_up(&self) {
-        self.0.store(2, Relaxed);
+    /// Leave at once, because the terminal is gone (SIGHUP) or the program ends: [`Exit::TerminalLost`].
+    pub fn leave_at_once(&self) {
+        self.0.leave.store(2, Relaxed);
     }
 
     /// The engine was told to stop (SIGTERM): leave as soon as it has ended, without a key, [`Exit::Quit`].
     pub fn leave_at_end(&self) {
         // Never takes back a hang-up.
-        let _ = self.0.compare_exchange(0, 1, Relaxed, Relaxed);
+        let _ = self.0.leave.compare_exchange(0, 1, Relaxed, Relaxed);
+    }
+
+    /// True until the terminal is given back.
+    pub fn is_open(&self) -> bool {
+        self.0.open.load(Relaxed)
     }
 }
 
@@ -98,6 +115,8 @@ pub enum Exit {
     /// The terminal is gone (hang-up, write error); the migration goes on. From here on `println!` and `eprintln!`
     /// panic, for nobody reads them: the log file is the only place left.
     TerminalLost,
+    /// The console itself went wrong, which is on stderr and in the log; the migration goes on.
+    Broken,
     /// The engine ended by itself, and the operator has seen it; or there is nothing left to see.
     EngineEnded,
 }
@@ -128,8 +147,21 @@ fn run_over(handle: Handle, further: Option<FurtherRuns>, options: UiOptions) ->
     let mut model = Model::new(look);
     model.read_only = options.read_only;
     model.attached = options.attached;
-    let mut guard = TerminalGuard::enter(options.mouse)?;
-    Ok(watch(&mut guard, handle, further, model, &options.outside).unwrap_or(Exit::TerminalLost))
+    let guard = TerminalGuard::enter(options.mouse)?;
+    let open = &options.outside.0.open;
+    open.store(true, Relaxed);
+    let exit = over(guard, |guard| watch(guard, handle, further, model, &options.outside));
+    open.store(false, Relaxed);
+    Ok(exit)
+}
+
+/// Runs the console over the terminal and gives it back, however it ends.
+fn over(mut guard: TerminalGuard, console: impl FnOnce(&mut TerminalGuard) -> io::Result<Exit>) -> Exit {
+    // Nothing of the console is used afterwards, and what it shares with the engine is a channel.
+    match catch_unwind(AssertUnwindSafe(|| console(&mut guard))) {
+        Ok(exit) => exit.unwrap_or(Exit::TerminalLost),
+        Err(_) => Exit::Broken,
+    }
 }
 
 type Screen = Terminal<CrosstermBackend<Stdout>>;
@@ -147,7 +179,7 @@ fn watch(
     let mut drawn: Option<Instant> = None;
     let mut changed = true;
     loop {
-        match outside.0.load(Relaxed) {
+        match outside.0.leave.load(Relaxed) {
             0 => {}
             1 => model.leave_at_end = true,
             _ => return Ok(Exit::TerminalLost),
@@ -290,6 +322,8 @@ struct TerminalGuard {
     terminal: ManuallyDrop<Screen>,
     /// The hook that was there before.
     previous_hook: Arc<PanicHook>,
+    /// True once a panic has given the terminal back: what it has written there must stay.
+    is_back: Arc<AtomicBool>,
     mouse: bool,
 }
 
@@ -299,19 +333,21 @@ impl TerminalGuard {
         let previous_hook: Arc<PanicHook> = Arc::new(std::panic::take_hook());
         let ui_thread = std::thread::current().id();
         let hook = Arc::clone(&previous_hook);
+        let is_back = Arc::new(AtomicBool::new(false));
+        let given_back = Arc::clone(&is_back);
         std::panic::set_hook(Box::new(move |panic| {
-            if std::thread::current().id() == ui_thread {
+            let thread = std::thread::current();
+            // A panic of another thread is not the end of the console: writing it to stderr would only smear the screen. It
+            // belongs into the log; the engine turns it into a failed node.
+            if thread.id() == ui_thread {
                 restore();
+                given_back.store(true, Relaxed);
                 hook(panic);
-            } else {
-                // A panic of another thread is not the end of the console: writing it to stderr would only smear
-                // the screen. It belongs into the log; the engine turns it into a failed node.
-                let thread = std::thread::current();
-                let name = thread.name().unwrap_or("unnamed").to_string();
-                tracing::error!(target: "shakedeck::panic", "thread '{name}' panicked: {panic}");
             }
+            let name = thread.name().unwrap_or("unnamed");
+            tracing::error!(target: "shakedeck::panic", "thread '{name}' panicked: {panic}");
         }));
-        let guard = TerminalGuard { terminal, previous_hook, mouse };
+        let guard = TerminalGuard { terminal, previous_hook, is_back, mouse };
         guard.set_modes()?;
         Ok(guard)
     }
@@ -337,7 +373,9 @@ impl TerminalGuard {
 
 impl Drop for TerminalGuard {
     fn drop(&mut self) {
-        restore();
+        if !self.is_back.load(Relaxed) {
+            restore();
+        }
         // set_hook panics on a panicking thread, which would abort the process.
         if !std::thread::panicking() {
             let previous = Arc::clone(&self.previous_hook);

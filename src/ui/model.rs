@@ -17,6 +17,7 @@ use super::rows::{self, SortColumn};
 use super::theme::Look;
 use crate::control::{Command, SendError};
 use crate::cutover::FenceKind;
+use crate::format;
 use crate::status::{Event, EventLevel, Outcome, State, Status};
 
 /// What the loop must do after an update.
@@ -107,6 +108,8 @@ pub struct Model {
     selected_writer: Option<String>,
     /// Id of the event at the top of the pane; `None` = follow the newest.
     event_anchor: Option<u64>,
+    /// Id of the engine's newest event when the pane was scrolled away from it.
+    newest_when_scrolled: Option<u64>,
     notice: Option<(String, u64)>,
     local_events: Vec<Event>,
     /// Scroll position of the log.
@@ -137,6 +140,7 @@ impl Model {
             selected_source: None,
             selected_writer: None,
             event_anchor: None,
+            newest_when_scrolled: None,
             notice: None,
             local_events: Vec::new(),
             log: tui_logger::TuiWidgetState::new(),
@@ -168,7 +172,7 @@ impl Model {
         let context = self.context();
         if let Some(binding) = keymap::find(context, key) {
             let name = binding.name(self.look.glyphs);
-            if self.read_only && binding.danger > Danger::Safe {
+            if self.read_only && binding.danger_now(status) > Danger::Safe {
                 self.say(format!("{name} is off: this console is read-only"));
                 return None;
             }
@@ -211,7 +215,7 @@ impl Model {
             return Some(Effect::Leave(Exit::Quit));
         }
         // A file that is loaded: nothing follows, and the summary says the rest. Where the engine is another process none is printed.
-        let loaded = status.source.kind == "file" && status.outcome.as_ref().is_some_and(Outcome::is_done);
+        let loaded = status.source.is_file() && status.outcome.as_ref().is_some_and(Outcome::is_done);
         (loaded && !self.attached).then_some(Effect::Leave(Exit::EngineEnded))
     }
 
@@ -260,12 +264,22 @@ impl Model {
             Action::OpenThrottle => self.overlay = Some(Overlay::Throttle(ThrottleForm::of(status.throttle))),
             Action::RestartSource => {
                 let source = self.selected_source(status)?;
+                let then = match source.needs_full_sync() {
+                    true => [
+                        "Its RDB is not whole here yet: what has arrived is thrown away,",
+                        "and a new full sync of this node begins.",
+                    ],
+                    false => [
+                        "Goes on from the last offset if the source's backlog still holds it;",
+                        "else a new full sync of this node begins.",
+                    ],
+                };
                 self.overlay = Some(Overlay::Confirm(Confirm {
                     title: "restart a source link",
                     text: vec![
                         format!("Drops the link to {} and opens it again.", source.address),
-                        "Goes on from the last offset if the source's backlog still holds it;".into(),
-                        "else a new full sync of this node begins.".into(),
+                        then[0].into(),
+                        then[1].into(),
                     ],
                     command: Command::RestartSource { address: source.address.clone() },
                     typed: None,
@@ -273,9 +287,7 @@ impl Model {
             }
             Action::OpenVerify => self.overlay = Some(Overlay::Verification { scroll: 0 }),
             Action::Cutover => {
-                let rollback = status.cutover.reverse.is_some();
-                let done = status.state == State::Switched && !rollback;
-                if status.state == State::CuttingOver || done {
+                if keymap::shows_steps(status) {
                     self.overlay = Some(Overlay::Cutover);
                     return None;
                 }
@@ -347,7 +359,8 @@ impl Model {
         match action {
             Action::Redraw => return Some(Effect::Redraw),
             Action::OpenHelp => {
-                self.overlay = Some(Overlay::Help { scroll: 0, filter: String::new(), typing: false })
+                let below = self.overlay.take().map(Box::new);
+                self.overlay = Some(Overlay::Help { scroll: 0, filter: String::new(), typing: false, below })
             }
             // Nothing is lost by leaving a migration that has ended: no question.
             Action::Quit if status.state.is_final() || self.engine_gone => {
@@ -375,6 +388,7 @@ impl Model {
                 *typing = false;
                 filter.clear();
             }
+            (Overlay::Help { below, .. }, Action::Back) => self.overlay = below.take().map(|below| *below),
             (Overlay::Help { scroll, typing, .. }, Action::Filter) => (*scroll, *typing) = (0, true),
             (
                 Overlay::Help { scroll, .. } | Overlay::Details { scroll } | Overlay::Verification { scroll },
@@ -523,6 +537,8 @@ impl Model {
 
     fn copy(&mut self, text: String) -> Option<Effect> {
         // OSC 52 is often switched off in the terminal: the text is also shown, to be selected by hand.
+        // Pasted into a shell it must not press keys.
+        let text = format::escape(text, 8_000);
         self.note(EventLevel::Info, format!("copied: {text}"));
         self.say("copied by OSC 52; if your terminal ignores that, the text is in the events".into());
         Some(Effect::Copy(text))

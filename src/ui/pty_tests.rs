@@ -32,6 +32,13 @@ fn child() {
         let _guard = TerminalGuard::enter(false).unwrap();
         panic!("the console itself went wrong");
     }
+    if part == "console-panic" {
+        let log = std::fs::File::create(std::env::var(LAST_WORD).unwrap()).unwrap();
+        tracing_subscriber::fmt().with_ansi(false).with_writer(Mutex::new(log)).init();
+        let exit = over(TerminalGuard::enter(false).unwrap(), |_| panic!("the console itself went wrong"));
+        println!("left: {exit:?}");
+        return;
+    }
     let mut status = statuses::applying();
     let (handle, engine) = channel(status.clone());
     let outside = Outside::default();
@@ -275,6 +282,22 @@ fn a_panic_of_the_console_gives_the_terminal_back_before_it_speaks() {
     let written = pty.written();
     let (_, after) = written.split_once(LEAVE_SCREEN).unwrap();
     assert!(after.contains("the console itself went wrong"), "{after:?}");
+}
+
+#[test]
+fn a_panic_of_the_console_is_logged_and_ends_only_the_console() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("log");
+    let mut pty = Pty::start("console-panic", &[(LAST_WORD, log.to_str().unwrap())]);
+    pty.wait_for("left: Broken");
+    pty.wait_for_end();
+    let written = pty.written();
+    // Left once: a terminal that leaves twice puts the cursor back over the words.
+    assert_eq!(written.matches(LEAVE_SCREEN).count(), 1, "{written:?}");
+    let (_, after) = written.split_once(LEAVE_SCREEN).unwrap();
+    assert!(after.contains("the console itself went wrong"), "{after:?}");
+    let log = std::fs::read_to_string(log).unwrap();
+    assert!(log.contains("ERROR shakedeck::panic") && log.contains("the console itself went wrong"), "{log}");
 }
 
 #[test]

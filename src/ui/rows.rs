@@ -36,6 +36,11 @@ impl SortColumn {
         SortColumn::Errors,
     ];
 
+    /// True for a column whose smallest value stands first: names, and what is furthest behind.
+    pub fn is_ascending(self) -> bool {
+        matches!(self, SortColumn::Node | SortColumn::Phase | SortColumn::Applied)
+    }
+
     /// Name in the pane's title.
     pub fn name(self) -> &'static str {
         match self {

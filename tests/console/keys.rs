@@ -253,7 +253,10 @@ fn a_disabled_key_stays_in_the_footer_and_says_why() {
     let mut console = Console::over(statuses::applying());
     console.shows("c cutover (not ready: ");
     assert_eq!(console.keys("c"), None);
-    assert_eq!(console.model.notice(), Some("c cutover: not ready: 10.0.1.13 at 62 %, about 20m30s"));
+    assert_eq!(
+        console.model.notice(),
+        Some("c cutover: not ready: 10.0.1.13:6379 applying RDB, about 20m30s")
+    );
     console.after_ms(6_100);
     assert_eq!(console.model.notice(), None, "a notice goes by itself");
 }
@@ -316,9 +319,9 @@ fn trouble_floats_up_and_healthy_rows_stand_still() {
     console.status.sources[1].lag_seconds = Some(90.0);
     assert_eq!(order(&console)[0], "10.0.1.12:6379");
     console.keys("s");
-    console.shows("sort: node ▼");
-    console.keys("S");
     console.shows("sort: node ▲");
+    console.keys("S");
+    console.shows("sort: node ▼");
     assert_eq!(order(&console)[0], "10.0.1.13:6379");
 }
 
@@ -398,7 +401,7 @@ fn scrolled_events_stand_still_and_count_what_is_new() {
         console.status.events.push(newest.clone());
     }
     assert_eq!(console.model.events_from_anchor(&console.status)[0].id, top);
-    console.shows("paused, 12 new above");
+    console.shows("paused, 10 new above");
     console.key(KeyCode::Esc);
     assert_eq!(console.model.events_from_anchor(&console.status)[0].id, 109);
 }
@@ -522,4 +525,105 @@ fn where_nobody_can_be_paused_the_word_must_be_typed_too() {
     console.keys(" writes have stopped");
     let begin = Command::StartCutover { confirmation: address, writes_stopped: true };
     assert_eq!(console.key(KeyCode::Enter), Some(Effect::Send(begin)));
+}
+
+#[test]
+fn a_console_over_another_process_or_over_none_can_always_be_left() {
+    let over = || {
+        let mut console = Console::over(wizard::draining());
+        console.after_ms(100);
+        console
+    };
+    let mut console = over();
+    console.model.attached = true;
+    assert_eq!(console.keys("q"), None);
+    assert_eq!(console.keys("d"), Some(Effect::Leave(Exit::Detached)));
+    let mut console = over();
+    console.model.engine_gone = true;
+    assert_eq!(console.control('c'), Some(Effect::Leave(Exit::EngineEnded)));
+}
+
+#[test]
+fn where_a_cutover_cannot_be_aborted_leaving_it_is_not_said_to_need_that() {
+    use shakedeck::cutover::State::{Aborting, HandingOver};
+    let words = [(HandingOver, "it is handing over: wait"), (Aborting, "it is going back: wait")];
+    for (state, words) in words {
+        let mut console = Console::over(wizard::draining());
+        console.after_ms(100);
+        console.status.cutover.state = state;
+        for leave in ['q', '\u{3}'] {
+            let effect = if leave == 'q' { console.keys("q") } else { console.control('c') };
+            assert_eq!((effect, &console.model.overlay), (None, &Some(Overlay::Cutover)));
+            console.shows(words);
+            assert!(!console.shown().contains("abort it first"));
+        }
+    }
+}
+
+#[test]
+fn a_limit_that_lets_nothing_through_is_refused() {
+    for keys in ["b0", "b0.0000001", "b\t0", "b\t0.5"] {
+        let mut console = Console::over(statuses::applying());
+        console.model.size = (80, 24);
+        for key in keys.chars() {
+            console.key(if key == '\t' { KeyCode::Tab } else { KeyCode::Char(key) });
+        }
+        assert_eq!(console.key(KeyCode::Enter), None, "{keys:?}");
+        console.shows("a limit of 0 lets nothing through: leave it empty for no limit, or");
+        console.shows("p pauses");
+    }
+}
+
+#[test]
+fn a_copied_row_holds_nothing_that_a_terminal_obeys() {
+    let mut console = Console::over(statuses::failing_node());
+    console.status.sources[0].reason = Some("\u{1b}]0;pwned\u{7}\r\nrm -rf /\r".into());
+    let Some(Effect::Copy(text)) = console.keys("y") else { panic!("nothing was copied") };
+    assert!(!text.chars().any(char::is_control) && text.contains("\\x1b]0;pwned"), "{text}");
+}
+
+#[test]
+fn a_read_only_console_watches_a_cutover() {
+    let mut console = Console::over(wizard::draining());
+    console.model.read_only = true;
+    console.after_ms(100);
+    console.key(KeyCode::Esc);
+    assert_eq!(console.model.overlay, None);
+    console.shows("c cutover steps");
+    assert_eq!(console.keys("c"), None);
+    assert_eq!(console.model.overlay, Some(Overlay::Cutover));
+    assert_eq!(console.keys("a"), None);
+    console.shows("a is off: this console is read-only");
+}
+
+#[test]
+fn help_and_the_way_out_are_where_one_reads() {
+    for open in ["e", "l", "v", "\n"] {
+        let over = || {
+            let mut console = Console::over(statuses::caught_up());
+            console.key(if open == "\n" {
+                KeyCode::Enter
+            } else {
+                KeyCode::Char(open.chars().next().unwrap())
+            });
+            console
+        };
+        let mut console = over();
+        let before = console.model.overlay.clone();
+        assert!(before.is_some(), "{open:?}");
+        console.keys("?");
+        console.shows("main screen");
+        console.key(KeyCode::Esc);
+        assert_eq!(console.model.overlay, before, "back to where the help was asked for");
+        let mut console = over();
+        console.keys("q");
+        assert_eq!(console.model.overlay, Some(Overlay::Quit), "{open:?}");
+    }
+    let mut console = Console::over(wizard::draining());
+    console.after_ms(100);
+    console.keys("?");
+    console.shows("main screen");
+    console.key(KeyCode::Esc);
+    assert_eq!(console.keys("q"), None);
+    console.shows("a cutover is in progress: abort it first");
 }

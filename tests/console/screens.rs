@@ -4,9 +4,9 @@ use ratatui::buffer::Buffer;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use ratatui::layout::Rect;
 use ratatui::style::{Color, Modifier};
-use shakedeck::status::{Gate, State, Status, StepState};
+use shakedeck::status::{CutoverNode, CutoverStatus, EventLevel, Gate, Phase, State, Status, StepState};
 use shakedeck::ui::dialog::Overlay;
-use shakedeck::ui::model::{Effect, Model};
+use shakedeck::ui::model::{Effect, Model, Pane};
 use shakedeck::ui::theme::{ASCII, Look, Palette, UNICODE};
 use shakedeck::ui::view;
 
@@ -342,7 +342,6 @@ fn the_question_before_the_cutover_says_everything_on_the_small_screen() {
         ok,
         detail: detail.into(),
     };
-    status.gates.push(gate("slots", "no slots of the source move", true, "no slots of the source move"));
     status.cutover.preflight = vec![
         gate("pause", "CLIENT PAUSE is allowed", true, "on 3 of 3 masters"),
         gate("offset", "the offset can be read", true, "INFO replication on 3 of 3 masters"),
@@ -381,4 +380,237 @@ fn the_longest_time_that_writers_are_blocked_is_said() {
     let drawn = text(&screen(&mut model, &status, 80, 24));
     assert!(drawn.contains("After 1m00s it goes"), "{drawn}");
     assert!(drawn.contains("far behind"), "{drawn}");
+}
+
+/// A cluster of sixteen masters in its drain, three of them behind.
+fn sixteen_draining() -> Status {
+    let mut status = wizard::draining();
+    let drained = status.cutover.nodes[0].clone();
+    status.cutover.nodes[1].applied_offset -= 7_000_000;
+    for index in 0..13 {
+        let address = format!("10.0.1.{}:6379", 20 + index);
+        status.cutover.nodes.push(CutoverNode { address, ..drained.clone() });
+    }
+    let unread = &mut status.cutover.nodes[15];
+    unread.fenced_offset = None;
+    status
+}
+
+#[test]
+fn a_cutover_of_sixteen_masters_hides_neither_steps_nor_outlook() {
+    let status = sixteen_draining();
+    let (mut went_back, old) = (status.clone(), wizard::went_back());
+    went_back.state = old.state;
+    went_back.cutover = CutoverStatus { nodes: status.cutover.nodes.clone(), ..old.cutover };
+    for (width, height) in [(80, 24), (120, 35)] {
+        let mut model = unicode();
+        model.overlay = Some(Overlay::Cutover);
+        let drawn = text(&screen(&mut model, &status, width, height));
+        for words in
+            ["4 verify", "5 your go", "6 hand over", "no way back", "if you abort now", "BLOCKED", "41 s."]
+        {
+            assert!(drawn.contains(words), "{words}: {drawn}");
+        }
+        let order = ["13 of 16 drained", "10.0.1.32:6379"].map(|words| drawn.find(words));
+        assert!(order[0].is_some() && order[0] < order[1], "the one without an offset comes first: {drawn}");
+        let drawn = text(&screen(&mut model, &went_back, width, height));
+        for words in ["result", "The cutover went back", "cutover-1.txt", "6 hand over"] {
+            assert!(drawn.contains(words), "{words}: {drawn}");
+        }
+        check(&format!("cutover_sixteen_{width}x{height}"), model, &status, &[(width, height)]);
+    }
+}
+
+#[test]
+fn among_many_nodes_trouble_keeps_its_reason() {
+    let drawn = text(&screen(&mut unicode(), &statuses::sixteen_nodes(), 80, 24));
+    for words in
+        ["source backlog lasts 23m42s at this rate; reconnecting in 4 s", "└ OOM command not allowed"]
+    {
+        assert!(drawn.contains(words), "{words}: {drawn}");
+    }
+    // Where everything is in trouble, rows are worth more than reasons.
+    let mut status = statuses::sixteen_nodes();
+    for row in &mut status.sources {
+        row.phase = Phase::Reconnecting;
+        row.reason = Some("connection refused".into());
+    }
+    let drawn = text(&screen(&mut unicode(), &status, 80, 24));
+    assert_eq!(drawn.lines().filter(|line| line.contains("reconnecting     ")).count(), 4, "{drawn}");
+    assert!(drawn.contains("12 more below"), "{drawn}");
+}
+
+#[test]
+fn the_selected_row_stays_in_sight_among_reasons() {
+    let status = statuses::sixteen_nodes();
+    let mut model = unicode();
+    screen(&mut model, &status, 80, 24);
+    for _ in 0..16 {
+        let drawn = text(&screen(&mut model, &status, 80, 24));
+        let selected = model.selected_source(&status).unwrap().address.clone();
+        let row = drawn.lines().find(|line| line.starts_with('>')).unwrap_or_default();
+        assert!(row.contains(&selected), "{selected}: {drawn}");
+        press(&mut model, KeyCode::Down, &status);
+    }
+}
+
+#[test]
+fn the_spool_counts_the_disk_as_well_as_its_own_limit() {
+    let mut status = statuses::applying();
+    status.spool.growth_bytes_per_second = Some(1_000_000.0);
+    let shown = |status: &Status| text(&screen(&mut unicode(), status, 80, 24));
+    assert!(shown(&status).contains("(10 %, full in 12 h at this rate)"), "{}", shown(&status));
+    // One GB must stay free.
+    status.spool.disk_free_bytes = Some(1_600_000_000);
+    assert!(shown(&status).contains("(10 %, disk full in 10 min at this rate)"), "{}", shown(&status));
+    status.spool.disk_free_bytes = Some(999_000_000);
+    assert!(shown(&status).contains("(10 %, disk full)"), "{}", shown(&status));
+    let mut paused = statuses::paused();
+    assert!(shown(&paused).contains("  pause is safe until 16:21Z   spool 266 MB"), "{}", shown(&paused));
+    paused.spool.disk_free_bytes = Some(1_630_000_000);
+    assert!(shown(&paused).contains("  pause is safe until 03:22Z"), "{}", shown(&paused));
+    paused.spool.disk_free_bytes = Some(0);
+    assert!(shown(&paused).contains("pause is NOT safe"), "{}", shown(&paused));
+}
+
+#[test]
+fn the_wide_verdict_says_first_what_is_in_the_way() {
+    for status in [statuses::failing_node(), statuses::applying(), statuses::paused()] {
+        for (width, height) in [(180, 45), (200, 50)] {
+            let drawn = text(&screen(&mut unicode(), &status, width, height));
+            let verdict = drawn.lines().nth(2).unwrap();
+            let failing = status.gates.iter().filter(|gate| !gate.ok);
+            let mut at = verdict.find(status.not_ready[0].as_str()).expect(verdict);
+            for gate in failing.filter(|gate| gate.detail != status.not_ready[0]) {
+                let short = verdict.find(&format!("[✘] {}", gate.name));
+                let found = verdict.find(&format!("[✘] {}", gate.text)).or(short);
+                assert!(found > Some(at), "{}: {verdict}", gate.name);
+                at = found.unwrap();
+            }
+            assert!(verdict.find("[✔]").is_none_or(|met| met > at), "{verdict}");
+        }
+    }
+}
+
+#[test]
+fn every_warning_is_read_to_its_end() {
+    let mut status = statuses::throttled();
+    status.warnings = vec![
+        "TLS NOT VERIFIED: source".into(),
+        "TLS NOT VERIFIED: destination".into(),
+        "OFF_REPLY: what the destination refuses is not seen".into(),
+        "CLOCKS DIFFER: the destination's is 12 s ahead of the source's; keys with a time to live end that much earlier there"
+            .into(),
+    ];
+    let drawn = text(&screen(&mut unicode(), &status, 80, 24));
+    for words in ["limit 50 MB/s", "source", "destination", "is not seen", "CLOCKS DIFFER", "earlier there"] {
+        assert!(drawn.lines().skip(3).take(6).any(|line| line.contains(words)), "{words}: {drawn}");
+    }
+    assert!(drawn.contains("source nodes (3)") && drawn.contains("── events"), "{drawn}");
+}
+
+#[test]
+fn a_forecast_is_made_only_from_rates_that_hold() {
+    let line = |status: &Status, age: u64| {
+        let mut model = unicode();
+        model.now_unix_ms += age;
+        let drawn = text(&screen(&mut model, status, 80, 24));
+        drawn.lines().find(|line| line.contains(" RDB [")).expect(&drawn).to_owned()
+    };
+    let mut status = statuses::applying();
+    // What the streaming nodes take says nothing about the third one's RDB.
+    status.sources[0].bytes_per_second = 90e6;
+    assert!(line(&status, 0).contains("at 1.4 MB/s, about 20m30s left"), "{}", line(&status, 0));
+    assert!(!line(&status, 6_000).contains("left"), "stale");
+    status.state = State::Paused;
+    assert!(!line(&status, 0).contains("left"), "paused");
+    // All RDBs applied, and one link lost.
+    let mut status = statuses::caught_up();
+    status.sources[0].phase = Phase::Reconnecting;
+    assert!(line(&status, 0).trim_end().ends_with("12.4/12.4 GB"), "{}", line(&status, 0));
+}
+
+#[test]
+fn unread_errors_that_the_list_has_lost_are_not_called_none() {
+    let mut status = statuses::applying();
+    status.events.retain(|event| event.level != EventLevel::Error);
+    status.unread_errors = 7;
+    let mut model = unicode();
+    press(&mut model, KeyCode::Char('e'), &status);
+    let drawn = text(&screen(&mut model, &status, 80, 24));
+    assert!(drawn.contains("7 unread errors are only in the log /var/log/migrate"), "{drawn}");
+    assert!(!drawn.contains("no errors"), "{drawn}");
+}
+
+#[test]
+fn the_number_of_unread_errors_is_never_cut_off() {
+    let mut status = statuses::applying();
+    (status.unread_errors, status.events_dropped) = (12_345, 123_456_789);
+    let mut model = unicode();
+    model.focus = Pane::Events;
+    press(&mut model, KeyCode::Down, &status);
+    let drawn = text(&screen(&mut model, &status, 80, 24));
+    assert!(drawn.contains("12,345 errors unread (e)"), "{drawn}");
+}
+
+#[test]
+fn what_nobody_knows_is_a_dash() {
+    let mut status = statuses::fresh();
+    status.spool.disk_free_bytes = None;
+    let drawn = text(&screen(&mut unicode(), &status, 200, 50));
+    assert!(drawn.contains("disk free -") && drawn.contains("now -"), "{drawn}");
+    assert!(!drawn.contains("now 0"), "{drawn}");
+}
+
+#[test]
+fn the_clock_stays_however_long_the_route_is() {
+    for mut status in [statuses::applying(), wizard::draining(), statuses::single()] {
+        for address in ["10.0.1.11:6379", "redis-orders-eu-west-1.internal.example.com:6379"] {
+            status.source.address = address.into();
+            let drawn = text(&screen(&mut unicode(), &status, 80, 24));
+            let line = drawn.lines().next().unwrap();
+            assert!(line.ends_with("03:12:07Z"), "{line}");
+        }
+    }
+}
+
+/// What a stop costs, by what is here of the RDBs.
+#[test]
+fn leaving_and_restarting_promise_only_what_is_so() {
+    let dialog = |status: &Status, key: char| {
+        let mut model = unicode();
+        press(&mut model, KeyCode::Char(key), status);
+        text(&screen(&mut model, status, 80, 24))
+    };
+    let mut status = statuses::receiving();
+    let drawn = dialog(&status, 'q');
+    assert!(drawn.contains("the RDB of 10.0.1.11:6379 (and 2 more) is not whole here yet"), "{drawn}");
+    assert!(!drawn.contains("without"), "{drawn}");
+    let drawn = dialog(&status, 'R');
+    assert!(drawn.contains("what has arrived is thrown away"), "{drawn}");
+    status.sources[0] = statuses::applying().sources[0].clone();
+    let drawn = dialog(&status, 'q');
+    assert!(drawn.contains("10.0.1.12:6379 (and 1 more)") && drawn.contains("about 24 min"), "{drawn}");
+    assert!(dialog(&statuses::fresh(), 'q').contains("10.0.1.11:6379 is not whole here yet"), "not begun");
+    // Whole, though not applied: the spool has it.
+    let status = statuses::applying();
+    assert!(dialog(&status, 'q').contains("goes on without a new full sync"));
+    assert!(dialog(&status, 'R').contains("Goes on from the last offset"));
+    let mut file = statuses::applying();
+    file.source.kind = "file".into();
+    let drawn = dialog(&file, 'q');
+    assert!(
+        drawn.contains("as long as the file is not changed") && !drawn.contains("backlog lasts:"),
+        "{drawn}"
+    );
+    assert!(dialog(&file, 'R').contains("a file has no link"));
+}
+
+#[test]
+fn a_screen_that_is_too_small_still_says_why_a_key_did_nothing() {
+    let status = statuses::applying();
+    let mut model = unicode();
+    press(&mut model, KeyCode::Char('c'), &status);
+    let drawn = text(&screen(&mut model, &status, 59, 14));
+    assert!(drawn.contains("c cutover: not ready: 10.0.1.13:6379"), "{drawn}");
 }

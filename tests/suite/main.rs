@@ -52,6 +52,7 @@ mod sentinel;
 mod sites;
 mod spine;
 mod steering;
+mod terminal_back;
 mod verify;
 mod verify_cluster;
 mod way_back;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::support;
 use crate::support::load::{Load, Writer};
 use crate::support::shakedeck::Setup;
-use crate::support::{Client, Options, Server, Shakedeck, compare, dataset, wait_until};
+use crate::support::{Client, Options, Shakedeck, compare, dataset, wait_until};
 use serde_json::Value;
 
 const MINUTES: Duration = Duration::from_secs(120);
@@ -262,4 +262,52 @@ fn the_lag_of_a_source_that_is_away_is_not_known() {
     assert!(reasons.contains("lag not known"), "{reasons}");
     source.restart();
     run.wait_status(MINUTES, "a lag again", |status| status["sources"][0]["lag_bytes"] == 0);
+}
+
+/// A source is held back by the operator's own limit, and no writer is accused; without it the writer is.
+#[test]
+fn a_speed_limit_is_said_to_be_what_holds_a_source_back() {
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
+    dataset::fill(&mut source.client(), 100_000, 1);
+    let run = Setup::new(&source, &destination).start();
+    // As soon as it listens.
+    run.status_json();
+    run.ctl(&["throttle", "200KB"]).expect(0, &[]);
+    run.wait_status(MINUTES, "the limit as the reason", |status| {
+        status["sources"][0]["reason"]
+            .as_str()
+            .is_some_and(|reason| reason.contains("THROTTLED (limit 0.20 MB/s)"))
+    });
+    for _ in 0..20 {
+        let status = run.status_json();
+        assert!(status["sources"][0]["held_back_by"].is_null(), "{}", status["sources"][0]);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    run.ctl(&["throttle", "off"]).expect(0, &[]);
+    destination.suspend();
+    run.wait_status(MINUTES, "the writer as the reason", |status| {
+        status["sources"][0]["held_back_by"].is_string()
+    });
+    destination.resume();
+}
+
+/// How long the backlog lasts is asked when the link is down and nothing tells the rate any more.
+#[test]
+fn the_rate_of_a_lost_stream_is_remembered() {
+    let Some((mut source, destination)) = support::pair(Options::new()) else { return };
+    dataset::fill(&mut source.client(), 1_000, 1);
+    let run = Setup::new(&source, &destination).start();
+    let load = Writer::start(&source, Load { seed: 2, keys: 1_000, per_second: 2_000 });
+    let rate = |status: &Value| status["sources"][0]["stream_bytes_per_second"].as_f64();
+    let streaming =
+        run.wait_status(MINUTES, "a rate", |status| rate(status).is_some_and(|rate| rate > 50_000.0));
+    assert!(streaming["sources"][0]["backlog_bytes"].is_number(), "{}", streaming["sources"][0]);
+    load.stop();
+    source.kill();
+    run.wait_status(MINUTES, "a link that is long lost", |status| {
+        let source = &status["sources"][0];
+        source["phase"] == "reconnecting" && source["receive_bytes_per_second"] == 0.0
+    });
+    let kept = rate(&run.status_json()).unwrap();
+    assert!(kept > 20_000.0, "{kept} bytes per second");
 }

@@ -37,6 +37,50 @@ fn gate(name: &str, text: &str, ok: bool, detail: &str) -> Gate {
     Gate { name: name.into(), text: text.into(), ok, detail: detail.into() }
 }
 
+/// The gates of a source cluster as the engine words them, and its reasons; `lag` of `None` is met.
+fn judged(mut status: Status, lag: Option<&str>) -> Status {
+    let met = |name: &str, text: &str| gate(name, text, true, text);
+    let mut gates = Vec::new();
+    if status.state == State::Paused {
+        gates.push(gate("pause", "not paused", false, "paused by the operator"));
+    }
+    let reason = |reason: &Option<String>| reason.as_ref().map_or(String::new(), |why| format!(": {why}"));
+    let mut writers = met("writers", "all writers connected");
+    let down = |row: &&DestinationStatus| {
+        !matches!(row.state, WriterState::Ok | WriterState::Slow | WriterState::Waiting)
+    };
+    if let Some(row) = status.destinations.iter().find(down) {
+        let detail = format!("writer {} {}{}", row.address, row.state.word(), reason(&row.reason));
+        (writers.ok, writers.detail) = (false, detail);
+    }
+    gates.push(writers);
+    gates.push(met("slots", "no slots of the source move"));
+    let mut rdb = met("rdb", "all RDBs applied");
+    if let Some(row) = status.sources.iter().find(|row| !matches!(row.phase, Phase::Stream | Phase::Drained))
+    {
+        let what = match row.phase {
+            Phase::RdbApply => "applying RDB, about 20m30s",
+            Phase::RdbReceive => "receiving RDB",
+            phase => phase.word(),
+        };
+        (rdb.ok, rdb.detail) = (false, format!("{} {what}{}", row.address, reason(&row.reason)));
+    }
+    gates.push(rdb);
+    let wanted = "lag < 1 MB and < 1 s for 2 s";
+    gates.push(gate("lag", wanted, lag.is_none(), lag.unwrap_or("lag 114 KB, 0.3 s")));
+    let mut errors = met("errors", "no unread errors");
+    if status.unread_errors > 0 {
+        (errors.ok, errors.detail) = (false, format!("{} unread errors", status.unread_errors));
+    }
+    gates.push(errors);
+    let share = status.spool.bytes * 100 / status.spool.max_bytes;
+    gates.push(gate("spool", "spool below 80 %", true, &format!("spool at {share} %")));
+    status.not_ready = gates.iter().filter(|gate| !gate.ok).map(|gate| gate.detail.clone()).collect();
+    status.ready = status.not_ready.is_empty();
+    status.gates = gates;
+    status
+}
+
 fn source(address: &str) -> SourceStatus {
     SourceStatus {
         address: address.into(),
@@ -59,6 +103,7 @@ fn source(address: &str) -> SourceStatus {
         ops_per_second: 0.0,
         bytes_per_second: 0.0,
         receive_bytes_per_second: 0.0,
+        stream_bytes_per_second: None,
         spool_bytes: 0,
         spool_files: 0,
         errors: 0,
@@ -122,6 +167,7 @@ fn streaming(
         ops_per_second: ops,
         bytes_per_second: 0.37e6,
         receive_bytes_per_second: 0.36e6,
+        stream_bytes_per_second: Some(0.36e6),
         spool_bytes: 100_000,
         spool_files: 1,
         last_ack_unix_ms: Some(NOW - 600),
@@ -156,7 +202,8 @@ fn base() -> Status {
         spool: SpoolStatus {
             bytes: 0,
             max_bytes: 50_000_000_000,
-            disk_free_bytes: 180_000_000_000,
+            disk_free_bytes: Some(180_000_000_000),
+            min_free_bytes: 1_000_000_000,
             growth_bytes_per_second: None,
         },
         counters: Counters::default(),
@@ -181,13 +228,12 @@ fn base() -> Status {
 /// Two seconds after the start: nothing is known.
 pub fn fresh() -> Status {
     use StepState::*;
-    Status {
+    let status = Status {
         elapsed_seconds: 1.8,
         sources: vec![source("10.0.1.11:6379")],
         destinations: vec![writer("10.0.2.21:6379", "0-5460")],
         source: Side { nodes: 0, ..base().source },
         destination: Side { nodes: 0, ..base().destination },
-        not_ready: vec!["10.0.1.11:6379 is still connecting".into()],
         timeline: vec![
             step("connect", Active, Some(1.8), None),
             step("handshake", Pending, None, None),
@@ -198,7 +244,8 @@ pub fn fresh() -> Status {
             step("cutover", Pending, None, None),
         ],
         ..base()
-    }
+    };
+    judged(status, Some("lag not known: 10.0.1.11:6379 connecting"))
 }
 
 /// The RDBs arrive; one source (diskless) has not said its size, so there is no percentage and no ETA.
@@ -220,7 +267,7 @@ pub fn receiving() -> Status {
         last_ack_unix_ms: None,
         ..source(address)
     };
-    Status {
+    let status = Status {
         state: State::Syncing,
         elapsed_seconds: 45.0,
         sources: vec![
@@ -240,7 +287,6 @@ pub fn receiving() -> Status {
                 ..row
             })
             .collect(),
-        not_ready: vec!["10.0.1.11:6379 receiving RDB".into(), "lag 41 s".into()],
         timeline: vec![
             step("connect", Done, Some(3.0), None),
             step("handshake", Done, Some(1.0), None),
@@ -258,7 +304,8 @@ pub fn receiving() -> Status {
             "FULLRESYNC 8f3a41c2d09e… offset 87,268,211,006; RDB by $EOF (diskless)",
         )],
         ..base()
-    }
+    };
+    judged(status, Some("lag not known: 10.0.1.11:6379 RDB receive"))
 }
 
 /// The mock-up: one RDB is still being applied, held back by a slow writer.
@@ -317,7 +364,7 @@ pub fn applying() -> Status {
         })
         .collect();
     history.truncate(HISTORY_CAPACITY);
-    Status {
+    let status = Status {
         state: State::Syncing,
         source: Side { server: Some("redis 7.2.4".into()), ..base().source },
         destination: Side { server: Some("valkey 8.0.1".into()), ..base().destination },
@@ -340,18 +387,6 @@ pub fn applying() -> Status {
                 last_error: Some("BUSYKEY Target key name already exists.".into()),
                 ..fast("10.0.2.23:6379", "10923-16383", 0, 10_100.0)
             },
-        ],
-        not_ready: vec![
-            "10.0.1.13:6379 applying RDB, about 20m30s".into(),
-            "lag 41m08s".into(),
-            "2 errors unread".into(),
-        ],
-        gates: vec![
-            gate("rdb", "all RDBs applied", false, "10.0.1.13 at 62 %, about 20m30s"),
-            gate("lag", "lag < 1 s", false, "41m08s"),
-            gate("spool", "spool below 80 %", true, "10 %"),
-            gate("errors", "no unread errors", false, "2"),
-            gate("writers", "all writers connected", true, ""),
         ],
         timeline: vec![
             step("connect", Done, Some(3.0), None),
@@ -446,7 +481,8 @@ pub fn applying() -> Status {
         unread_errors: 2,
         history,
         ..base()
-    }
+    };
+    judged(status, Some("lag 812.6 MB, 41m08s"))
 }
 
 /// Every gate met.
@@ -454,17 +490,7 @@ pub fn caught_up() -> Status {
     use StepState::*;
     let mut status = applying();
     status.state = State::CaughtUp;
-    status.ready = true;
-    status.not_ready.clear();
     status.unread_errors = 0;
-    for gate in &mut status.gates {
-        gate.ok = true;
-        gate.detail = match gate.name.as_str() {
-            "lag" => "0.3 s for 2m10s".into(),
-            "spool" => "0 %".into(),
-            _ => String::new(),
-        };
-    }
     status.sources[2] =
         streaming("10.0.1.13:6379", 4_380_000_000, 33_100_812, 89_402_118_003, 98_004, 0.3, 2_500.0);
     for (writer, in_flight) in status.destinations.iter_mut().zip([8, 7, 9]) {
@@ -480,16 +506,14 @@ pub fn caught_up() -> Status {
     status.timeline[3] = step("rdb apply", Done, Some(3_297.0), None);
     status.spool.bytes = 300_000;
     status.spool.growth_bytes_per_second = Some(-12_000.0);
-    status
+    judged(status, None)
 }
 
 /// Paused by the operator: the spool grows, the forecast says how long that is safe.
 pub fn paused() -> Status {
     let mut status = caught_up();
     status.state = State::Paused;
-    status.state_reason = Some("PAUSED by the operator for 4m12s: receiving goes on into the spool".into());
-    status.ready = false;
-    status.not_ready = vec!["paused".into(), "lag 4m12s".into()];
+    status.state_reason = Some("nothing is applied; the source is still received into the spool".into());
     status.paused_times = 1;
     status.spool.bytes = 266_000_000;
     status.spool.growth_bytes_per_second = Some(1_050_000.0);
@@ -506,7 +530,7 @@ pub fn paused() -> Status {
         writer.oldest_ms = 0.0;
         writer.ops_per_second = 0.0;
     }
-    status
+    judged(status, Some("lag 88 MB, 4m12s"))
 }
 
 /// A speed limit, and a certificate that nobody checks.
@@ -530,7 +554,6 @@ pub fn failing_node() -> Status {
     status.destinations[0].state = WriterState::Reconnecting;
     status.destinations[0].reason =
         Some("OOM command not allowed when used memory > 'maxmemory': free some there".into());
-    status.not_ready.insert(0, "10.0.1.11:6379 is disconnected".into());
     status.events.push(Event {
         count: 204,
         ..event(
@@ -541,7 +564,7 @@ pub fn failing_node() -> Status {
             "link lost: \u{1b}[31mconnection refused\u{9b}0m",
         )
     });
-    status
+    judged(status, Some("lag not known: 10.0.1.11:6379 reconnecting"))
 }
 
 /// Ended by an error: what happened, and what to do next.

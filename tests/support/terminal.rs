@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use portable_pty::{Child, CommandBuilder, MasterPty, PtySize, native_pty_system};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::wait_for;
 
@@ -79,6 +80,12 @@ impl Terminal {
             assert!(started.elapsed() < MINUTE, "'{text}' stayed:\n{}", self.shown());
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// Sends a signal to the program.
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.process_id().unwrap()).unwrap();
+        kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
     }
 
     /// Whether it is still running.

@@ -301,13 +301,8 @@ impl ClusterWriter {
                 }
                 batch = self.batches.recv(), if may_receive && !throttled => match batch {
                     Some(batch) => {
-                        let limit = wishes.throttle;
-                        let share = |amount: u64, limit: Option<u64>| {
-                            limit.map_or(0.0, |limit| amount as f64 / limit.max(1) as f64)
-                        };
-                        let seconds = share(batch.bytes.len() as u64, limit.bytes_per_second)
-                            .max(share(batch.entries, limit.ops_per_second));
-                        not_before = not_before.max(Instant::now()) + Duration::from_secs_f64(seconds.min(3600.0));
+                        not_before = not_before.max(Instant::now())
+                            + self.settings.shared.limited(wishes.throttle, batch.bytes.len() as u64, batch.entries);
                         self.take_in(batch);
                     }
                     None => queue_open = false,

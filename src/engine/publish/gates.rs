@@ -39,7 +39,7 @@ impl Publisher {
                 };
                 let eta = source
                     .eta_seconds
-                    .map_or(String::new(), |eta| format!(", about {}", format::duration(eta)));
+                    .map_or(String::new(), |eta| format!(", about {}", format::spoken_duration(eta)));
                 let reason = source.reason.as_ref().map_or(String::new(), |reason| format!(": {reason}"));
                 format!("{} {what}{eta}{reason}", source.address)
             }

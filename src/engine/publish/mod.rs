@@ -22,7 +22,7 @@ use crate::cutover;
 use crate::format;
 use crate::status::{
     Counters, DestinationStatus, HISTORY_CAPACITY, Outcome, Phase, Sample, Side, SourceStatus, SpoolStatus,
-    State, Status, WriterState, worst_lag_bytes,
+    State, Status, Throttle, WriterState, worst_lag_bytes,
 };
 
 /// Window over which rates are measured.
@@ -59,6 +59,7 @@ pub struct Publisher {
     started_unix_ms: u64,
     rates: Vec<SourceRates>,
     writer_rates: BTreeMap<String, [Rate; 2]>,
+    limit_used: Rate,
     total_ops: Rate,
     spool_growth: Rate,
     history: VecDeque<Sample>,
@@ -82,6 +83,9 @@ struct SourceRates {
     applied: Rate,
     received: Rate,
     rdb: Rate,
+    /// Bytes received by the last snapshot, and the rate of the stream when more had come.
+    seen: u64,
+    stream: Option<f64>,
 }
 
 impl Publisher {
@@ -97,6 +101,7 @@ impl Publisher {
         Publisher {
             rates: Vec::new(),
             writer_rates: BTreeMap::new(),
+            limit_used: Rate::new(RATE_WINDOW),
             total_ops: Rate::new(RATE_WINDOW),
             spool_growth: Rate::new(GROWTH_WINDOW),
             identity,
@@ -129,6 +134,8 @@ impl Publisher {
             applied: rate(),
             received: rate(),
             rdb: Rate::new(Duration::from_secs(30)),
+            seen: 0,
+            stream: None,
         });
     }
 
@@ -149,9 +156,15 @@ impl Publisher {
         let destinations = self.destinations(now, wishes);
         // Who has not answered for longest is what all wait for.
         let slowest = destinations.iter().max_by(|a, b| a.oldest_ms.total_cmp(&b.oldest_ms));
-        let slowest = slowest.filter(|_| !wishes.paused).map(|node| node.address.clone());
+        let slowest = slowest.map(|node| node.address.clone());
+        let limited = self.is_limited(now, wishes);
+        let holding = match (wishes.paused, slowest) {
+            (false, Some(_)) if limited => Some(Holding::Limit),
+            (false, Some(slowest)) => Some(Holding::Writer(slowest)),
+            _ => None,
+        };
         let sources: Vec<SourceStatus> = (0..self.sources.len())
-            .map(|index| self.source(index, &details[index], now, slowest.as_deref()))
+            .map(|index| self.source(index, &details[index], now, wishes, holding.as_ref()))
             .collect();
 
         let ops: u64 = self.sources.iter().map(|source| source.entries_applied.load(Relaxed)).sum();
@@ -271,11 +284,13 @@ impl Publisher {
         index: usize,
         details: &SourceDetails,
         now: Instant,
-        slowest: Option<&str>,
+        wishes: Wishes,
+        holding: Option<&Holding>,
     ) -> SourceStatus {
         let source = &self.sources[index];
         let rates = &mut self.rates[index];
         let spool = &source.spool;
+        let manifest = spool.manifest();
         let (spool_bytes, spool_files) = spool.usage();
         let received = spool.received();
         // Read after `received`, so that a lag is never below zero.
@@ -283,7 +298,7 @@ impl Publisher {
         let in_full_sync =
             matches!(details.phase, Phase::RdbReceive | Phase::RdbApply | Phase::WaitingBgsave);
         // What a source has not sent yet, nobody knows: without a link, and until its RDB is whole here.
-        let known = spool.manifest().is_some_and(|manifest| manifest.rdb_len.is_some())
+        let known = manifest.as_ref().is_some_and(|manifest| manifest.rdb_len.is_some())
             && matches!(details.phase, Phase::RdbReceive | Phase::RdbApply | Phase::Stream | Phase::Drained);
         let lag_seconds = if in_full_sync {
             details.full_sync_since.map(|since| (now - since).as_secs_f64())
@@ -298,22 +313,43 @@ impl Publisher {
         let rdb_applied = source.rdb_applied.load(Relaxed);
         let rdb_rate = rates.rdb.add(now, rdb_applied as f64);
         let eta_seconds = match (details.phase, details.rdb_total, rdb_rate) {
-            (Phase::RdbApply, Some(total), Some(rate)) if rdb_applied * 100 >= total && rate > 1.0 => {
+            // Nothing is applied while paused: the rate is one of the past.
+            (Phase::RdbApply, Some(total), Some(rate))
+                if !wishes.paused && rdb_applied * 100 >= total && rate > 1.0 =>
+            {
                 Some(total.saturating_sub(rdb_applied) as f64 / rate)
             }
             _ => None,
+        };
+        let bytes_received = source.bytes_received.load(Relaxed);
+        let receive_rate = rates.received.add(now, bytes_received as f64).unwrap_or(0.0);
+        // Only while something comes: on a link that is silent the rate of the window sinks towards zero.
+        if details.phase == Phase::Stream && bytes_received > rates.seen {
+            rates.stream = Some(receive_rate);
+        }
+        rates.seen = bytes_received;
+        let holding = holding.filter(|_| source.held_back.load(Relaxed));
+        let (held_back_by, limited) = match holding {
+            Some(Holding::Writer(address)) => (Some(address.clone()), None),
+            Some(Holding::Limit) => (None, limit_in_words(wishes.limit)),
+            None => (None, None),
         };
         SourceStatus {
             address: source.address.clone(),
             connected_to: details.connected_to.clone(),
             role: details.role.clone().map(|role| if role == "slave" { "replica".into() } else { role }),
             phase: details.phase,
-            reason: details.no_room.clone().or_else(|| details.reason.clone()),
+            reason: details
+                .no_room
+                .clone()
+                .or_else(|| details.reason.clone())
+                .or_else(|| limited.map(|limit| format!("THROTTLED ({limit})"))),
             phase_since_unix_ms: details.phase_since_unix_ms,
-            replid: spool.manifest().map(|manifest| manifest.replid.to_string()),
+            replid: manifest.as_ref().map(|manifest| manifest.replid.to_string()),
             rdb_transfer: details.transfer.map(str::to_owned),
             rdb_bytes_received: spool.rdb_received(),
-            rdb_bytes_total: details.rdb_total,
+            // That of a former run is whole on disk before anything is asked of the source.
+            rdb_bytes_total: details.rdb_total.or(manifest.as_ref().and_then(|manifest| manifest.rdb_len)),
             rdb_bytes_applied: rdb_applied,
             keys_applied: source.keys_applied.load(Relaxed),
             offset_received: received,
@@ -326,10 +362,8 @@ impl Publisher {
                 .applied
                 .add(now, source.bytes_applied.load(Relaxed) as f64)
                 .unwrap_or(0.0),
-            receive_bytes_per_second: rates
-                .received
-                .add(now, source.bytes_received.load(Relaxed) as f64)
-                .unwrap_or(0.0),
+            receive_bytes_per_second: receive_rate,
+            stream_bytes_per_second: rates.stream,
             spool_bytes,
             spool_files,
             errors: source.errors.load(Relaxed),
@@ -340,7 +374,7 @@ impl Publisher {
             backlog_bytes: details.backlog_bytes,
             output_buffer_limit_bytes: details.output_buffer_limit_bytes,
             clock_skew_ms: details.clock_skew_ms,
-            held_back_by: slowest.filter(|_| source.held_back.load(Relaxed)).map(str::to_owned),
+            held_back_by,
             eta_seconds,
         }
     }
@@ -407,6 +441,19 @@ impl Publisher {
         }
     }
 
+    /// True where the speed limit holds the writers and not the servers behind them: what is sent takes nearly all of its time
+    /// under the limit, or a batch waits though nothing is in flight.
+    fn is_limited(&mut self, now: Instant, wishes: Wishes) -> bool {
+        const NEARLY: f64 = 0.8;
+        let writers = self.writers.all();
+        let used: u64 = writers.iter().map(|writer| writer.limit_us.load(Relaxed)).sum();
+        let used = self.limit_used.add(now, used as f64 / 1e6).unwrap_or(0.0);
+        // Each line has its own share of the limit.
+        let held = self.sources.iter().filter(|source| source.held_back.load(Relaxed)).count();
+        let idle = writers.iter().all(|writer| writer.in_flight.load(Relaxed) == 0 && is_well(writer));
+        wishes.limit != Throttle::default() && (idle || used >= NEARLY * held.max(1) as f64)
+    }
+
     /// What must not be forgotten for as long as it lasts.
     fn warnings(&self, details: &[SourceDetails]) -> Vec<String> {
         let destination = self.writers.clock_skew_ms();
@@ -416,11 +463,11 @@ impl Publisher {
 
     fn spool(&mut self, now: Instant) -> SpoolStatus {
         let bytes = self.sources.iter().map(|source| source.spool.usage().0).sum();
-        let free = self.sources.first().and_then(|source| disk_free(&source.spool).ok()).unwrap_or(0);
         SpoolStatus {
             bytes,
             max_bytes: self.plan.spool.max_bytes,
-            disk_free_bytes: free,
+            disk_free_bytes: self.sources.first().and_then(|source| disk_free(&source.spool).ok()),
+            min_free_bytes: self.plan.spool.min_free_bytes,
             growth_bytes_per_second: self.spool_growth.add(now, bytes as f64),
         }
     }
@@ -433,13 +480,7 @@ impl Publisher {
             }
             State::Paused => Some("nothing is applied; the source is still received into the spool".into()),
             State::Stopping => Some("finishing what is in flight".into()),
-            _ => {
-                let limit = wishes.limit;
-                let bytes = limit.bytes_per_second.map(|bytes| format::rate(bytes as f64));
-                let ops = limit.ops_per_second.map(|ops| format!("{} ops/s", format::count(ops as f64)));
-                let words: Vec<String> = bytes.into_iter().chain(ops).collect();
-                (!words.is_empty()).then(|| format!("THROTTLED: limit {}", words.join(" and ")))
-            }
+            _ => limit_in_words(wishes.limit).map(|limit| format!("THROTTLED: {limit}")),
         }
     }
 
@@ -462,6 +503,26 @@ impl Publisher {
         self.last_sample = now;
         self.last_sample_ops = ops;
     }
+}
+
+/// What a source waits for that has read ahead as far as it may.
+enum Holding {
+    /// The operator's speed limit.
+    Limit,
+    /// The writer that has not answered for longest.
+    Writer(String),
+}
+
+fn is_well(writer: &WriterShared) -> bool {
+    WriterShared::shown_state(&writer.details()) == WriterState::Ok
+}
+
+/// `limit 50 MB/s and 10k ops/s`; `None` where there is none.
+fn limit_in_words(limit: Throttle) -> Option<String> {
+    let bytes = limit.bytes_per_second.map(|bytes| format::rate(bytes as f64));
+    let ops = limit.ops_per_second.map(|ops| format!("{} ops/s", format::count(ops as f64)));
+    let words: Vec<String> = bytes.into_iter().chain(ops).collect();
+    (!words.is_empty()).then(|| format!("limit {}", words.join(" and ")))
 }
 
 fn server_kind(cluster: bool, endpoint: &Endpoint) -> &'static str {

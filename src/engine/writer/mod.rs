@@ -565,11 +565,8 @@ impl Writer {
     /// When the next batch may be sent under the operator's limit.
     fn next_slot(&self, not_before: Instant, throttle: Throttle, flights: &VecDeque<Flight>) -> Instant {
         let Some(batch) = flights.back().map(|flight| &flight.batch) else { return not_before };
-        let share =
-            |amount: u64, limit: Option<u64>| limit.map_or(0.0, |limit| amount as f64 / limit.max(1) as f64);
-        let seconds = share(batch.bytes.len() as u64, throttle.bytes_per_second)
-            .max(share(batch.entries, throttle.ops_per_second));
-        not_before.max(Instant::now()) + Duration::from_secs_f64(seconds.min(3600.0))
+        not_before.max(Instant::now())
+            + self.shared.limited(throttle, batch.bytes.len() as u64, batch.entries)
     }
 
     fn node(&self) -> String {

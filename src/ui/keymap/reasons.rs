@@ -49,10 +49,15 @@ pub(super) fn pausable(model: &Model, status: &Status) -> Option<Reason> {
     })
 }
 
+/// True while `c` begins nothing: a cutover runs, or one is done and there is no way back.
+pub fn shows_steps(status: &Status) -> bool {
+    let done = status.state == State::Switched && status.cutover.reverse.is_none();
+    status.state == State::CuttingOver || done
+}
+
 /// Lag and errors change while one looks; what a dialog cannot wait for is said here.
 pub(super) fn cuttable(model: &Model, status: &Status) -> Option<Reason> {
-    let done = status.state == State::Switched && status.cutover.reverse.is_none();
-    if status.state == State::CuttingOver || done {
+    if shows_steps(status) {
         return None;
     }
     running(model, status).or_else(|| {
@@ -114,10 +119,16 @@ pub(super) fn refusing(model: &Model, status: &Status) -> Option<Reason> {
     }
 }
 
-pub(super) fn leavable(_: &Model, status: &Status) -> Option<Reason> {
-    match status.cutover.state.is_active() && status.state == State::CuttingOver {
-        true => Reason::new("cutover", "a cutover is in progress: abort it first"),
-        false => None,
+/// A cutover is not left alone by the process that drives it; a screen over another process, or over none, is only a screen.
+pub(super) fn leavable(model: &Model, status: &Status) -> Option<Reason> {
+    if model.attached || model.engine_gone || status.state != State::CuttingOver {
+        return None;
+    }
+    match status.cutover.state {
+        state if state.can_abort() => Reason::new("cutover", "a cutover is in progress: abort it first"),
+        cutover::State::HandingOver => Reason::new("wait", "it is handing over: wait for the end of it"),
+        cutover::State::Aborting => Reason::new("wait", "it is going back: wait for the end of it"),
+        _ => None,
     }
 }
 
@@ -140,6 +151,7 @@ pub(super) fn not_verifying(_: &Model, status: &Status) -> Option<Reason> {
 
 pub(super) fn restartable(model: &Model, status: &Status) -> Option<Reason> {
     running(model, status).or_else(|| match (model.focus, model.selected_source(status)) {
+        _ if status.source.is_file() => Reason::new("file", "a file has no link"),
         (Pane::Sources, Some(_)) => None,
         (Pane::Sources, None) => Reason::new("no node", "no source node is selected"),
         _ => Reason::new("source only", "select a source node first (Tab changes the pane)"),
@@ -160,7 +172,7 @@ pub(super) fn has_row(model: &Model, status: &Status) -> Option<Reason> {
 }
 
 pub(super) fn has_error(model: &Model, status: &Status) -> Option<Reason> {
-    if model.errors(status).is_empty() { Reason::new("none", "there are no errors") } else { None }
+    if model.errors(status).is_empty() { Reason::new("none", "no error is listed") } else { None }
 }
 
 pub(super) fn stoppable(model: &Model, status: &Status) -> Option<Reason> {

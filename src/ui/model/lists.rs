@@ -83,6 +83,12 @@ impl Model {
         events.iter().position(|event| event.id == anchor).unwrap_or(events.len().saturating_sub(1))
     }
 
+    /// How many events the engine has told since the pane was scrolled.
+    pub fn events_new(&self, status: &Status) -> usize {
+        let all = status.events.iter();
+        all.filter(|event| self.newest_when_scrolled.is_none_or(|newest| event.id > newest)).count()
+    }
+
     /// True unless the events pane was scrolled.
     pub fn follows_events(&self) -> bool {
         self.event_anchor.is_none()
@@ -138,7 +144,11 @@ impl Model {
                 let events = self.events(status);
                 let at = moved(Some(self.events_above(status)), events.len());
                 // Back at the top means: follow again.
-                self.event_anchor = at.filter(|at| *at > 0).map(|at| events[at].id);
+                let anchor = at.filter(|at| *at > 0).map(|at| events[at].id);
+                if self.event_anchor.is_none() {
+                    self.newest_when_scrolled = status.events.iter().map(|event| event.id).max();
+                }
+                self.event_anchor = anchor;
             }
         }
     }

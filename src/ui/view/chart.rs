@@ -32,7 +32,9 @@ pub(super) fn draw_throughput(buffer: &mut Buffer, screen: &Screen, areas: &Area
     };
     let max = values.iter().flatten().copied().max_by(f64::total_cmp);
     let max = max.map(|max| format!("  max {}", format::count(max))).unwrap_or_default();
-    let right = format!("now {}{max}", format::count(now));
+    // Before the first second has been measured nobody knows.
+    let measured = status.history.iter().any(|sample| sample.ops.is_some());
+    let right = format!("now {}{max}", if measured { format::count(now) } else { "-".into() });
     let inner = frame(buffer, screen, area, &title, right, !compact);
     if compact && inner.height < 3 {
         let inside = Rect { x: inner.x + 2, width: inner.width.saturating_sub(4), ..inner };

@@ -18,7 +18,7 @@ use super::header::wrap;
 use super::{PaneFrame, Screen, events, overlay};
 use crate::cutover::{FenceKind, State};
 use crate::format;
-use crate::status::{CutoverStep, Gate, StepState};
+use crate::status::{CutoverNode, CutoverStep, Gate, StepState};
 use crate::ui::dialog::cutover_words;
 use crate::ui::keymap::Context;
 use crate::ui::layout::{Areas, Size};
@@ -138,9 +138,11 @@ fn marked(screen: &Screen, state: StepState, text: (Role, String), width: usize)
 pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
     let boxed = areas.size != Size::Compact;
     let body = areas.body;
-    let steps = steps(screen, usize::from(body.width.saturating_sub(4)));
-    let outlook = outlook(screen, usize::from(body.width.saturating_sub(6)));
     let border = if boxed { 2 } else { 1 };
+    // What happens to the writers is never pushed off the screen by a long list of nodes.
+    let outlook = outlook(screen, usize::from(body.width.saturating_sub(6)));
+    let room = body.height.saturating_sub(outlook.len() as u16 + 2 * border);
+    let steps = steps(screen, usize::from(body.width.saturating_sub(4)), usize::from(room));
     let cutover = &screen.status.cutover;
     let total = cutover.steps.len();
     let active = cutover.steps.iter().position(|step| step.progress == StepState::Active);
@@ -165,7 +167,7 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
             screen.line(buffer, Rect { y, height: 1, ..inner }, line);
         }
     };
-    let inner = pane(buffer, "cutover", right, steps.len() as u16 + border);
+    let inner = pane(buffer, "cutover", right, (steps.len() as u16).min(room) + border);
     put(buffer, inner, steps);
     let title = match cutover.state {
         state if state.can_abort() => "if you abort now",
@@ -183,9 +185,10 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
     put(buffer, inner, recent.take(usize::from(inner.height)).collect());
 }
 
-fn steps(screen: &Screen, width: usize) -> Vec<Line<'static>> {
+/// The steps, and below the drain as many of its nodes as there are rows left.
+fn steps(screen: &Screen, width: usize, room: usize) -> Vec<Line<'static>> {
     let cutover = &screen.status.cutover;
-    let mut lines = Vec::new();
+    let (mut lines, mut nodes_at) = (Vec::new(), None);
     if cutover.steps.is_empty() {
         let text = cutover.result.clone().unwrap_or_else(|| "asked the engine to begin".into());
         return vec![Line::from(screen.text(Role::Value, format!("  {text}")))];
@@ -198,24 +201,40 @@ fn steps(screen: &Screen, width: usize) -> Vec<Line<'static>> {
             lines.push(Line::from(screen.text(Role::Dim, text)));
         }
         lines.extend(step_lines(screen, index, step, width));
-        let shows_nodes = matches!(step.state, State::Draining) && step.progress != StepState::Pending;
-        if shows_nodes {
-            for node in &cutover.nodes {
-                let fenced = node.fenced_offset.map_or("-".into(), format::number);
-                let left = node.fenced_offset.map(|fenced| fenced.saturating_sub(node.applied_offset));
-                let left = match left {
-                    Some(0) => "drained".to_owned(),
-                    Some(left) => format!("left {}", format::number(left)),
-                    None => String::new(),
-                };
-                lines.push(Line::from(screen.text(
-                    Role::Value,
-                    format!("         {:<21} fenced at {fenced:>16}   {left}", node.address),
-                )));
-            }
+        if matches!(step.state, State::Draining) && step.progress != StepState::Pending {
+            nodes_at = Some(lines.len());
         }
     }
+    if let Some(at) = nodes_at {
+        let nodes = nodes(screen, room.saturating_sub(lines.len()));
+        lines.splice(at..at, nodes);
+    }
     lines
+}
+
+/// The nodes of the drain; where not all of them fit, how many are done, and those that are furthest behind.
+fn nodes(screen: &Screen, room: usize) -> Vec<Line<'static>> {
+    let all = &screen.status.cutover.nodes;
+    let say = |text: String| Line::from(screen.text(Role::Value, format!("         {text}")));
+    let left = |node: &CutoverNode| Some(node.fenced_offset?.saturating_sub(node.applied_offset));
+    let line = |node: &CutoverNode| {
+        let fenced = node.fenced_offset.map_or("-".into(), format::number);
+        let left = match left(node) {
+            Some(0) => "drained".to_owned(),
+            Some(left) => format!("left {}", format::number(left)),
+            None => String::new(),
+        };
+        say(format!("{:<21} fenced at {fenced:>16}   {left}", node.address))
+    };
+    if all.len() <= room {
+        return all.iter().map(line).collect();
+    }
+    let mut behind: Vec<&CutoverNode> = all.iter().filter(|node| left(node) != Some(0)).collect();
+    // One that has no offset yet is further behind than any other.
+    behind.sort_by_key(|node| std::cmp::Reverse(left(node).unwrap_or(u64::MAX)));
+    let drained = say(format!("{} of {} drained", all.len() - behind.len(), all.len()));
+    let few = behind.into_iter().take(room.saturating_sub(1).min(4)).map(line);
+    std::iter::once(drained).chain(few).collect()
 }
 
 fn step_lines(screen: &Screen, index: usize, step: &CutoverStep, width: usize) -> Vec<Line<'static>> {

@@ -7,7 +7,7 @@ use ratatui::text::Line;
 use super::header::wrap;
 use super::{PaneFrame, Screen};
 use crate::format;
-use crate::status::{DestinationStatus, Event, Phase, SourceStatus, State};
+use crate::status::{DestinationStatus, Event, SourceStatus, State};
 use crate::ui::layout::Areas;
 use crate::ui::model::Pane;
 use crate::ui::rows::Finish;
@@ -61,7 +61,7 @@ fn of_source(screen: &Screen, source: &SourceStatus, brief: bool) -> Vec<Entry> 
     }
     if let Some(backlog) = source.backlog_bytes {
         let lasts =
-            backlog_seconds(source).map(|seconds| format!(" = {} at this rate", format::forecast(seconds)));
+            source.backlog_seconds().map(|seconds| format!(" = {} at this rate", format::forecast(seconds)));
         entries.push(("backlog", format!("{}{}", format::size(backlog), lasts.unwrap_or_default())));
     }
     if let Some(limit) = source.output_buffer_limit_bytes.filter(|limit| *limit > 0) {
@@ -95,8 +95,12 @@ fn of_source(screen: &Screen, source: &SourceStatus, brief: bool) -> Vec<Entry> 
             format::rate(source.bytes_per_second)
         ),
     ));
-    let paused = matches!(status.state, State::Paused | State::Pausing);
-    entries.push(("ETA", if paused { "none while paused".into() } else { Finish::of(source).words() }));
+    let eta = match status.state {
+        State::Paused | State::Pausing => "none while paused".into(),
+        _ if model.is_stale(status) => "none from stale data".into(),
+        _ => Finish::of(source).words(),
+    };
+    entries.push(("ETA", eta));
     entries.push((
         "last ack",
         match source.last_ack_unix_ms {
@@ -133,13 +137,6 @@ fn of_source(screen: &Screen, source: &SourceStatus, brief: bool) -> Vec<Entry> 
 /// "0.8 s ago".
 pub(super) fn ago(now_unix_ms: u64, then_unix_ms: u64) -> String {
     format!("{} ago", format::spoken_duration(now_unix_ms.saturating_sub(then_unix_ms) as f64 / 1_000.0))
-}
-
-/// How long the source's backlog holds what it now writes; known only from the pure stream.
-pub(super) fn backlog_seconds(source: &SourceStatus) -> Option<f64> {
-    let rate = source.receive_bytes_per_second;
-    let streams = source.phase == Phase::Stream && rate >= 1.0;
-    source.backlog_bytes.filter(|_| streams).map(|bytes| bytes as f64 / rate)
 }
 
 fn of_writer(writer: &DestinationStatus) -> Vec<Entry> {

@@ -44,28 +44,28 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
     }
     let Screen { model, status } = screen;
     let compact = areas.size == Size::Compact;
-    let mut right = Vec::new();
+    // First what no cut may hide; a number that is cut would be another one.
+    let mut right = vec![match status.unread_errors {
+        0 => screen.text(Role::Dim, "no unread errors"),
+        1 => screen.text(Role::Bad, "1 error unread (e)"),
+        count => screen.text(Role::Bad, format!("{} errors unread (e)", format::number(count))),
+    }];
     if !model.follows_events() {
-        let text = format!("paused, {} new above (Esc follows)   ", model.events_above(status));
+        let text = format!("   paused, {} new above (Esc follows)", model.events_new(status));
         right.push(screen.text(Role::Warn, text));
     }
     let events = model.events_from_anchor(status);
     if let Some(filter) = screen.filter(Pane::Events, model.events(status).len(), status.events.len()) {
-        right.push(screen.text(Role::Warn, format!("{filter}   ")));
+        right.push(screen.text(Role::Warn, format!("   {filter}")));
     }
     if status.events_dropped > 0 {
         right.push(
             screen.text(
                 Role::Dim,
-                format!("{} older only in the log   ", format::number(status.events_dropped)),
+                format!("   {} older only in the log", format::number(status.events_dropped)),
             ),
         );
     }
-    right.push(match status.unread_errors {
-        0 => screen.text(Role::Dim, "no unread errors"),
-        1 => screen.text(Role::Bad, "1 error unread (e)"),
-        count => screen.text(Role::Bad, format!("{} errors unread (e)", format::number(count))),
-    });
     let frame = PaneFrame {
         left: Line::from(screen.text(Role::Title, "events")),
         right: Line::from(right),

@@ -69,7 +69,7 @@ fn keys(screen: &Screen, width: u16, count: u16) -> Vec<Line<'static>> {
     let mut shown: Vec<&Binding> = keymap::BINDINGS
         .iter()
         .filter(|binding| binding.context == context && binding.footer > 0)
-        .filter(|binding| !screen.model.read_only || binding.danger == Danger::Safe)
+        .filter(|binding| !screen.model.read_only || binding.danger_now(screen.status) == Danger::Safe)
         .collect();
     loop {
         for in_full in [true, false] {
@@ -138,7 +138,7 @@ fn draw_info(buffer: &mut Buffer, screen: &Screen, area: Rect) {
     if let Some(memory) = status.memory_bytes {
         parts.push(format!("memory {}", format::size(memory)));
     }
-    parts.push(format!("disk free {}", format::size(status.spool.disk_free_bytes)));
+    parts.push(format!("disk free {}", status.spool.disk_free_bytes.map_or("-".into(), format::size)));
     if let Some(url) = &status.status_url {
         parts.push(format!("status {url}"));
     }
@@ -147,12 +147,9 @@ fn draw_info(buffer: &mut Buffer, screen: &Screen, area: Rect) {
     }
     parts.push(format!("data {}", status.data_dir));
     parts.push(format!("shakedeck {} ", status.version));
-    let mut left = spool(screen).spans;
-    if let Some(first) = left.first_mut() {
-        first.content = first.content.trim_start().to_string().into();
-    }
-    left.insert(0, Span::raw(" "));
-    let left = Line::from(left);
+    let mut left = spool(screen);
+    // The margin of this line is a narrower one.
+    left.spans[0] = Span::raw(" ");
     // The spool's forecast stays whole; what matters least stands last.
     let room = usize::from(area.width).saturating_sub(left.width() + 3);
     while parts.len() > 1 && format::width(&parts.join("    ")) > room {

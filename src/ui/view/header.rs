@@ -6,7 +6,7 @@ use ratatui::text::{Line, Span};
 
 use super::Screen;
 use crate::format;
-use crate::status::{Outcome, Side, State, Status, StepState};
+use crate::status::{Gate, Outcome, Side, State, Status, StepState};
 use crate::ui::dialog::limit_in_words;
 use crate::ui::layout::{Areas, SMALLEST, Size};
 use crate::ui::model::{Model, OLD_MS};
@@ -81,16 +81,11 @@ fn verdict(screen: &Screen, wide: bool, width: u16) -> Vec<Span<'static>> {
         let style = screen.style(Role::Ok).bold();
         let mut spans = vec![Span::styled(format!(" {} READY TO CUT OVER", glyphs.yes), style)];
         if wide {
-            spans.extend(checklist(screen));
+            spans.extend(checklist(screen, usize::from(width)));
         }
         return spans;
     }
     let style = screen.style(Role::Bad);
-    if wide && !status.gates.is_empty() {
-        let mut spans = vec![Span::styled(format!(" {} NOT READY TO CUT OVER", glyphs.no), style)];
-        spans.extend(checklist(screen));
-        return spans;
-    }
     // The first reason is worth more than the long wording.
     let long = format!(" {} NOT READY TO CUT OVER: ", glyphs.no);
     let first = status.not_ready.first().map_or(0, |reason| format::width(reason));
@@ -100,11 +95,17 @@ fn verdict(screen: &Screen, wide: bool, width: u16) -> Vec<Span<'static>> {
     if status.not_ready.is_empty() {
         spans.push(screen.text(Role::Dim, "the engine has not judged yet"));
     }
-    for (index, reason) in status.not_ready.iter().enumerate() {
+    // The wide screen has the others as a checklist.
+    let reasons = if wide && !status.gates.is_empty() { 1 } else { usize::MAX };
+    for (index, reason) in status.not_ready.iter().take(reasons).enumerate() {
         if index > 0 {
             spans.push(screen.text(Role::Dim, format!(" {} ", glyphs.dot)));
         }
         spans.push(screen.text(if index == 0 { Role::Value } else { Role::Dim }, reason));
+    }
+    if wide {
+        let room = usize::from(width).saturating_sub(Line::from(spans.clone()).width());
+        spans.extend(checklist(screen, room));
     }
     spans
 }
@@ -115,19 +116,28 @@ fn outcome_lines(outcome: &Outcome, width: usize) -> Vec<String> {
     wrap(&text, width.saturating_sub(5))
 }
 
-fn checklist(screen: &Screen) -> Vec<Span<'static>> {
-    let mut spans = Vec::new();
-    for gate in &screen.status.gates {
+/// What else is in the way, in words that fit; behind it, where a cut costs least, what is not.
+fn checklist(screen: &Screen, room: usize) -> Vec<Span<'static>> {
+    let status = screen.status;
+    let entry = |gate: &Gate, text: &str| {
         let (mark, role) =
             if gate.ok { (screen.glyphs().yes, Role::Ok) } else { (screen.glyphs().no, Role::Bad) };
-        spans.push(Span::styled(format!("   [{mark}] "), screen.style(role)));
-        spans.push(screen.text(Role::Value, &gate.text));
-        // Where there is nothing to add, the detail repeats the text.
-        if gate.detail != gate.text {
-            spans.push(screen.text(Role::Dim, format!(" ({})", gate.detail)));
-        }
-    }
-    spans
+        [Span::styled(format!("   [{mark}] "), screen.style(role)), screen.text(Role::Value, text)]
+    };
+    // The first reason is the verdict itself.
+    let is_told = |gate: &Gate| Some(&gate.detail) == status.not_ready.first();
+    let others = || status.gates.iter().filter(|gate| !gate.ok && !is_told(gate));
+    let in_the_way = |words: fn(&Gate) -> String| -> Line<'static> {
+        others().flat_map(|gate| entry(gate, &words(gate))).collect()
+    };
+    let wordings = [
+        in_the_way(|gate| format!("{} ({})", gate.text, gate.detail)),
+        in_the_way(|gate| gate.text.clone()),
+        in_the_way(|gate| gate.name.clone()),
+    ];
+    let fits = wordings.iter().position(|line| line.width() <= room).unwrap_or(wordings.len() - 1);
+    let met = status.gates.iter().filter(|gate| gate.ok).flat_map(|gate| entry(gate, &gate.text));
+    wordings[fits].spans.iter().cloned().chain(met).collect()
 }
 
 /// The lines below the verdict: what must not be forgotten for as long as it lasts.
@@ -171,12 +181,15 @@ pub(super) fn banner(screen: &Screen, width: u16) -> Vec<Line<'static>> {
         notes.push(format!("THROTTLED: {}", limit_in_words(status.throttle)));
     }
     notes.extend(status.warnings.iter().cloned());
-    if !notes.is_empty() && status.outcome.is_none() {
-        let text = notes.join(&format!("  {}  ", screen.glyphs().dot));
-        lines.push(Line::from(vec![
-            Span::styled(" ! ", screen.style(Role::Warn)),
-            screen.text(Role::Warn, text),
-        ]));
+    for note in notes.iter().filter(|_| status.outcome.is_none()) {
+        let parts = wrap(&format::escape(note, 2_000), usize::from(width).saturating_sub(4));
+        for (index, part) in parts.into_iter().enumerate() {
+            let mark = if index == 0 { " ! " } else { "   " };
+            lines.push(Line::from(vec![
+                Span::styled(mark, screen.style(Role::Warn)),
+                screen.text(Role::Warn, part),
+            ]));
+        }
     }
     lines
 }
@@ -209,16 +222,9 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
     let mut left = state;
     let margin = if wide { 8 } else { 5 };
     let taken = Line::from(left.clone()).width() + margin;
-    let mut room = usize::from(width).saturating_sub(taken + Line::from(right.clone()).width());
-    let mut wording = route(status, room);
-    // What is moved is worth more than the time of day, which every event bears.
-    if compact && wording.is_none() {
-        right.clear();
-        room = usize::from(width).saturating_sub(taken);
-        wording = route(status, room);
-    }
+    let room = usize::from(width).saturating_sub(taken + Line::from(right.clone()).width());
     left.push(Span::raw(if wide { "     " } else { "   " }));
-    left.push(screen.text(Role::Value, wording.unwrap_or_else(|| addresses(status, room))));
+    left.push(screen.text(Role::Value, route(status, room)));
     screen.spread(buffer, areas.header, Line::from(left), Line::from(right));
 
     let right = match areas.size {
@@ -258,9 +264,9 @@ fn age(screen: &Screen, pattern: &str) -> Span<'static> {
     Span::styled(format!("{mark} {}", pattern.replace("{}", &seconds)), screen.style(role))
 }
 
-/// From where to where, with what both sides are: the longest wording that fits, if one does.
-fn route(status: &Status, width: usize) -> Option<String> {
-    let side = |side: &Side, with_server: bool, with_port: bool| {
+/// From where to where: the longest wording that fits, or the shortest one. Words go first, then the number of nodes.
+fn route(status: &Status, width: usize) -> String {
+    let side = |side: &Side, with_server: bool, with_port: bool, with_kind: bool| {
         let mut text = String::new();
         if let Some(server) = side.server.as_ref().filter(|_| with_server) {
             text.push_str(server);
@@ -268,7 +274,7 @@ fn route(status: &Status, width: usize) -> Option<String> {
         }
         // A server by itself is what is meant where nothing is said.
         let plain = side.kind == "standalone" && (!with_server || side.server.is_some());
-        if !side.kind.is_empty() && !plain {
+        if !side.kind.is_empty() && !plain && with_kind {
             text.push_str(&side.kind);
             text.push(' ');
         }
@@ -285,17 +291,12 @@ fn route(status: &Status, width: usize) -> Option<String> {
         text
     };
     let (from, to) = (&status.source, &status.destination);
-    let wordings = [(true, true), (false, true), (false, false)]
-        .map(|(server, port)| format!("{} -> {}", side(from, server, port), side(to, server, port)));
-    wordings.into_iter().find(|text| format::width(text) <= width)
-}
-
-/// From where to where, and no more.
-fn addresses(status: &Status, width: usize) -> String {
-    let count = |side: &Side| if side.nodes > 1 { format!(" ({})", side.nodes) } else { String::new() };
-    let (from, to) = (&status.source, &status.destination);
-    let counted = format!("{}{} -> {}{}", from.address, count(from), to.address, count(to));
-    if format::width(&counted) <= width { counted } else { format!("{} -> {}", from.address, to.address) }
+    let wordings = [(true, true, true), (false, true, true), (false, false, true), (false, false, false)]
+        .map(|(server, port, kind)| {
+            format!("{} -> {}", side(from, server, port, kind), side(to, server, port, kind))
+        });
+    let fits = wordings.into_iter().find(|text| format::width(text) <= width);
+    fits.unwrap_or_else(|| format!("{} -> {}", from.address, to.address))
 }
 
 /// How much a timeline says, from the most to the least.
@@ -371,12 +372,15 @@ pub(super) fn draw_too_small(buffer: &mut Buffer, screen: &Screen) {
     let (word, role) = state_word(screen.model, screen.status);
     let (width, height) = SMALLEST;
     let room = usize::from(area.width).saturating_sub(word.len() + 3);
-    let what = route(screen.status, room).unwrap_or_else(|| addresses(screen.status, room));
+    let what = route(screen.status, room);
     let mut lines = vec![Line::from(vec![
         Span::styled(format!(" {word} "), screen.style(role).bold()),
         screen.text(Role::Value, what),
     ])];
     lines.push(Line::from(verdict(screen, false, area.width)));
+    if let Some(notice) = screen.model.notice() {
+        lines.push(Line::from(screen.text(Role::Warn, format!(" {notice}"))));
+    }
     lines.extend(banner(screen, area.width));
     if let Some(overlay) = &screen.model.overlay {
         lines.push(super::overlay::in_one_line(screen, overlay));

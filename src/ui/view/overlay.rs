@@ -5,11 +5,11 @@ use ratatui::layout::Rect;
 use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
-use super::details::{self, backlog_seconds};
+use super::details;
 use super::header::wrap;
 use super::{PaneFrame, Screen, cutover, events, log, verification};
 use crate::format;
-use crate::status::State;
+use crate::status::{SourceStatus, State};
 use crate::ui::dialog::{Confirm, Overlay, ThrottleForm, limit_in_words};
 use crate::ui::keymap::{BINDINGS, Context, Danger};
 use crate::ui::layout::Areas;
@@ -18,7 +18,7 @@ use crate::ui::theme::Role;
 pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
     let Some(overlay) = &screen.model.overlay else { return };
     match overlay {
-        Overlay::Help { scroll, filter, typing } => {
+        Overlay::Help { scroll, filter, typing, .. } => {
             draw_help(buffer, screen, areas.body, *scroll, filter, *typing)
         }
         Overlay::Errors { selected } => draw_errors(buffer, screen, areas.body, *selected),
@@ -157,27 +157,49 @@ fn quit(screen: &Screen) -> Vec<Line<'static>> {
         }
     } else {
         lines.push(say("The migration runs in this process. Stopping it is in order:"));
-        lines.push(say("state is saved, and a later start goes on without a new full sync"));
-        lines.push(say(&backlog_sentence(screen)));
+        lines.extend(resume_words(screen).iter().map(|text| say(text)));
     }
     lines.push(Line::default());
     lines.extend(choice(screen, Context::Quit, model.read_only));
     lines
 }
 
-/// How long the migration may be away.
-fn backlog_sentence(screen: &Screen) -> String {
-    let sources = &screen.status.sources;
-    let shortest = sources.iter().filter_map(backlog_seconds).min_by(f64::total_cmp);
-    match shortest {
-        Some(seconds) => {
-            format!(
-                "only while the source's backlog lasts: about {} at this rate.",
-                format::forecast(seconds)
-            )
-        }
-        None => "only while the source's backlog lasts (how long is not known yet).".into(),
+/// What a later start finds, and for how long.
+fn resume_words(screen: &Screen) -> Vec<String> {
+    let status = screen.status;
+    if status.source.is_file() {
+        return vec![
+            "state is saved, and a later start goes on inside the file where this one".into(),
+            "stopped, as long as the file is not changed.".into(),
+        ];
     }
+    let (arriving, whole): (Vec<_>, Vec<_>) =
+        status.sources.iter().partition(|source: &&SourceStatus| source.needs_full_sync());
+    let mut words = Vec::new();
+    match arriving.as_slice() {
+        [] => {
+            words.push("state is saved, and a later start goes on without a new full sync".into());
+        }
+        [first, others @ ..] => {
+            let more =
+                if others.is_empty() { String::new() } else { format!(" (and {} more)", others.len()) };
+            words.push(format!("but the RDB of {}{more} is not whole here yet:", first.address));
+            words.push("what has arrived of it is lost, and a later start begins its full sync anew.".into());
+            if whole.is_empty() {
+                return words;
+            }
+            words.push("Of the other nodes it goes on without one".into());
+        }
+    }
+    let shortest = whole.iter().filter_map(|source| source.backlog_seconds()).min_by(f64::total_cmp);
+    words.push(match shortest {
+        Some(seconds) => format!(
+            "only while the source's backlog lasts: about {} at this rate.",
+            format::forecast(seconds)
+        ),
+        None => "only while the source's backlog lasts (how long is not known yet).".into(),
+    });
+    words
 }
 
 fn throttle(screen: &Screen, form: &ThrottleForm) -> Vec<Line<'static>> {
@@ -212,7 +234,8 @@ fn throttle(screen: &Screen, form: &ThrottleForm) -> Vec<Line<'static>> {
         )),
     ];
     if let Some(problem) = &form.problem {
-        lines.push(Line::from(screen.text(Role::Bad, format!("!! {problem}"))));
+        let parts = wrap(&format!("!! {problem}"), 70);
+        lines.extend(parts.into_iter().map(|part| Line::from(screen.text(Role::Bad, part))));
     }
     lines
 }
@@ -257,9 +280,19 @@ fn draw_errors(buffer: &mut Buffer, screen: &Screen, area: Rect, selected: usize
         boxed: true,
         focused: true,
     };
-    let inner = screen.pane(buffer, area, frame);
+    let mut inner = screen.pane(buffer, area, frame);
+    let listed: u64 = errors.iter().map(|event| event.count).sum();
+    let lost = unread.saturating_sub(listed);
+    if lost > 0 && inner.height > 0 {
+        let file = screen.status.log_file.as_deref().unwrap_or("-");
+        let text = format!(" {} unread errors are only in the log {file}", format::number(lost));
+        screen.line(buffer, inner, screen.text(Role::Bad, text));
+        inner = Rect { y: inner.y + 1, height: inner.height - 1, ..inner };
+    }
     if errors.is_empty() {
-        screen.line(buffer, inner, screen.text(Role::Ok, " no errors"));
+        if lost == 0 {
+            screen.line(buffer, inner, screen.text(Role::Ok, " no errors"));
+        }
         return;
     }
     // The selected error in full at the bottom, because the list cuts long lines.
@@ -329,7 +362,7 @@ fn help_lines(screen: &Screen, filter: &str, width: usize) -> Vec<Line<'static>>
     for context in Context::ALL {
         let mut group = Vec::new();
         for binding in BINDINGS.iter().filter(|binding| binding.context == context) {
-            if model.read_only && binding.danger > Danger::Safe {
+            if model.read_only && binding.danger_now(status) > Danger::Safe {
                 continue;
             }
             let keys = binding.all_names();

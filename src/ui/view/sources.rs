@@ -73,12 +73,19 @@ pub(super) fn rows<'a>(screen: &Screen<'a>) -> Rows<'a> {
     let compact = Size::of(model.size.0, model.size.1) == Size::Compact;
     let rows = model.sources(status).into_iter().map(|source| {
         let severity = source_severity(source, status);
+        let lost = source.phase == Phase::Reconnecting;
         let reason = match (&source.reason, &source.held_back_by, source.phase) {
             (Some(reason), _, _) => Some(reason.clone()),
             (None, Some(writer), _) => Some(format!("HELD BACK by {writer}")),
             (None, None, Phase::Failed | Phase::Reconnecting) => source.last_error.clone(),
             _ => None,
         };
+        // In front, where no cut can hide it: after that time only another full sync helps.
+        let backlog = source.backlog_seconds().filter(|_| lost);
+        let backlog = backlog
+            .map(|seconds| format!("source backlog lasts {} at this rate", format::spoken_duration(seconds)));
+        let parts: Vec<String> = backlog.into_iter().chain(reason).collect();
+        let reason = (!parts.is_empty()).then(|| parts.join("; "));
         Row {
             address: source.address.clone(),
             severity,
@@ -248,7 +255,8 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
 fn draw_title(buffer: &mut Buffer, screen: &Screen, area: Rect, count: usize, above: usize, below: usize) {
     let model = screen.model;
     let glyphs = screen.glyphs();
-    let mark = if model.reversed { glyphs.ascending } else { glyphs.descending };
+    let ascending = model.sort.is_ascending() != model.reversed;
+    let mark = if ascending { glyphs.ascending } else { glyphs.descending };
     let mut parts = Vec::new();
     match (above, below) {
         (0, 0) => {}
@@ -322,22 +330,30 @@ pub(super) fn address_at(screen: &Screen, areas: &Areas, y: u16) -> Option<Strin
 
 /// When all will be applied: the answer to "when will it be done?".
 fn forecast(screen: &Screen) -> Option<String> {
+    match finish(screen)? {
+        Finish::Unknown => None,
+        finish => Some(finish.words()),
+    }
+}
+
+/// The forecast for all nodes, where the rates that it comes from still hold.
+fn finish(screen: &Screen) -> Option<Finish> {
     match screen.status.state {
         State::Paused | State::Pausing => None,
         state if state.is_final() || screen.model.is_stale(screen.status) => None,
-        _ => match Finish::of_all(&screen.status.sources)? {
-            Finish::Unknown => None,
-            finish => Some(finish.words()),
-        },
+        _ => Finish::of_all(&screen.status.sources),
     }
 }
 
 /// The gauge of all RDBs; once they are applied, the rates of the stream.
 fn progress(screen: &Screen, totals: &Totals, width: usize) -> Line<'static> {
     let status = screen.status;
-    let applied: f64 = status.sources.iter().map(|row| row.bytes_per_second).sum();
-    let received: f64 = status.sources.iter().map(|row| row.receive_bytes_per_second).sum();
     let streams = status.sources.iter().all(|row| matches!(row.phase, Phase::Stream | Phase::Drained));
+    // What streams already says nothing about the RDBs of the others.
+    let counted = |row: &&SourceStatus| streams || matches!(row.phase, Phase::RdbReceive | Phase::RdbApply);
+    let counted = || status.sources.iter().filter(counted);
+    let applied: f64 = counted().map(|row| row.bytes_per_second).sum();
+    let received: f64 = counted().map(|row| row.receive_bytes_per_second).sum();
     if streams && !status.sources.is_empty() {
         return Line::from(screen.text(
             Role::Value,
@@ -349,15 +365,15 @@ fn progress(screen: &Screen, totals: &Totals, width: usize) -> Line<'static> {
             ),
         ));
     }
+    // A node that is away has none.
+    let moves = counted().next().is_some();
+    let speed = |rate: f64| if moves { format!(" at {}", format::rate(rate)) } else { String::new() };
     if !totals.known {
         return Line::from(screen.text(Role::Dim, "  RDB not begun"));
     }
     let Some(total) = totals.total.filter(|total| *total > 0) else {
-        let text = format!(
-            "  RDB received {} of an unknown size at {}",
-            format::size(totals.received),
-            format::rate(received)
-        );
+        let text =
+            format!("  RDB received {} of an unknown size{}", format::size(totals.received), speed(received));
         return Line::from(screen.text(Role::Value, text));
     };
     let percent = format::percent(totals.applied, total).unwrap_or(0);
@@ -366,11 +382,11 @@ fn progress(screen: &Screen, totals: &Totals, width: usize) -> Line<'static> {
     } else {
         format!("{:.1}/{:.1} GB", totals.applied as f64 / 1e9, total as f64 / 1e9)
     };
-    let left = match Finish::of_all(&screen.status.sources) {
+    let left = match finish(screen) {
         Some(Finish::Rdb(seconds)) => format!(", about {} left", format::spoken_duration(seconds)),
         _ => String::new(),
     };
-    let numbers = format!(" {percent} %  {done} at {}{left}", format::rate(applied));
+    let numbers = format!(" {percent} %  {done}{}{left}", speed(applied));
     let mut spans = vec![screen.text(Role::Label, "  RDB ")];
     let gauge = width.saturating_sub(10 + format::width(&numbers)).min(40);
     spans.push(Span::raw("["));
@@ -380,37 +396,53 @@ fn progress(screen: &Screen, totals: &Totals, width: usize) -> Line<'static> {
     Line::from(spans)
 }
 
-/// Spool use and when it will be full.
+/// Spool use, when it will be full, and while paused first of all until when that is safe.
 pub(super) fn spool(screen: &Screen) -> Line<'static> {
     let Screen { model, status } = screen;
     let spool = status.spool;
     let percent = format::percent(spool.bytes, spool.max_bytes);
+    let (room, by_disk) = spool.room();
     let role = match percent {
         Some(90..) => Role::Bad,
+        _ if room == 0 => Role::Bad,
         Some(80..) => Role::Warn,
         _ => Role::Value,
     };
+    let growth = spool.growth_bytes_per_second.filter(|growth| *growth >= 1.0);
+    let growth = growth.filter(|_| !status.state.is_final() && !model.is_stale(status));
+    let seconds = growth.map(|growth| room as f64 / growth);
+    let paused = matches!(status.state, State::Paused | State::Pausing);
+    let mut spans = vec![Span::raw("  ")];
+    if let Some(seconds) = seconds.filter(|_| paused) {
+        const DAY: f64 = 86_400.0;
+        let until = format::clock_utc(model.now_unix_ms + (seconds.min(DAY) * 1_000.0) as u64);
+        let words = match seconds {
+            0.0 => "pause is NOT safe: no room is left".into(),
+            DAY.. => "pause is safe for more than a day".into(),
+            _ => format!("pause is safe until {}Z", &until[..5]),
+        };
+        spans.push(screen.text(Role::Title, format!("{words}   ")));
+    }
     let mut text = format!("spool {}", format::size(spool.bytes));
     if let Some(percent) = percent {
         text.push_str(&format!(" of {} ({percent} %", format::size(spool.max_bytes)));
-        let growth = spool.growth_bytes_per_second.filter(|growth| *growth >= 1.0);
-        if let Some(growth) = growth.filter(|_| !status.state.is_final()) {
-            let seconds = spool.max_bytes.saturating_sub(spool.bytes) as f64 / growth;
-            // A forecast of months helps nobody.
-            if seconds < 30.0 * 86_400.0 {
-                text.push_str(&format!(", full in {} at this rate", format::forecast(seconds)));
+        let full = if by_disk { "disk full" } else { "full" };
+        match seconds {
+            _ if room == 0 => text.push_str(&format!(", {full}")),
+            // A forecast of months helps nobody, nor one that has been said.
+            Some(seconds) if seconds < 30.0 * 86_400.0 && !paused => {
+                text.push_str(&format!(", {full} in {} at this rate", format::forecast(seconds)));
             }
-            if matches!(status.state, State::Paused) && seconds < 86_400.0 {
-                let until = format::clock_utc(model.now_unix_ms + (seconds * 1_000.0) as u64);
-                text.push_str(&format!(": pause is safe until {until}Z"));
-            }
+            _ => {}
         }
         text.push(')');
     }
+    spans.push(screen.text(role, text));
     let paused = match status.paused_times {
         0 => String::new(),
         1 => "   paused once".into(),
         times => format!("   paused {times} times"),
     };
-    Line::from(vec![screen.text(role, format!("  {text}")), screen.text(Role::Dim, paused)])
+    spans.push(screen.text(Role::Dim, paused));
+    Line::from(spans)
 }

@@ -83,27 +83,48 @@ impl Rows<'_> {
         }
     }
 
+    /// How many rows do not fit into `height` lines.
+    pub(super) fn hidden(&self, height: u16) -> usize {
+        let (_, above, below) = self.visible(height);
+        above + below
+    }
+
     /// What fits into `height` lines, and how many rows are hidden above and below.
     fn visible(&self, height: u16) -> (Vec<Shown<'_>>, usize, usize) {
         let height = usize::from(height);
-        let count = self.0.len();
-        if count > height {
-            // Reasons give way to rows; the selected row is kept in sight.
-            let selected = self.0.iter().position(|row| row.selected).unwrap_or(0);
-            let first = (selected + 1).saturating_sub(height);
-            let shown = self.0.iter().skip(first).take(height).map(Shown::Row).collect();
-            return (shown, first, count.saturating_sub(first + height));
+        // The selected row is kept in sight.
+        let selected = self.0.iter().position(|row| row.selected).unwrap_or(0);
+        let mut first = 0;
+        loop {
+            let (shown, count) = self.visible_from(first, height);
+            if selected < first + count || first >= selected {
+                return (shown, first, self.0.len().saturating_sub(first + count));
+            }
+            first += 1;
         }
-        let mut spare = height - count;
-        let mut shown = Vec::new();
-        for row in &self.0 {
+    }
+
+    /// What fits from a row on, and how many rows that are. Trouble comes first, then why, then rows where all is well, then
+    /// what there is to say about those.
+    fn visible_from(&self, first: usize, height: usize) -> (Vec<Shown<'_>>, usize) {
+        let is_bad = |row: &&Row| row.severity > Severity::Fine;
+        let mut for_bad = height.saturating_sub(self.0.iter().filter(is_bad).count());
+        let explained = self.0.iter().filter(is_bad).filter(|row| row.reason.is_some()).count();
+        let mut for_fine = height.saturating_sub(self.0.len() + explained);
+        let (mut shown, mut count) = (Vec::new(), 0);
+        for row in self.0.iter().skip(first) {
+            if shown.len() >= height {
+                break;
+            }
             shown.push(Shown::Row(row));
-            if let Some(reason) = row.reason.as_deref().filter(|_| spare > 0) {
+            count += 1;
+            let spare = if is_bad(&row) { &mut for_bad } else { &mut for_fine };
+            if let Some(reason) = row.reason.as_deref().filter(|_| *spare > 0 && shown.len() < height) {
                 shown.push(Shown::Reason(row, reason));
-                spare -= 1;
+                *spare -= 1;
             }
         }
-        (shown, 0, 0)
+        (shown, count)
     }
 
     /// Draws the rows below one another and returns the lines used and the rows hidden above and below.

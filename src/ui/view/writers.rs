@@ -132,7 +132,7 @@ pub(super) fn draw(buffer: &mut Buffer, screen: &Screen, areas: &Areas) {
     let limit = status.destinations.iter().map(|row| row.in_flight_limit).max();
     let limit = limit.map(|limit| format!("pipeline limit {limit}")).unwrap_or_default();
     let rows = rows(screen);
-    let hidden = rows.0.len().saturating_sub(usize::from(row_area(area, areas.size).height));
+    let hidden = rows.hidden(row_area(area, areas.size).height);
     let filter = screen.filter(Pane::Writers, rows.0.len(), status.destinations.len());
     let right = match (filter, hidden) {
         (Some(filter), _) => filter,
