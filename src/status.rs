@@ -495,6 +495,13 @@ pub struct CutoverStatus {
     pub reverse: Option<ReverseStatus>,
 }
 
+impl CutoverStatus {
+    /// The servers that let no writer through because of a cutover, until they are unfenced.
+    pub fn closed(&self) -> impl Iterator<Item = &str> {
+        self.refusing.iter().chain(&self.holding).map(String::as_str)
+    }
+}
+
 /// One step of a cutover.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CutoverStep {

@@ -29,6 +29,7 @@ pub(super) fn overview(status: &Status) -> String {
         lines.push(format!("cutover    {}{detail}", cutover.state.word()));
     }
     lines.extend(status.cutover.refusing.iter().map(|address| format!("{} refuses writes", safe(address))));
+    lines.extend(status.cutover.holding.iter().map(|address| format!("{} is held", safe(address))));
     lines.push(format!("{} -> {}", side(&status.source), side(&status.destination)));
     lines.push(String::new());
 

@@ -450,7 +450,10 @@ impl Model {
                 self.overlay = Some(Overlay::Confirm(Confirm {
                     title: "unfence",
                     text: vec![
-                        format!("Lets {} take writes again.", status.cutover.refusing.join(", ")),
+                        format!(
+                            "Lets {} take writes again.",
+                            status.cutover.closed().collect::<Vec<_>>().join(", ")
+                        ),
                         "Nobody copies them: a client that still writes there loses what it writes.".into(),
                     ],
                     command: Command::Unfence,

@@ -142,6 +142,24 @@ fn leaving_after_the_switch_promises_nothing() {
     assert!(!drawn.contains("later start"), "{drawn}");
 }
 
+/// What is only held goes on when the process ends: that is said, and it can be let go.
+#[test]
+fn what_is_held_is_said_and_can_be_let_go() {
+    let mut status = wizard::switched();
+    status.cutover.holding = std::mem::take(&mut status.cutover.refusing);
+    let mut model = unicode();
+    press(&mut model, KeyCode::Char('c'), &status);
+    let drawn = text(&screen(&mut model, &status, 120, 35));
+    assert!(drawn.contains("is held: its writers wait until you unfence it"), "{drawn}");
+    press(&mut model, KeyCode::Char('u'), &status);
+    let drawn = text(&screen(&mut model, &status, 120, 35));
+    assert!(drawn.contains("Lets 10.0.1.11:6379, 10.0.1.12:6379, 10.0.1.13:6379 take writes"), "{drawn}");
+    let mut model = unicode();
+    press(&mut model, KeyCode::Char('q'), &status);
+    let drawn = text(&screen(&mut model, &status, 80, 24));
+    assert!(drawn.contains("10.0.1.11:6379 is held by this process"), "{drawn}");
+}
+
 #[test]
 fn the_verification_shows_progress_and_differences() {
     for (name, verification) in

@@ -270,7 +270,7 @@ impl Connection {
                 event.id > last && event.level == EventLevel::Error && event.text.starts_with("unfence: ")
             });
             failed = told.map(|event| event.text.clone());
-            failed.is_some() || status.cutover.refusing.is_empty() && status.cutover.holding.is_empty()
+            failed.is_some() || status.cutover.closed().next().is_none()
         };
         self.wait("unfenced", UNFENCE_LIMIT, is_over).await?;
         failed.map_or(Ok(()), |text| Err(ClientError::Refused(safe(&text))))

@@ -113,9 +113,9 @@ pub(super) fn waits_for_go(_: &Model, status: &Status) -> Option<Reason> {
 }
 
 pub(super) fn refusing(model: &Model, status: &Status) -> Option<Reason> {
-    match status.cutover.refusing.is_empty() {
-        true => Reason::new("none", "no server refuses writes because of a cutover"),
-        false => stoppable(model, status),
+    match status.cutover.closed().next() {
+        None => Reason::new("none", "no server refuses writes because of a cutover"),
+        Some(_) => stoppable(model, status),
     }
 }
 

@@ -359,6 +359,13 @@ fn outlook(screen: &Screen, width: usize) -> Vec<Line<'static>> {
             format!("{} refuses writes until you unfence it (u).", cutover.refusing.join(", ")),
         ));
     }
+    if !cutover.holding.is_empty() {
+        let held = cutover.holding.join(", ");
+        lines.push((
+            Role::Value,
+            format!("{held} is held: its writers wait until you unfence it (u), or this run ends."),
+        ));
+    }
     if let Some(reverse) = &cutover.reverse {
         let left = reverse.lag_bytes.map_or("not known".into(), format::size);
         lines.push((

@@ -155,6 +155,10 @@ fn quit(screen: &Screen) -> Vec<Line<'static>> {
         if let Some(refusing) = status.cutover.refusing.first() {
             lines.push(say(&format!("{refusing} goes on refusing writes until it is unfenced.")));
         }
+        if let Some(held) = status.cutover.holding.first() {
+            lines.push(say(&format!("{held} is held by this process: its writers go on when it ends.")));
+            lines.push(say("Nobody copies what they write then."));
+        }
     } else {
         lines.push(say("The migration runs in this process. Stopping it is in order:"));
         lines.extend(resume_words(screen).iter().map(|text| say(text)));
