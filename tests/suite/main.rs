@@ -53,4 +53,6 @@ mod spine;
 mod steering;
 mod verify;
 mod verify_cluster;
+mod verify_count;
+mod verify_fields;
 mod way_back;
