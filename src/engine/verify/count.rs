@@ -68,11 +68,13 @@ struct Tally {
 }
 
 /// A database on both sides.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 struct Tallies {
     database: Database,
     here: Tally,
     there: Tally,
+    /// What differs stood still since the try before, or nothing is written.
+    stands: bool,
 }
 
 impl Tallies {
@@ -82,6 +84,15 @@ impl Tallies {
 
     fn lack_lasting(&self) -> bool {
         self.here.lasting != self.there.lasting
+    }
+
+    /// Whether the numbers that matter are those of the try before.
+    fn is_like(&self, before: &Tallies) -> bool {
+        let numbers = |tallies: &Tallies| match self.lack_lasting() {
+            true => (tallies.here.lasting, tallies.there.lasting),
+            false => (tallies.here.volatile, tallies.there.volatile),
+        };
+        self.database == before.database && numbers(self) == numbers(before)
     }
 
     fn has_fields(&self) -> bool {
@@ -128,7 +139,6 @@ impl Run {
         // A surplus of the destination is none if the source had those keys a moment before.
         let first = open.clone();
         open.retain(|tallies| !tallies.are_equal());
-        let mut former = Vec::new();
         for round in 1..=rounds {
             self.progress.change(|shown| {
                 (shown.round, shown.conflicts) = (round, open.len() as u64);
@@ -152,10 +162,12 @@ impl Run {
             };
             for _ in 0..tries {
                 sleep(TRY_INTERVAL).await;
-                let databases = databases_of(&open);
-                former = open;
-                open = self.tallies(&databases, &own).await?;
+                let former = open;
+                open = self.tallies(&databases_of(&former), &own).await?;
                 open.retain(|tallies| !tallies.are_equal());
+                for tallies in &mut open {
+                    tallies.stands = still || former.iter().any(|former| tallies.is_like(former));
+                }
                 if open.is_empty() {
                     break;
                 }
@@ -164,25 +176,30 @@ impl Run {
         let mut standing = Vec::new();
         let mut unproved = Vec::new();
         for tallies in open {
-            let lasting = |tallies: &Tallies| (tallies.here.lasting, tallies.there.lasting);
-            let before = former.iter().find(|before| before.database == tallies.database);
             if !tallies.lack_lasting() || tallies.has_fields() {
                 unproved.push(tallies);
-            } else if still || before.is_some_and(|before| lasting(before) == lasting(&tallies)) {
-                standing.push(tallies.found());
             } else {
-                self.progress.notice(format!(
-                    "database {}: the numbers of keys changed all the time and are not judged; 'shakedeck ctl verify' of the \
-                     running migration can",
-                    tallies.database.to
-                ));
-                self.progress.change(|shown| shown.unsettled += 1);
+                standing.extend(self.found(&tallies));
             }
         }
         match unproved.is_empty() {
             true => Ok(Rounds::Done(standing)),
             false => self.look_up(standing, unproved, &first).await,
         }
+    }
+
+    /// A database that differs, unless its numbers never stood still.
+    fn found(&self, tallies: &Tallies) -> Option<((u32, Vec<u8>), Vec<Found>)> {
+        if tallies.stands {
+            return Some(tallies.found());
+        }
+        self.progress.notice(format!(
+            "database {}: the numbers of keys changed all the time and are not judged; 'shakedeck ctl verify' of the running \
+             migration can",
+            tallies.database.to
+        ));
+        self.progress.change(|shown| shown.unsettled += 1);
+        None
     }
 
     /// Looks up the keys of databases whose numbers prove nothing, adds what is on one side only, and says what is left open.
@@ -248,12 +265,13 @@ impl Run {
                 format::number(looked_up),
                 KEYS_LIMIT.as_secs()
             );
-            let had = first.iter().find(|first| first.database == tallies.database).map(|first| first.here);
+            let had = first.iter().find(|first| first.database == tallies.database);
+            let had = had.map_or(0, |first| first.here.volatile).max(here.volatile);
             // What has expired on the destination is missing there, and nothing else.
-            if tallies.lack_lasting() || had.is_some_and(|had| there.volatile > had.volatile) {
+            if tallies.lack_lasting() || there.volatile > had {
                 self.progress
                     .notice(format!("{numbers}, of which only {looked_up}: --mode meta looks at all"));
-                standing.push(tallies.found());
+                standing.extend(self.found(&tallies));
             } else {
                 self.remarks.push(format!(
                     "{numbers} by keys with a time to live, which may have expired: {looked_up}, and none is missing"
@@ -299,6 +317,7 @@ impl Run {
                 here: sum(&here, &database.from),
                 there: sum(&there, &[database.to]),
                 database: database.clone(),
+                stands: false,
             })
             .collect())
     }
