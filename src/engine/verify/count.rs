@@ -189,9 +189,9 @@ impl Run {
     }
 
     /// A database that differs, unless its numbers never stood still.
-    fn found(&self, tallies: &Tallies) -> Option<((u32, Vec<u8>), Vec<Found>)> {
+    fn found(&self, tallies: &Tallies) -> Standing {
         if tallies.stands {
-            return Some(tallies.found());
+            return vec![tallies.found()];
         }
         self.progress.notice(format!(
             "database {}: the numbers of keys changed all the time and are not judged; 'shakedeck ctl verify' of the running \
@@ -199,7 +199,7 @@ impl Run {
             tallies.database.to
         ));
         self.progress.change(|shown| shown.unsettled += 1);
-        None
+        Vec::new()
     }
 
     /// Looks up the keys of databases whose numbers prove nothing, adds what is on one side only, and says what is left open.
