@@ -81,6 +81,7 @@ fn job(asked: cli::Verify, plan: Plan) -> Result<Verify, Outcome> {
         resume: !asked.restart,
         repair: asked.repair.then_some(Repair { delete_extra: asked.delete_extra }),
         events: None,
+        own: None,
     })
 }
 

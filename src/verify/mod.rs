@@ -37,7 +37,8 @@ pub enum Mode {
     Count,
     /// Existence, type, time of expiry, length.
     Meta,
-    /// Like `full`, by DEBUG DIGEST-VALUE where both servers are the same; consumer groups are not in it.
+    /// Times of expiry, and of values DEBUG DIGEST-VALUE where both servers are the same. In it are neither the counters and
+    /// consumer groups of streams nor the times of hash fields (of Redis only that there is one).
     Digest,
     /// Values, with the times of hash fields and the state of consumer groups.
     Full,

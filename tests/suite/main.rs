@@ -55,4 +55,6 @@ mod steering;
 mod terminal_back;
 mod verify;
 mod verify_cluster;
+mod verify_count;
+mod verify_fields;
 mod way_back;

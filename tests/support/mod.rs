@@ -29,6 +29,7 @@ pub mod compare;
 pub mod dataset;
 pub mod everything;
 pub mod fake_source;
+pub mod gate;
 pub mod load;
 pub mod mixed_load;
 pub mod movers;

@@ -55,6 +55,7 @@ use super::cluster::Signature;
 use super::events::EventLog;
 use super::shard::Shards;
 use super::shared::{SourceShared, Wishes, Writers};
+use super::verify::OwnKeys;
 use crate::config::{Endpoint, Plan};
 use crate::cutover::{Effect, FenceKind, Hook, Input, State, step};
 use crate::format;
@@ -136,6 +137,8 @@ pub struct Progress {
     refusal_in_doubt: bool,
     reverse: Option<Engine>,
     counts: Vec<Counts>,
+    /// Our own keys, which the comparison does not count; `None` = it counts nothing.
+    own: Option<OwnKeys>,
     verified: String,
 }
 

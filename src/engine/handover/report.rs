@@ -9,17 +9,18 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::board::{Board, Moment};
-use crate::config::{Endpoint, Plan, Reader};
+use crate::config::{Endpoint, Plan, Reader, SyncReader};
 use crate::cutover::FenceKind;
-use crate::engine::cluster;
+use crate::engine::cluster::{self, slots::checkpoint_key as checkpoint_of_slot};
 use crate::engine::line::checkpoint_key;
 use crate::engine::net::{Connection, NetError, info_field};
 use crate::engine::spool::{SpoolError, replace_file};
-use crate::engine::verify::{Place, Progress, Settle, Verify, verify};
+use crate::engine::verify::{OwnKeys, Place, Progress, Settle, Side, Verify, find_own_keys, verify};
 use crate::format;
 use crate::resp::Reply;
 use crate::status::{Counters, CutoverNode, CutoverStep, Rejected, Status, VerificationState};
-use crate::verify::Options;
+use crate::topology::SLOTS;
+use crate::verify::{Mode, Options};
 
 /// Everything that is worth keeping of one cutover.
 #[derive(Debug, Serialize)]
@@ -170,6 +171,60 @@ pub fn next_number(dir: &Path) -> u32 {
     files.filter_map(|file| number(file.file_name().to_str()?)).max().unwrap_or(0).saturating_add(1)
 }
 
+/// Our own keys on both sides, where they are to be left out of a count. Whoever looks for them reads through everything, so it is done
+/// before anybody waits for it. `masters`: those of the source. `lines`: what names the checkpoints.
+pub async fn own_keys(
+    plan: &Plan,
+    masters: Vec<Endpoint>,
+    lines: &[String],
+    kind: FenceKind,
+) -> Result<Option<OwnKeys>, String> {
+    let (Reader::Sync(reader), Some(mode @ Mode::Count)) = (&plan.reader, plan.cutover.verify) else {
+        return Ok(None);
+    };
+    if kind == FenceKind::PauseAll {
+        return Ok(None);
+    }
+    let mut own =
+        find_own_keys(job(plan, reader, masters, mode, None)).await.map_err(|error| error.to_string())?;
+    // The first command that must be applied exactly once in a slot makes its checkpoint.
+    if plan.writer.cluster {
+        for line in lines {
+            (0..SLOTS).for_each(|slot| own.add(Side::Destination, 0, checkpoint_of_slot(line, slot)));
+        }
+    }
+    Ok(Some(own))
+}
+
+/// A comparison of both sides while nothing moves.
+fn job(
+    plan: &Plan,
+    reader: &SyncReader,
+    masters: Vec<Endpoint>,
+    mode: Mode,
+    output: Option<PathBuf>,
+) -> Verify {
+    let mut source = Place::new(&reader.endpoint, reader.cluster);
+    if reader.cluster {
+        source.seeds.extend(masters);
+    }
+    let at_most = Some(plan.cutover.sample).filter(|sample| *sample > 0);
+    Verify {
+        options: Options { mode, at_most, rounds: 2, ..Options::default() },
+        source,
+        destination: Place::new(&plan.writer.endpoint, plan.writer.cluster),
+        filter: plan.filter.clone(),
+        db_map: plan.advanced.db_map.clone(),
+        settle: Settle::Still,
+        dir: None,
+        output,
+        resume: false,
+        repair: None,
+        events: None,
+        own: None,
+    }
+}
+
 /// Compares the sides while nothing moves; the words say what was found. A difference is the error. `masters`: those of the
 /// source. `lines`: what names the checkpoints.
 pub async fn compare(
@@ -178,35 +233,19 @@ pub async fn compare(
     lines: &[String],
     kind: FenceKind,
     differences: PathBuf,
+    own: Option<OwnKeys>,
     counts: &mut Vec<Counts>,
 ) -> Result<String, String> {
     let Reader::Sync(reader) = &plan.reader else { return Ok("nothing to compare".into()) };
     if kind == FenceKind::PauseAll {
         return Ok("nothing: a source whose clients are all paused answers no questions".into());
     }
-    let mut source = Place::new(&reader.endpoint, reader.cluster);
-    if reader.cluster {
-        source.seeds.extend(masters);
-    }
-    let destination = Place::new(&plan.writer.endpoint, plan.writer.cluster);
-    count(plan, [&source, &destination], lines, counts).await?;
-    let Some(mode) = plan.cutover.verify else { return Ok("nothing, as configured (verify = off)".into()) };
-    let at_most = Some(plan.cutover.sample).filter(|sample| *sample > 0);
-    let options = Options { mode, at_most, rounds: 2, ..Options::default() };
-    let progress = Arc::new(Progress::new(&options));
-    let job = Verify {
-        options,
-        source: source.clone(),
-        destination: destination.clone(),
-        filter: plan.filter.clone(),
-        db_map: plan.advanced.db_map.clone(),
-        settle: Settle::Still,
-        dir: None,
-        output: Some(differences),
-        resume: false,
-        repair: None,
-        events: None,
-    };
+    let mode = plan.cutover.verify;
+    let job = job(plan, reader, masters, mode.unwrap_or(Mode::Count), Some(differences));
+    count(plan, [&job.source, &job.destination], lines, counts).await?;
+    let Some(mode) = mode else { return Ok("nothing, as configured (verify = off)".into()) };
+    let job = Verify { own, ..job };
+    let progress = Arc::new(Progress::new(&job.options));
     // Never cancelled by this: an abort drops the whole comparison.
     let (_cancel, cancelled) = watch::channel(false);
     let result = verify(job, progress, cancelled).await.map_err(|error| error.to_string())?;

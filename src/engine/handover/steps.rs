@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use super::control::{SourceControl, Standing};
 use super::fence::{Fence, pause_all};
 use super::{Handover, SourceSide, report, reverse};
-use crate::config::Plan;
+use crate::config::{Endpoint, Plan};
 use crate::cutover::{FenceKind, Hook, SourceAfter, SourceFacts, fence_kind, preflight};
 use crate::engine::events::unix_ms;
 use crate::engine::net::NetError;
@@ -23,24 +23,23 @@ impl Handover {
     /// Everything that can be known before anything is done to the source.
     pub(super) async fn preflight(&mut self) -> Result<String, String> {
         self.gates()?;
-        let limit = self.limit();
-        let (checks, kind, controls) = examine(&self.plan, &self.run_id, &self.sources, limit).await;
-        let bad = checks.iter().find(|check| !check.ok).map(|check| check.detail.clone());
-        self.board.set_preflight(checks);
-        self.board.update(|shown| shown.fence = kind);
-        if let Some(bad) = bad {
-            return Err(bad);
-        }
+        let (kind, mut controls) = self.examined().await?;
         if kind == FenceKind::Word && !self.writes_stopped {
             return Err(
                 "CLIENT PAUSE is denied on the source: stop the writers, and start the cutover with your word for it"
                     .into(),
             );
         }
+        self.board.say("looking for keys of our own, which do not count");
+        self.progress.own = report::own_keys(&self.plan, self.masters(), &self.lines, kind).await?;
+        if self.progress.own.is_some() {
+            // That took as long as there are keys, and servers close what is idle.
+            controls = self.examined().await?.1;
+        }
         self.progress.kind = kind;
         self.progress.controls = controls;
         for source in &self.sources {
-            let keeper = SourceControl::open(&source.endpoint, &self.run_id, limit).await;
+            let keeper = SourceControl::open(&source.endpoint, &self.run_id, self.limit()).await;
             self.progress.keepers.push(keeper.map_err(|error| error.to_string())?);
         }
         if self.plan.cutover.reverse {
@@ -50,6 +49,22 @@ impl Handover {
         // A hook may have taken its time.
         self.gates()?;
         Ok(format!("{} of {} sources ready", self.sources.len(), self.sources.len()))
+    }
+
+    /// What every source can do, and connections to all of them.
+    async fn examined(&mut self) -> Result<(FenceKind, Vec<SourceControl>), String> {
+        let (checks, kind, controls) = examine(&self.plan, &self.run_id, &self.sources, self.limit()).await;
+        let bad = checks.iter().find(|check| !check.ok).map(|check| check.detail.clone());
+        self.board.set_preflight(checks);
+        self.board.update(|shown| shown.fence = kind);
+        match bad {
+            Some(bad) => Err(bad),
+            None => Ok((kind, controls)),
+        }
+    }
+
+    fn masters(&self) -> Vec<Endpoint> {
+        self.sources.iter().map(|source| source.endpoint.clone()).collect()
     }
 
     pub(super) fn gates(&self) -> Result<(), String> {
@@ -138,9 +153,10 @@ impl Handover {
         let differences =
             self.report_dir().join(format!("cutover-{}-differences.jsonl", self.progress.number));
         let kind = self.progress.kind;
-        let masters = self.sources.iter().map(|source| source.endpoint.clone()).collect();
+        let (masters, own) = (self.masters(), self.progress.own.take());
         let counts = &mut self.progress.counts;
-        let compared = report::compare(&self.plan, masters, &self.lines, kind, differences, counts).await;
+        let compared =
+            report::compare(&self.plan, masters, &self.lines, kind, differences, own, counts).await;
         // Also what it found to be different: the report is read to learn it.
         let (Ok(words) | Err(words)) = &compared;
         self.progress.verified.clone_from(words);

@@ -38,6 +38,7 @@ impl Supervisor {
                     resume: false,
                     repair: None,
                     events: Some(self.events.clone()),
+                    own: None,
                 };
                 Verifying::start(job, self.events.clone())
             }

@@ -56,14 +56,9 @@ impl Hold {
         Hold(stream.clone())
     }
 
-    /// Lets the stream go on to this place.
-    fn let_go_to(&self, offset: u64) {
-        self.0.apply_limit.store(offset, Relaxed);
-    }
-
-    /// The same, and waits until it is there; false when the destination did not reach it in time.
+    /// Lets the stream go on to this place, and waits until it is there; false when the destination did not reach it in time.
     pub async fn until(&self, offset: u64) -> bool {
-        self.let_go_to(offset);
+        self.0.apply_limit.store(offset, Relaxed);
         // Replay may have been past this place before it saw the limit.
         is_applied(&self.0, offset).await && self.0.offset_applied.load(Relaxed) == offset
     }
@@ -72,37 +67,5 @@ impl Hold {
 impl Drop for Hold {
     fn drop(&mut self) {
         self.0.apply_limit.store(u64::MAX, Relaxed);
-    }
-}
-
-/// Keeps all streams from being applied, each up to a place of its own.
-pub struct Holds {
-    streams: Streams,
-    holds: Vec<(Hold, Option<u64>)>,
-}
-
-impl Holds {
-    /// Nothing more is handed over.
-    pub fn begin(streams: &Streams) -> Holds {
-        let holds = streams.0.iter().map(|stream| (Hold::begin(stream), None)).collect();
-        Holds { streams: streams.clone(), holds }
-    }
-
-    /// Lets the stream of this master go on to this place.
-    pub fn let_go_to(&mut self, address: &Address, offset: u64) {
-        let Some(stream) = self.streams.of(address) else { return };
-        if let Some((hold, goal)) = self.holds.iter_mut().find(|(hold, _)| Arc::ptr_eq(&hold.0, &stream)) {
-            hold.let_go_to(offset);
-            *goal = Some(offset);
-        }
-    }
-
-    /// Waits until each is there, or for as long as may be waited.
-    pub async fn reached(&self) {
-        for (hold, goal) in &self.holds {
-            if let Some(goal) = goal {
-                hold.until(*goal).await;
-            }
-        }
     }
 }

@@ -7,7 +7,7 @@ use tokio::try_join;
 use super::super::shared::SourceShared;
 use super::hold::{self, Hold};
 use super::kinds::Kinds;
-use super::link::{Link, Server, VerifyError};
+use super::link::{Link, Server, Side, VerifyError};
 use super::look::{self, Ask, LARGE_BYTES, Moment, WHOLE_BYTES};
 use super::picture::Picture;
 use super::pieces::Ends;
@@ -77,22 +77,31 @@ impl Pair<'_> {
     pub async fn judge(&mut self, db: u32, keys: &[Vec<u8>], mode: Mode) -> Result<Vec<Judged>, VerifyError> {
         self.select(db).await?;
         let (source, destination) = (self.source_server, self.destination_server);
-        if mode == Mode::Digest {
+        if matches!(mode, Mode::Count | Mode::Digest) {
+            let ask = if mode == Mode::Digest { Ask::Digests } else { Ask::Nothing };
             let ((here, here_now), (there, there_now)) = try_join!(
-                look::look(self.source, source, keys, Ask::Digests),
-                look::look(self.destination, destination, keys, Ask::Digests)
+                look::look(self.source, source, keys, ask),
+                look::look(self.destination, destination, keys, ask)
             )?;
-            return Ok(judge_looks(&here, &there, self.clocks(here_now, there_now)));
+            let clocks = self.clocks(here_now, there_now);
+            let mut judged = judge_looks(&here, &there, clocks);
+            self.forgive_gone_hashes(keys, &here, &there, clocks, &mut judged).await?;
+            if mode == Mode::Count {
+                judged.iter_mut().for_each(Judged::keep_existence);
+            }
+            return Ok(judged);
         }
         let (here, here_now) = self.look_at_source(keys).await?;
         let (there, there_now) =
             look::look_with_lengths(self.destination, destination, keys, &types_of(&here)).await?;
         let clocks = self.clocks(here_now, there_now);
         let mut judged = judge_looks(&here, &there, clocks);
-        if mode != Mode::Full {
-            return Ok(judged);
-        }
-        let sizes = self.sizes(keys, &here, &there, WHOLE_BYTES).await?;
+        self.forgive_gone_hashes(keys, &here, &there, clocks, &mut judged).await?;
+        let full = mode == Mode::Full;
+        let sizes = match full {
+            true => self.sizes(keys, &here, &there, WHOLE_BYTES).await?,
+            false => vec![None; keys.len()],
+        };
         let (here_payloads, there_payloads) = try_join!(
             look::payloads(self.source, keys, &sizes),
             look::payloads(self.destination, keys, &sizes)
@@ -103,7 +112,15 @@ impl Pair<'_> {
                 judge_payloads(judged, at(&here_payloads).as_deref(), at(&there_payloads).as_deref(), clocks);
             }
         }
-        self.judge_pieces(keys, &here, &there, &sizes, clocks, &mut judged).await?;
+        for (index, (key, judged)) in keys.iter().zip(&mut judged).enumerate() {
+            if let (None, Some(look), Some(other)) =
+                (sizes.get(index).copied().flatten(), here.get(index), there.get(index))
+                && self.is_open(judged, look, other, full)
+            {
+                judged.found.retain(|found| found.kind != Kind::Length);
+                self.judge_in_pieces(key, look, clocks, judged).await?;
+            }
+        }
         Ok(judged)
     }
 
@@ -135,26 +152,54 @@ impl Pair<'_> {
         Ok(sizes)
     }
 
-    /// The values that are compared piece by piece.
-    async fn judge_pieces(
+    /// Whether the value itself is left to be compared: all of them in full mode, else those of which the length proves nothing.
+    fn is_open(&self, judged: &Judged, here: &Look, there: &Look, full: bool) -> bool {
+        let lengths_differ = judged.found.iter().any(|found| found.kind == Kind::Length);
+        here.exists()
+            && here.kind == there.kind
+            && if lengths_differ { here.kind == KeyType::Hash && self.fields_expire() } else { full }
+    }
+
+    /// Fields whose time is over count, in the length of their hash and in its existence, until a server has removed them, which a
+    /// paused one does not.
+    fn fields_expire(&self) -> bool {
+        self.source_server.target.has_field_ttl() || self.destination_server.target.has_field_ttl()
+    }
+
+    /// A hash that only one side has is no difference if the time of all its fields is over there.
+    async fn forgive_gone_hashes(
         &mut self,
         keys: &[Vec<u8>],
         here: &[Look],
         there: &[Look],
-        sizes: &[Option<u64>],
         clocks: Clocks,
         judged: &mut [Judged],
     ) -> Result<(), VerifyError> {
-        for (index, judged) in judged.iter_mut().enumerate() {
-            let (Some(key), Some(look), Some(other)) = (keys.get(index), here.get(index), there.get(index))
-            else {
-                continue;
+        if !self.fields_expire() {
+            return Ok(());
+        }
+        let looks = here.iter().zip(there);
+        for ((key, judged), (here, there)) in keys.iter().zip(judged).zip(looks) {
+            let side = match (here.exists(), there.exists()) {
+                (true, false) if here.kind == KeyType::Hash => Side::Source,
+                (false, true) if there.kind == KeyType::Hash => Side::Destination,
+                _ => continue,
             };
-            if sizes.get(index).copied().flatten().is_none() && is_open(judged, look, other) {
-                self.judge_in_pieces(key, look, clocks, judged).await?;
+            if !judged.found.is_empty() && self.ends(clocks).is_gone_hash(side, key).await? {
+                *judged = Judged::default();
             }
         }
         Ok(())
+    }
+
+    fn ends(&mut self, clocks: Clocks) -> Ends<'_> {
+        Ends {
+            source: self.source,
+            destination: self.destination,
+            source_server: self.source_server,
+            destination_server: self.destination_server,
+            clocks,
+        }
     }
 
     /// One value, piece by piece.
@@ -169,14 +214,7 @@ impl Pair<'_> {
             judged.unreadable = true;
             return Ok(());
         }
-        let mut ends = Ends {
-            source: self.source,
-            destination: self.destination,
-            source_server: self.source_server,
-            destination_server: self.destination_server,
-            clocks,
-        };
-        match ends.compare(key, look).await {
+        match self.ends(clocks).compare(key, look).await {
             Ok(found) => judged.add(found),
             // The key became something else while its pieces were read.
             Err(error)
@@ -214,13 +252,13 @@ impl Pair<'_> {
             return Ok(None);
         };
         let mut judged = same.judged;
-        if full {
-            let looks = same.here.iter().zip(&same.there);
-            for (index, ((key, judged), (here, there))) in keys.iter().zip(&mut judged).zip(looks).enumerate()
-            {
-                if sizes.get(index).copied().flatten().is_none() && is_open(judged, here, there) {
-                    *judged = self.judge_large(db, key, here, stream, cluster).await?;
-                }
+        if mode == Mode::Count {
+            judged.iter_mut().for_each(Judged::keep_existence);
+        }
+        let looks = same.here.iter().zip(&same.there);
+        for (index, ((key, judged), (here, there))) in keys.iter().zip(&mut judged).zip(looks).enumerate() {
+            if sizes.get(index).copied().flatten().is_none() && self.is_open(judged, here, there, full) {
+                *judged = self.judge_large(db, key, here, stream, cluster).await?;
             }
         }
         Ok(Some(judged))
@@ -250,6 +288,7 @@ impl Pair<'_> {
         drop(hold);
         let clocks = self.clocks(now, there_now);
         let mut judged = judge_looks(&here, &there, clocks);
+        self.forgive_gone_hashes(keys, &here, &there, clocks, &mut judged).await?;
         for (index, judged) in judged.iter_mut().enumerate() {
             let at = |payloads: &[Option<Vec<u8>>]| payloads.get(index).cloned().flatten();
             if sizes.get(index).copied().flatten().is_some() {
@@ -308,12 +347,15 @@ struct OnePlace {
     judged: Vec<Judged>,
 }
 
-/// True where only the value itself is left to be compared.
-fn is_open(judged: &Judged, here: &Look, there: &Look) -> bool {
-    here.exists() && here.kind == there.kind && !judged.found.iter().any(|found| found.kind == Kind::Length)
-}
-
 impl Judged {
+    /// Leaves only whether the key is there.
+    fn keep_existence(&mut self) {
+        self.found.retain(|found| matches!(found.kind, Kind::Missing | Kind::Extra));
+        if self.found.is_empty() {
+            *self = Judged::default();
+        }
+    }
+
     /// Takes what was found in the value itself. (What the looks tell is in the picture already.)
     fn add(&mut self, found: impl IntoIterator<Item = Found>) {
         for found in found {

@@ -24,7 +24,7 @@ const ELSEWHERE: [&str; 5] = ["MOVED ", "ASK ", "TRYAGAIN", "CLUSTERDOWN", "READ
 pub(super) const PROBE_KEY: &[u8] = b"shakedeck:probe";
 
 /// Which end of the migration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Side {
     /// Where the data comes from.
     Source,
@@ -148,12 +148,6 @@ impl Link {
         Ok(())
     }
 
-    /// Adds the command that selects a database, also where it is selected.
-    pub fn push_select(&mut self, db: u32) {
-        self.push(&[b"SELECT", db.to_string().as_bytes()]);
-        self.db = db;
-    }
-
     /// Sends what was added and takes the replies, in order. Errors among them are values.
     pub async fn flush(&mut self) -> Result<Vec<Reply>, VerifyError> {
         let side = self.side;
@@ -260,6 +254,17 @@ fn decode(buffer: &[u8]) -> Result<Option<(Reply, usize)>, resp::RespError> {
     Reply::decode(buffer)
 }
 
+/// What is in a database, as INFO tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Numbers {
+    /// Keys.
+    pub keys: u64,
+    /// Those of them that have a time to live.
+    pub expires: u64,
+    /// Hashes of which fields have one.
+    pub fields: u64,
+}
+
 /// What a server can do, and what is in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Server {
@@ -269,8 +274,8 @@ pub struct Server {
     pub version: String,
     /// Names the server process: SCAN cursors are valid within one.
     pub run_id: String,
-    /// Keys, and keys with a time of expiry, by database.
-    pub databases: BTreeMap<u32, (u64, u64)>,
+    /// What is in each database.
+    pub databases: BTreeMap<u32, Numbers>,
     /// DUMP works there.
     pub dump: bool,
     /// DEBUG DIGEST-VALUE works there.
@@ -382,8 +387,9 @@ fn needed(mode: Mode, target: Target) -> Vec<Vec<&'static [u8]>> {
         vec![b"TIME"],
     ];
     let mut keys: Vec<&'static [u8]> = Vec::new();
-    if mode != Mode::Count {
-        keys.extend([&b"TYPE"[..], expiry, b"EXISTS"]);
+    keys.extend([&b"TYPE"[..], expiry, b"EXISTS"]);
+    if mode == Mode::Count {
+        keys.push(b"PTTL");
     }
     if matches!(mode, Mode::Meta | Mode::Full) {
         keys.extend([&b"STRLEN"[..], b"LLEN", b"SCARD", b"ZCARD", b"HLEN"]);
@@ -404,15 +410,19 @@ fn needed(mode: Mode, target: Target) -> Vec<Vec<&'static [u8]>> {
     tried
 }
 
-/// The databases of INFO: `db0:keys=12,expires=3,avg_ttl=0`.
-fn databases(info: &str) -> BTreeMap<u32, (u64, u64)> {
+/// The databases of INFO: `db0:keys=12,expires=3,avg_ttl=0,subexpiry=1`; the last one is Redis' word, Valkey has another.
+pub(super) fn databases(info: &str) -> BTreeMap<u32, Numbers> {
     let number = |fields: &str, name: &str| {
         fields.split(',').find_map(|field| field.strip_prefix(name)?.strip_prefix('=')?.trim().parse().ok())
     };
     info.lines()
         .filter_map(|line| {
             let (db, fields) = line.strip_prefix("db")?.split_once(':')?;
-            Some((db.parse().ok()?, (number(fields, "keys")?, number(fields, "expires").unwrap_or(0))))
+            let hashes =
+                ["subexpiry", "keys_with_volatile_items"].iter().find_map(|name| number(fields, name));
+            let expires = number(fields, "expires").unwrap_or(0);
+            let numbers = Numbers { keys: number(fields, "keys")?, expires, fields: hashes.unwrap_or(0) };
+            Some((db.parse().ok()?, numbers))
         })
         .collect()
 }
@@ -432,8 +442,10 @@ mod tests {
 
     #[test]
     fn databases_are_read_from_info() {
-        let info = "# Keyspace\r\ndb0:keys=12,expires=3,avg_ttl=0\r\ndb3:keys=1,expires=0,avg_ttl=0,subexpiry=0\r\ndbsize:x\r\n";
-        assert_eq!(databases(info), BTreeMap::from([(0, (12, 3)), (3, (1, 0))]));
+        let info = "# Keyspace\r\ndb0:keys=12,expires=3,avg_ttl=0\r\ndb3:keys=1,expires=0,avg_ttl=0,subexpiry=1\r\ndb4:keys=2,expires=0,avg_ttl=0,keys_with_volatile_items=2\r\ndbsize:x\r\n";
+        let numbers = |keys, expires, fields| Numbers { keys, expires, fields };
+        let expected = [(0, numbers(12, 3, 0)), (3, numbers(1, 0, 1)), (4, numbers(2, 0, 2))];
+        assert_eq!(databases(info), BTreeMap::from(expected));
     }
 
     #[test]

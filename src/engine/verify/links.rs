@@ -2,13 +2,13 @@
 //! it.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::hold::{Holds, Streams};
+use super::hold::Streams;
 use super::judge::{How, Judged, Pair};
 use super::kinds::Kinds;
-use super::link::{Link, Server, Side, VerifyError};
+use super::link::{Link, Numbers, Server, Side, VerifyError, databases};
 use super::scan;
 use super::site::{Site, Sites};
 use crate::config::Address;
@@ -18,6 +18,8 @@ use crate::verify::Mode;
 
 /// Keys of a cluster that are read at one place: few enough for one read of their node (`look::moment`).
 const CLUSTER_KEYS: usize = 20;
+/// Names asked for at once.
+const NAMES: usize = 5_000;
 
 /// The connections of one worker.
 pub struct Links {
@@ -181,23 +183,25 @@ impl Links {
         Ok(all)
     }
 
-    /// Which of these keys of the destination the source does not have in any of the databases.
-    pub async fn unknown_to_source(
+    /// Which of these keys a side does not have in any of the databases.
+    pub async fn unknown(
         &mut self,
+        side: Side,
         dbs: &[u32],
         keys: &[Vec<u8>],
     ) -> Result<Vec<usize>, VerifyError> {
+        let end = self.end(side);
+        // A cluster wants the keys of one command in one slot.
+        let together = !end.site.is_cluster();
         let mut unknown: Vec<usize> = (0..keys.len()).collect();
         for &db in dbs {
             let mut routes: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
             for place in std::mem::take(&mut unknown) {
                 let key = keys.get(place).map_or(&[][..], Vec::as_slice);
-                routes.entry(self.source.owner(key)?).or_default().push(place);
+                routes.entry(end.owner(key)?).or_default().push(place);
             }
-            // A cluster wants the keys of one command in one slot.
-            let together = !self.source.site.is_cluster();
             for (node, places) in routes {
-                let (link, server) = self.source.node(node).await?;
+                let (link, server) = end.node(node).await?;
                 let missing = unknown_to(link, server, db, &picked(keys, &places), together).await?;
                 unknown.extend(missing.into_iter().filter_map(|at| places.get(at)));
             }
@@ -206,60 +210,67 @@ impl Links {
         Ok(unknown)
     }
 
-    /// Numbers of keys: of these databases of the source, and of one of the destination; exactly at one place of each
-    /// stream where `streams` are given and those places are reached.
-    pub async fn count(
-        &mut self,
-        from: &[u32],
-        to: u32,
-        streams: Option<&Streams>,
-    ) -> Result<(i64, i64), VerifyError> {
-        let number = |reply: &Reply| if let Reply::Integer(number) = reply { *number } else { -1 };
-        let mut holds = streams.map(Holds::begin);
-        let (mut here, mut there) = (0, 0);
-        for node in 0..self.nodes(Side::Source) {
-            let address = self.address(Side::Source, node);
-            let link = self.node(Side::Source, node).await?;
-            link.push(&[b"MULTI"]);
-            link.push(&[b"INFO", b"replication"]);
-            for &db in from {
-                link.push_select(db);
-                link.push(&[b"DBSIZE"]);
-            }
-            link.push(&[b"EXEC"]);
-            let Some(Reply::Array(replies)) = link.flush().await?.pop() else {
-                return Err(link.odd("DBSIZE", "no answer to EXEC"));
-            };
-            here += replies.iter().skip(2).step_by(2).map(number).sum::<i64>();
-            let place = replies.first().and_then(Reply::text).and_then(super::look::place_of);
-            if let (Some(holds), Some(place), Some(address)) = (&mut holds, place, &address) {
-                holds.let_go_to(address, place);
+    /// What is in each database of a side.
+    pub async fn numbers(&mut self, side: Side) -> Result<BTreeMap<u32, Numbers>, VerifyError> {
+        let mut sums: BTreeMap<u32, Numbers> = BTreeMap::new();
+        for node in 0..self.nodes(side) {
+            let info = self.node(side, node).await?.info("keyspace").await?;
+            for (db, numbers) in databases(&info) {
+                let sum = sums.entry(db).or_default();
+                sum.keys += numbers.keys;
+                sum.expires += numbers.expires;
+                sum.fields += numbers.fields;
             }
         }
-        if let Some(holds) = &holds {
-            holds.reached().await;
-        }
-        for node in 0..self.nodes(Side::Destination) {
-            let link = self.node(Side::Destination, node).await?;
-            link.select(to).await?;
-            there += number(&link.ask(&[b"DBSIZE"]).await?);
-        }
-        Ok((here, there))
+        Ok(sums)
     }
 
-    /// Counts the keys of a database of one side that match a pattern and a condition, each once.
-    pub async fn count_like(
+    /// How many of these keys there are in a database of a side, and how many of them have a time to live.
+    pub async fn present(
+        &mut self,
+        side: Side,
+        db: u32,
+        names: &BTreeSet<Vec<u8>>,
+    ) -> Result<(i64, i64), VerifyError> {
+        let end = self.end(side);
+        let mut routes: BTreeMap<usize, Vec<&[u8]>> = BTreeMap::new();
+        for name in names {
+            routes.entry(end.owner(name)?).or_default().push(name);
+        }
+        let (mut there, mut volatile) = (0, 0);
+        for (node, names) in routes {
+            let (link, _) = end.node(node).await?;
+            link.select(db).await?;
+            for part in names.chunks(NAMES) {
+                part.iter().for_each(|name| link.push(&[b"PTTL", name]));
+                for reply in link.flush().await? {
+                    match reply {
+                        Reply::Integer(-2) => {}
+                        Reply::Integer(left) => {
+                            there += 1;
+                            volatile += i64::from(left >= 0);
+                        }
+                        Reply::Error(reply) => return Err(link.refused("PTTL", reply)),
+                        other => return Err(link.odd("PTTL", &format!("{other:?}"))),
+                    }
+                }
+            }
+        }
+        Ok((there, volatile))
+    }
+
+    /// The keys of a database of one side that match a pattern.
+    pub async fn find(
         &mut self,
         side: Side,
         db: u32,
         pattern: &[u8],
-        condition: impl Fn(&[u8]) -> bool,
-    ) -> Result<i64, VerifyError> {
-        let mut count = 0;
+    ) -> Result<BTreeSet<Vec<u8>>, VerifyError> {
+        let mut found = BTreeSet::new();
         for node in 0..self.nodes(side) {
-            count += scan::count(self.node(side, node).await?, db, pattern, &condition).await?;
+            scan::find(self.node(side, node).await?, db, pattern, &mut found).await?;
         }
-        Ok(count)
+        Ok(found)
     }
 }
 

@@ -165,7 +165,7 @@ pub async fn look_with_lengths(
     let ask = Ask::LengthsOnly(likely);
     push_looks(link, server, keys, ask);
     let mut replies = link.flush().await?.into_iter();
-    let (mut looks, now) = take_looks(link, server, keys, ask, &mut replies)?;
+    let (mut looks, mut now) = take_looks(link, server, keys, ask, &mut replies)?;
     // No such value, or one without anything in it, or of another type.
     let is_unproved = |look: &Look, likely: &KeyType| likely.length_command().is_some() && !look.exists();
     let open: Vec<usize> = (0..)
@@ -175,7 +175,10 @@ pub async fn look_with_lengths(
         .collect();
     if !open.is_empty() {
         let some: Vec<Vec<u8>> = open.iter().filter_map(|index| keys.get(*index).cloned()).collect();
-        for (index, seen) in open.iter().zip(look(link, server, &some, Ask::Nothing).await?.0) {
+        let (seen, later) = look(link, server, &some, Ask::Nothing).await?;
+        // What has expired between the two looks is over by the later clock only.
+        now = later;
+        for (index, seen) in open.iter().zip(seen) {
             if let Some(look) = looks.get_mut(*index) {
                 *look = seen;
             }

@@ -39,6 +39,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 pub use self::attend::Verifying;
+pub use self::count::{OwnKeys, find_own_keys};
 pub use self::hold::Streams;
 use self::judge::{How, Judged};
 use self::link::Server;
@@ -98,6 +99,8 @@ pub struct Verify {
     pub repair: Option<Repair>,
     /// Where rounds and result are told, besides the status.
     pub events: Option<Arc<EventLog>>,
+    /// Our own keys, for `count`, if they are known; else they are looked for.
+    pub own: Option<OwnKeys>,
 }
 
 /// Keys that are not equal, with what they looked like.
@@ -141,6 +144,8 @@ struct Run {
     checkpoint_seen: bool,
     /// How often the destination did not come to the place at which both sides should be read.
     lagged: u32,
+    /// What the result does not say by itself, for its sentence.
+    remarks: Vec<String>,
 }
 
 /// A database of the destination, and those of the source that go there.
@@ -172,6 +177,9 @@ impl Run {
         let mode = mode_for(asked, &here, &there, &progress);
         let databases = databases(&job, &here, &there);
         let keys: u64 = databases.iter().flat_map(|database| &database.from).map(|db| here.keys(*db)).sum();
+        if asked == Mode::Count {
+            (job.options.sample, job.options.at_most) = (1.0, None);
+        }
         if let Some(most) = job.options.at_most.filter(|most| *most < keys) {
             job.options.sample = job.options.sample.min(most as f64 / keys as f64);
             progress.notice(format!(
@@ -188,7 +196,17 @@ impl Run {
             db_map: job.db_map.clone(),
         });
         let links = Links::new(how.clone());
-        Ok(Run { job, how, progress, cancel, links, databases, checkpoint_seen: false, lagged: 0 })
+        Ok(Run {
+            job,
+            how,
+            progress,
+            cancel,
+            links,
+            databases,
+            checkpoint_seen: false,
+            lagged: 0,
+            remarks: Vec::new(),
+        })
     }
 
     async fn rounds(&mut self) -> Result<Rounds, VerifyError> {
@@ -348,16 +366,13 @@ impl Run {
             }
         }
         if last {
-            self.progress.change(|shown| shown.unsettled = unsettled);
+            self.progress.change(|shown| shown.unsettled += unsettled);
         }
         Ok(Some((standing, next)))
     }
 
     async fn first_round(&mut self) -> Result<Ended, VerifyError> {
         let own = self.job.dir.clone();
-        let job = &self.job;
-        let what =
-            format!("{} {:?} {:?} {:?}", self.how.mode.word(), job.options.sample, job.filter, job.db_map);
         let (source, destination) = (self.how.source.now(), self.how.destination.now());
         let keys = |database: &Database| {
             let here: u64 = database.from.iter().map(|db| source.keys(*db)).sum();
@@ -365,18 +380,7 @@ impl Run {
         };
         let total: u64 = self.databases.iter().map(keys).sum();
         let total = (total as f64 * self.job.options.sample.clamp(0.0, 1.0)) as u64;
-        let fresh = Saved {
-            what,
-            source: source.run_ids(),
-            destination: destination.run_ids(),
-            extra: false,
-            db: self.databases.iter().flat_map(|database| &database.from).min().copied().unwrap_or(0),
-            seen: Vec::new(),
-            node: String::new(),
-            cursor: "0".into(),
-            keys: 0,
-            conflicts: Vec::new(),
-        };
+        let fresh = self.beginning();
         let former = own.as_deref().filter(|_| self.job.resume).and_then(Saved::load);
         let start = match former {
             Some(former)
@@ -407,10 +411,35 @@ impl Run {
             progress: &self.progress,
             cancel: &self.cancel,
             checkpoint_seen: false,
+            limit: None,
+            is_cut: false,
         };
         let ended = scan.run(pool, start).await?;
         self.checkpoint_seen = scan.checkpoint_seen;
         Ok(ended)
+    }
+
+    /// The place before the first key.
+    fn beginning(&self) -> Saved {
+        let job = &self.job;
+        Saved {
+            what: format!(
+                "{} {:?} {:?} {:?}",
+                self.how.mode.word(),
+                job.options.sample,
+                job.filter,
+                job.db_map
+            ),
+            source: self.how.source.now().run_ids(),
+            destination: self.how.destination.now().run_ids(),
+            extra: false,
+            db: self.databases.iter().flat_map(|database| &database.from).min().copied().unwrap_or(0),
+            seen: Vec::new(),
+            node: String::new(),
+            cursor: "0".into(),
+            keys: 0,
+            conflicts: Vec::new(),
+        }
     }
 
     /// Writes the list, repairs where asked to, and says the result.
@@ -438,14 +467,18 @@ impl Run {
             _ => format!("{} keys of both sides compared", format::number(shown.keys_compared)),
         }];
         let (differences, unsettled) = (standing.len() as u64, shown.unsettled);
-        words.push(match differences {
-            0 => "no differences".into(),
-            1 => "1 key differs".into(),
-            count => format!("{} keys differ", format::number(count)),
-        });
-        if shown.mode == "count" && differences > 0 {
-            words[1] = format!("{differences} databases differ");
+        let is_count = |found: &[Found]| found.iter().any(|found| found.kind == Kind::Count);
+        let databases = standing.iter().filter(|(_, found)| is_count(found)).count() as u64;
+        if databases > 0 {
+            words.push(format!("{databases} databases differ"));
         }
+        match differences - databases {
+            0 if databases > 0 => {}
+            0 => words.push("no differences".into()),
+            1 => words.push("1 key differs".into()),
+            count => words.push(format!("{} keys differ", format::number(count))),
+        }
+        words.append(&mut self.remarks);
         if too_many {
             words.push("ended early: these are not the same data".into());
         }

@@ -1,11 +1,11 @@
 //! A value too large to be held, compared in pieces by commands of its type.
 //!
 //! Sets, hashes and sorted sets: each element of the source is asked for on the destination; with equal lengths (compared
-//! before) that is all. Strings, lists and streams are read on both sides in step. It stops at the first difference.
+//! before) that is all. Fields that have a time of expiry make lengths prove nothing: then it is done both ways. Strings, lists and streams are read on both sides in step. It stops at the first difference.
 
 use tokio::try_join;
 
-use super::link::{Link, Server, VerifyError};
+use super::link::{Link, Server, Side, VerifyError};
 use crate::resp::Reply;
 use crate::verify::{Clocks, Found, KeyType, Kind, Look, expiry, quoted};
 
@@ -83,28 +83,37 @@ impl Ends<'_> {
         Ok(None)
     }
 
-    /// The next elements of the source; `cursor` moves on.
+    fn end(&mut self, side: Side) -> (&mut Link, &Server) {
+        match side {
+            Side::Source => (self.source, self.source_server),
+            Side::Destination => (self.destination, self.destination_server),
+        }
+    }
+
+    /// The next elements of a side; `cursor` moves on.
     async fn scan(
         &mut self,
+        side: Side,
         verb: &[u8],
         key: &[u8],
         cursor: &mut Vec<u8>,
     ) -> Result<Vec<Vec<u8>>, VerifyError> {
         let count = PIECE.to_string();
-        match self.source.ask(&[verb, key, cursor, b"COUNT", count.as_bytes()]).await? {
+        let (link, _) = self.end(side);
+        match link.ask(&[verb, key, cursor, b"COUNT", count.as_bytes()]).await? {
             Reply::Array(parts) if parts.len() == 2 => {
                 let mut parts = parts.into_iter();
                 *cursor = parts.next().map(bytes_of).unwrap_or_default();
                 Ok(parts.next().map(items_of).unwrap_or_default())
             }
-            other => Err(self.source.odd("SCAN", &format!("{other:?}"))),
+            other => Err(link.odd("SCAN", &format!("{other:?}"))),
         }
     }
 
     async fn set(&mut self, key: &[u8]) -> Result<Option<Found>, VerifyError> {
         let mut cursor = b"0".to_vec();
         loop {
-            let members = self.scan(b"SSCAN", key, &mut cursor).await?;
+            let members = self.scan(Side::Source, b"SSCAN", key, &mut cursor).await?;
             let answers = self.ask_each(b"SMISMEMBER", b"SISMEMBER", key, &members).await?;
             let lacking = members.iter().zip(&answers).find(|(_, answer)| **answer != Reply::Integer(1));
             if let Some((member, _)) = lacking {
@@ -141,7 +150,7 @@ impl Ends<'_> {
         let number = |text: &[u8]| std::str::from_utf8(text).ok()?.parse::<f64>().ok();
         let mut cursor = b"0".to_vec();
         loop {
-            let flat = self.scan(b"ZSCAN", key, &mut cursor).await?;
+            let flat = self.scan(Side::Source, b"ZSCAN", key, &mut cursor).await?;
             let (members, scores): (Vec<_>, Vec<_>) = pairs(flat).unzip();
             let answers = self.ask_each(b"ZMSCORE", b"ZSCORE", key, &members).await?;
             for ((member, score), answer) in members.iter().zip(&scores).zip(answers) {
@@ -165,37 +174,42 @@ impl Ends<'_> {
     }
 
     async fn hash(&mut self, key: &[u8]) -> Result<Option<Found>, VerifyError> {
-        let times =
-            self.source_server.target.has_field_ttl() && self.destination_server.target.has_field_ttl();
+        let found = self.fields(Side::Source, key).await?;
+        let expire = [self.source_server, self.destination_server].iter().any(|it| it.target.has_field_ttl());
+        if found.is_none() && expire { self.fields(Side::Destination, key).await } else { Ok(found) }
+    }
+
+    /// Looks up the fields of one side on the other: whether they are there, and those of the source for what they hold.
+    async fn fields(&mut self, side: Side, key: &[u8]) -> Result<Option<Found>, VerifyError> {
+        let other = if side == Side::Source { Side::Destination } else { Side::Source };
+        let times = [self.source_server, self.destination_server].iter().all(|it| it.target.has_field_ttl());
         let mut cursor = b"0".to_vec();
         loop {
-            let flat = self.scan(b"HSCAN", key, &mut cursor).await?;
+            let flat = self.scan(side, b"HSCAN", key, &mut cursor).await?;
             let (names, values): (Vec<_>, Vec<_>) = pairs(flat).unzip();
             if !names.is_empty() {
                 let mut command: Vec<&[u8]> = vec![b"HMGET", key];
                 command.extend(names.iter().map(Vec::as_slice));
-                let there = array_of(self.destination.ask(&command).await?);
-                let (here_times, there_times) =
-                    if times { self.field_times(key, &names).await? } else { Default::default() };
+                let there = array_of(self.end(other).0.ask(&command).await?);
+                let here_times = self.field_times(side, key, &names).await?;
+                let there_times = self.field_times(other, key, &names).await?;
                 for (index, (name, value)) in names.iter().zip(&values).enumerate() {
-                    let place = format!("field {}", quoted(name));
-                    let time = |times: &[Reply]| match times.get(index) {
-                        Some(Reply::Integer(at)) if *at >= 0 => Some(*at),
-                        _ => None,
-                    };
+                    let time = |times: &[Option<i64>]| times.get(index).copied().flatten();
                     let (here_time, there_time) = (time(&here_times), time(&there_times));
                     let found = match there.get(index) {
+                        Some(Reply::Bulk(_)) if side == Side::Destination => continue,
                         Some(Reply::Bulk(other)) if other != value => {
                             Found::new(Kind::Value, quoted(value), quoted(other))
                         }
-                        Some(Reply::Bulk(_)) if !self.clocks.same(here_time, there_time) => {
+                        Some(Reply::Bulk(_)) if times && !self.clocks.same(here_time, there_time) => {
                             Found::new(Kind::FieldTtl, expiry(here_time), expiry(there_time))
                         }
                         Some(Reply::Bulk(_)) => continue,
                         _ if self.clocks.expired_on_destination(here_time) => continue,
-                        _ => Found::new(Kind::Value, "present", "missing"),
+                        _ if side == Side::Source => Found::new(Kind::Value, "present", "missing"),
+                        _ => Found::new(Kind::Value, "missing", "present"),
                     };
-                    return Ok(Some(found.at(place)));
+                    return Ok(Some(found.at(format!("field {}", quoted(name)))));
                 }
             }
             if cursor == b"0" {
@@ -204,16 +218,45 @@ impl Ends<'_> {
         }
     }
 
+    /// Times of expiry of fields; nothing where the server knows none.
     async fn field_times(
         &mut self,
+        side: Side,
         key: &[u8],
         names: &[Vec<u8>],
-    ) -> Result<(Vec<Reply>, Vec<Reply>), VerifyError> {
+    ) -> Result<Vec<Option<i64>>, VerifyError> {
+        let (link, server) = self.end(side);
+        if !server.target.has_field_ttl() {
+            return Ok(Vec::new());
+        }
         let count = names.len().to_string();
         let mut command: Vec<&[u8]> = vec![b"HPEXPIRETIME", key, b"FIELDS", count.as_bytes()];
         command.extend(names.iter().map(Vec::as_slice));
-        let (here, there) = self.both(&command).await?;
-        Ok((array_of(here), array_of(there)))
+        let time = |reply| if let Reply::Integer(at) = reply { Some(at).filter(|at| *at >= 0) } else { None };
+        Ok(array_of(link.ask(&command).await?).into_iter().map(time).collect())
+    }
+
+    /// Whether a hash consists of nothing but fields whose time is over.
+    pub async fn is_gone_hash(&mut self, side: Side, key: &[u8]) -> Result<bool, VerifyError> {
+        let mut cursor = b"0".to_vec();
+        loop {
+            let flat = match self.scan(side, b"HSCAN", key, &mut cursor).await {
+                // It is something else by now.
+                Err(error) if error.to_string().contains("WRONGTYPE") => return Ok(false),
+                flat => flat?,
+            };
+            let (names, _): (Vec<_>, Vec<_>) = pairs(flat).unzip();
+            if !names.is_empty() {
+                let times = self.field_times(side, key, &names).await?;
+                let is_over = |index| self.clocks.expired_on_destination(times.get(index).copied().flatten());
+                if !(0..names.len()).all(is_over) {
+                    return Ok(false);
+                }
+            }
+            if cursor == b"0" {
+                return Ok(true);
+            }
+        }
     }
 
     async fn stream(&mut self, key: &[u8]) -> Result<Option<Found>, VerifyError> {

@@ -6,7 +6,7 @@
 //! The masters of a cluster may change meanwhile. A database is done when every slot was *seen*: its owner was scanned from
 //! end to end and had it before and after. What was not seen that way is scanned again, wherever it is now.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -128,13 +128,20 @@ async fn work(
 async fn attempt(how: &How, links: &mut Links, batch: &Batch) -> Result<Done, VerifyError> {
     let mut done =
         Done { number: batch.number, count: batch.keys.len(), unreadable: 0, conflicts: Vec::new() };
-    if let Some(dbs) = &batch.extra {
-        let unknown = links.unknown_to_source(dbs, &batch.keys).await?;
+    // Of keys that only have to exist on the other side no more is asked than that.
+    let there = match &batch.extra {
+        Some(dbs) => Some((Side::Source, dbs.clone())),
+        None if how.mode == Mode::Count => Some((Side::Destination, vec![how.db_map.map(batch.db)])),
+        None => None,
+    };
+    if let Some((side, dbs)) = there {
+        let unknown = links.unknown(side, &dbs, &batch.keys).await?;
         let keys: Vec<Vec<u8>> =
             unknown.into_iter().filter_map(|index| batch.keys.get(index).cloned()).collect();
         if !keys.is_empty() {
             // The picture is what later looks are compared with.
-            let judged = links.judge(batch.db, &keys, Mode::Meta).await?;
+            let mode = if how.mode == Mode::Count { Mode::Count } else { Mode::Meta };
+            let judged = links.judge(batch.db, &keys, mode).await?;
             done.conflicts = keep(batch.db, keys.into_iter().zip(judged));
         }
         return Ok(done);
@@ -168,6 +175,28 @@ pub struct Scan<'a> {
     pub cancel: &'a watch::Receiver<bool>,
     /// Set when the destination holds a checkpoint.
     pub checkpoint_seen: bool,
+    /// How long it may take.
+    pub limit: Option<Limit>,
+    /// Set when that was too short for all keys.
+    pub is_cut: bool,
+}
+
+/// A time that all masters share: what one of them does not need is left for the others.
+pub struct Limit {
+    /// The end of it.
+    pub until: Instant,
+    /// How often a database of a master is still to be scanned.
+    pub parts: u32,
+}
+
+impl Limit {
+    /// When the next one has had its part.
+    fn next(&mut self) -> Instant {
+        let now = Instant::now();
+        let part = self.until.saturating_duration_since(now) / self.parts.max(1);
+        self.parts = self.parts.saturating_sub(1);
+        now + part
+    }
 }
 
 /// What is under way.
@@ -328,6 +357,7 @@ impl Scan<'_> {
         let whose = if site.is_cluster() { format!(" of {}", node.endpoint.address) } else { String::new() };
         self.progress.say(format!("reading the {side}, database {db_there}{whose}"));
         let all = wanted.iter().all(|wanted| *wanted);
+        let until = self.limit.as_mut().map(Limit::next);
         let mut link = None;
         loop {
             let mut tries = 0;
@@ -354,8 +384,8 @@ impl Scan<'_> {
             if !all {
                 keys.retain(|key| wanted.get(usize::from(slot_of(key))) == Some(&true));
             }
-            for part in keys.chunks(if self.how.mode == Mode::Meta { keys.len().max(1) } else { VALUE_BATCH })
-            {
+            let is_value = matches!(self.how.mode, Mode::Digest | Mode::Full);
+            for part in keys.chunks(if is_value { VALUE_BATCH } else { keys.len().max(1) }) {
                 let extra = extra.then(|| database.from.clone());
                 way.hand_over(pool, extra, db, part.to_vec()).await;
             }
@@ -376,6 +406,10 @@ impl Scan<'_> {
             }
             self.slow_down(way).await;
             if way.place.cursor == "0" {
+                break;
+            }
+            if until.is_some_and(|until| Instant::now() >= until) {
+                self.is_cut = true;
                 break;
             }
         }
@@ -513,25 +547,20 @@ async fn scan_step(
     Ok((next.to_owned(), keys.iter().filter_map(bytes).collect()))
 }
 
-/// Counts the keys of a database that match a pattern and a condition, each once.
-pub async fn count(
+/// Adds the keys of a database that match a pattern.
+pub async fn find(
     link: &mut Link,
     db: u32,
     pattern: &[u8],
-    condition: impl Fn(&[u8]) -> bool,
-) -> Result<i64, VerifyError> {
+    found: &mut BTreeSet<Vec<u8>>,
+) -> Result<(), VerifyError> {
     link.select(db).await?;
     let mut cursor = "0".to_owned();
-    // SCAN may show a key twice. A hash of eight bytes each is what fits into memory.
-    let mut seen = std::collections::HashSet::new();
     loop {
         let (next, keys) = scan_step(link, &cursor, pattern, 5_000).await?;
-        for key in keys.iter().filter(|key| condition(key)) {
-            use std::hash::BuildHasher;
-            seen.insert(seen.hasher().hash_one(key));
-        }
+        found.extend(keys);
         if next == "0" {
-            return Ok(seen.len() as i64);
+            return Ok(());
         }
         cursor = next;
     }

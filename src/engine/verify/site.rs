@@ -112,7 +112,7 @@ impl Site {
 
     /// Numbers of keys of a database, added up.
     pub fn keys(&self, db: u32) -> u64 {
-        self.nodes.iter().map(|node| node.server.databases.get(&db).map_or(0, |(keys, _)| *keys)).sum()
+        self.nodes.iter().map(|node| node.server.databases.get(&db).map_or(0, |numbers| numbers.keys)).sum()
     }
 }
 
