@@ -47,8 +47,15 @@ impl Node {
         expired.into_iter().map(|(db, key)| (db, vec![b"DEL".to_vec(), key])).collect()
     }
 
+    /// While CLIENT PAUSE lasts nothing expires: its replicas would be told (`isPausedActions` in db.c). To be called before
+    /// anything is executed.
+    pub fn freeze(&mut self, now_ms: u64) {
+        self.store.frozen = self.paused.is_some_and(|(until_ms, _)| now_ms < until_ms);
+    }
+
     /// Removes keys whose time has come, as the server does from time to time by itself.
     pub fn expire_cycle(&mut self, now_ms: u64) {
+        self.freeze(now_ms);
         self.store.expire_due(now_ms, 10_000);
         for effect in self.expirations() {
             self.propagate(&[effect]);

@@ -423,6 +423,7 @@ impl Connection {
         *minimum = 1;
         let mut node = shared.node();
         let now_ms = unix_ms();
+        node.freeze(now_ms);
         for _ in 0..limit {
             if node.faults.stalled {
                 return Ran::Held;

@@ -60,11 +60,18 @@ pub struct Store {
     dbs: Vec<Db>,
     changes: u64,
     expired: Vec<(usize, Vec<u8>)>,
+    /// Nothing expires for now.
+    pub frozen: bool,
 }
 
 impl Default for Store {
     fn default() -> Self {
-        Store { dbs: (0..DATABASES).map(|_| Db::default()).collect(), changes: 0, expired: Vec::new() }
+        Store {
+            dbs: (0..DATABASES).map(|_| Db::default()).collect(),
+            changes: 0,
+            expired: Vec::new(),
+            frozen: false,
+        }
     }
 }
 
@@ -220,6 +227,9 @@ impl Store {
     }
 
     fn expire_if_due(&mut self, index: usize, key: &[u8], now_ms: u64) {
+        if self.frozen {
+            return;
+        }
         let Some(db) = self.dbs.get_mut(index) else { return };
         if db.keys.get(key).is_some_and(|entry| entry.is_due(now_ms)) {
             db.take(key);

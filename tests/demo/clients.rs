@@ -149,6 +149,24 @@ async fn client_pause_holds_writes_back_and_lets_reads_through() {
     .await;
 }
 
+/// What expired in a pause would reach the replicas of a server that is said to stand still.
+#[tokio::test]
+async fn nothing_expires_while_clients_are_paused() {
+    let source = server(ServerOptions::default()).await;
+    let mut client = RespClient::connect(source.address()).await.unwrap();
+    client.command(&["SET", "k", "v", "PX", "150"]).await.unwrap();
+    client.command(&["CLIENT", "PAUSE", "60000", "WRITE"]).await.unwrap();
+    until("its time is over", async || {
+        matches!(client.command(&["PTTL", "k"]).await.unwrap(), Reply::Integer(..=0))
+    })
+    .await;
+    // Longer than it takes the server to look for such keys.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(client.command(&["DBSIZE"]).await.unwrap(), Reply::Integer(1));
+    client.command(&["CLIENT", "UNPAUSE"]).await.unwrap();
+    until("it is removed", async || client.command(&["DBSIZE"]).await.unwrap() == Reply::Integer(0)).await;
+}
+
 /// Commands whose answers do not depend on time, one a line; words in quotes keep their blanks.
 const CONVERSATION: &str = include_str!("conversation.txt");
 

@@ -544,3 +544,26 @@ fn a_killed_verification_goes_on_where_it_was() {
     let compared = last["keys_compared"].as_u64().unwrap();
     assert!((50_000..70_000).contains(&compared), "{last}");
 }
+
+/// A server evicts what nobody has used for long: a comparison must not make every key a recently used one, on either side.
+#[test]
+fn a_comparison_leaves_the_age_of_keys_alone() {
+    let Some(binary) = version(8, 0, servers::Flavor::Redis) else { return };
+    let [source, destination] = [(), ()].map(|()| Server::start(binary, Options::new()));
+    for server in [&source, &destination] {
+        let mut client = server.client();
+        client.ok(&["SET", "key:1", "value"]);
+        client.integer(&["RPUSH", "list:1", "a", "b"]);
+        client.integer(&["SADD", "set:1", &"x".repeat(2 << 20)]);
+    }
+    let idle = |server: &Server| {
+        let mut client = server.client();
+        ["key:1", "list:1", "set:1"].map(|key| client.integer(&["OBJECT", "IDLETIME", key])).into_iter().min()
+    };
+    wait_until(MINUTES, "nobody uses them for a while", || idle(&source).min(idle(&destination)) >= Some(3));
+    for mode in ["meta", "full"] {
+        Verification::new(&source, &destination).run(&["--mode", mode]).expect(0, &["no differences"]);
+        assert!(idle(&source) >= Some(3), "{mode}: the source takes them for recently used");
+        assert!(idle(&destination) >= Some(3), "{mode}: the destination takes them for recently used");
+    }
+}
