@@ -23,9 +23,13 @@ use serde::{Deserialize, Serialize};
 
 use super::events::unix_ms;
 use super::spool::{SpoolError, replace_file};
+use crate::format;
 
 /// Room kept for entries on a full disk (bytes).
 const ROOM: u64 = 1024 * 1024;
+
+/// Largest command that is kept with its entry (bytes): here and in a replay it is held several times, as bytes, digits and line.
+pub const MOST_KEPT: usize = 32 << 20;
 
 /// One entry set aside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +47,8 @@ pub struct QuarantinedEntry {
     pub key: String,
     /// Why.
     pub reason: String,
-    /// The command in RESP, as hexadecimal digits, so that it can be sent again. Empty where a value could not even be read.
+    /// The command in RESP, as hexadecimal digits, so that it can be sent again. Empty where a value could not even be read, and
+    /// where it is larger than [`MOST_KEPT`].
     pub command_hex: String,
 }
 
@@ -141,7 +146,7 @@ impl Quarantine {
         &self.path
     }
 
-    /// Sets one entry aside; it is safe on disk when this returns.
+    /// Sets one entry aside; it is safe on disk when this returns. Of a command larger than [`MOST_KEPT`] only the size is told.
     pub fn add(
         &self,
         source: &str,
@@ -150,6 +155,10 @@ impl Quarantine {
         reason: &str,
         command: &[u8],
     ) -> Result<(), SpoolError> {
+        let (command, reason) = match command.len() {
+            ..=MOST_KEPT => (command, reason.to_owned()),
+            length => (&[][..], without_content(reason, "a command", length)),
+        };
         let mut command_hex = String::with_capacity(command.len() * 2);
         for byte in command {
             command_hex.push_str(&format!("{byte:02x}"));
@@ -165,7 +174,7 @@ impl Quarantine {
             source: source.to_owned(),
             db,
             key: key.escape_ascii().to_string(),
-            reason: reason.to_owned(),
+            reason,
             command_hex,
         };
         match self.write(&mut slot, &entry) {
@@ -225,6 +234,12 @@ impl Quarantine {
         self.count.fetch_sub(count, Relaxed);
         Ok(count)
     }
+}
+
+/// The reason of an entry whose content is too large to be kept.
+pub fn without_content(reason: &str, what: &str, bytes: usize) -> String {
+    let size = format::size(bytes as u64);
+    format!("{reason}; {what} of {size}, too large to be kept here: copy the key from the source")
 }
 
 /// The entries of a data directory that wait there, in their order. A replay that was killed is taken into account.
