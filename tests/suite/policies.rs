@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::support;
 use crate::support::shakedeck::Setup;
-use crate::support::{Client, Options, Reply, Server, compare, dataset};
+use crate::support::{Client, Options, Reply, compare, dataset};
 
 const MINUTES: Duration = Duration::from_secs(120);
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::support;
 use crate::support::load::{Load, Writer};
 use crate::support::shakedeck::Setup;
-use crate::support::{Client, Options, Server, Shakedeck, compare, dataset, wait_until};
+use crate::support::{Client, Options, Shakedeck, compare, dataset, wait_until};
 use serde_json::Value;
 
 const MINUTES: Duration = Duration::from_secs(120);
