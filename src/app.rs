@@ -318,16 +318,16 @@ fn run_rdb(rdb: &cli::Rdb) -> Result<i32, Outcome> {
         .map_err(|error| failure(exit::CONFIG, format!("cannot open '{name}': {error}")))?;
     let mut decoder = Decoder::new(file, Limits::default());
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let ahead = |offset| {
+        let mut file = std::fs::File::open(&rdb.file)?;
+        file.seek(SeekFrom::Start(offset))?;
+        Ok(file)
+    };
     let summary = match rdb.format {
-        cli::RdbFormat::Json => export::write_json(&mut decoder, &mut out),
+        cli::RdbFormat::Json => export::write_json(&mut decoder, ahead, &mut out),
         cli::RdbFormat::Resp => {
             // Nobody says which server will load it: commands that every Redis since 7.0 and every Valkey knows.
             let options = RespOptions { target: Target::redis(7, 0), commands_only: true, replace: true };
-            let ahead = |offset| {
-                let mut file = std::fs::File::open(&rdb.file)?;
-                file.seek(SeekFrom::Start(offset))?;
-                Ok(file)
-            };
             export::write_resp(&mut decoder, options, ahead, &mut out)
         }
         cli::RdbFormat::Stats => Statistics::collect(&mut decoder).and_then(|statistics| {
@@ -341,14 +341,10 @@ fn run_rdb(rdb: &cli::Rdb) -> Result<i32, Outcome> {
         Err(RdbError::Io(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(exit::DONE),
         Err(error) => return Err(failure(exit::SOURCE, format!("'{name}': {error}"))),
     };
-    for note in summary.losses.iter().chain(&summary.bad) {
-        complain(note);
+    for note in summary.notes() {
+        complain(&note);
     }
-    if summary.bad_keys == 0 {
-        return Ok(exit::DONE);
-    }
-    complain(&format!("{} keys could not be written", summary.bad_keys));
-    Ok(exit::QUARANTINE)
+    Ok(if summary.bad_keys == 0 { exit::DONE } else { exit::QUARANTINE })
 }
 
 /// Lists what is in quarantine, or sends it again.

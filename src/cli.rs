@@ -269,8 +269,15 @@ While a migration runs, 'shakedeck ctl verify' is exact for such keys too.
 
 Exit codes: 0 equal, 6 differences, 2 configuration or a refused repair, 3 source, 4 destination, 75 interrupted.";
 
+const RDB_HELP: &str = "\
+What the output of json and resp lacks is told on stderr.
+
+Exit codes: 0 every key was written, some perhaps without all that they hold, 2 the file cannot be opened, 3 it cannot be
+read to its end, 5 some keys could not be written.";
+
 /// `shakedeck rdb`
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = RDB_HELP)]
 pub struct Rdb {
     /// RDB file
     #[arg(value_name = "FILE")]

@@ -6,13 +6,18 @@
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+use super::batch::CommandKind;
 use super::net::{Connection, NetError, info_field};
+use super::rules::{Rule, rule};
+use crate::config::OnBadValue;
 use crate::rdb::dump::{self, Route, ServerKind, Target};
 use crate::rdb::{Dialect, NEWEST_REDIS_VERSION, NEWEST_VALKEY_VERSION, type_name, types};
 use crate::resp::Reply;
 
 /// Key of the trial. It lives for a moment, and at most a second.
 const PROBE_KEY: &[u8] = b"shakedeck:probe";
+/// How often a payload is tried while somebody's key is in the way.
+const TRIES: usize = 3;
 /// Good values of one type that were refused before the type goes by commands.
 const REFUSAL_LIMIT: u32 = 3;
 
@@ -83,6 +88,9 @@ impl Acceptance {
                 Route::Restore { version: source_version }
             }
             (_, _) if type_byte == types::MODULE_2 => by_table,
+            (Route::Impossible(_), Some(tried)) if tried.types.contains(&type_byte) => {
+                Route::Restore { version: tried.version }
+            }
             (Route::Impossible(_), _) => by_table,
             (Route::Restore { .. }, _) if self.refusals(type_byte) >= REFUSAL_LIMIT => Route::Commands,
             (Route::Restore { .. } | Route::Commands, Some(tried)) => {
@@ -223,18 +231,36 @@ async fn try_payload(
 ) -> Result<Answer, NetError> {
     let mut payload = Vec::new();
     dump::append_payload(&mut payload, type_byte, raw, version);
-    match connection.request(&[b"RESTORE", PROBE_KEY, b"1000", &payload]).await? {
-        Reply::Error(error) if error.starts_with("NOPERM") => Ok(Answer::NotAllowed),
-        // A key left by a trial that was cut short is gone after a second; no other answer says "taken".
-        Reply::Error(error) if error.starts_with("BUSYKEY") => {
-            connection.request(&[b"DEL", PROBE_KEY]).await?;
-            Ok(Answer::Refused)
+    for _ in 0..TRIES {
+        let error = match connection.request(&[b"RESTORE", PROBE_KEY, b"1000", &payload]).await? {
+            Reply::Error(error) => error,
+            _ => {
+                connection.request(&[b"DEL", PROBE_KEY]).await?;
+                return Ok(Answer::Taken);
+            }
+        };
+        if error.starts_with("NOPERM") {
+            return Ok(Answer::NotAllowed);
         }
-        Reply::Error(_) => Ok(Answer::Refused),
-        _ => {
-            connection.request(&[b"DEL", PROBE_KEY]).await?;
-            Ok(Answer::Taken)
+        if !error.starts_with("BUSYKEY") {
+            return answer(connection, error);
         }
+        // Left by a trial that was cut short.
+        connection.request(&[b"DEL", PROBE_KEY]).await?;
+    }
+    Ok(Answer::Refused)
+}
+
+/// A state of the destination that passes says nothing about the payload.
+fn answer(connection: &Connection, error: String) -> Result<Answer, NetError> {
+    match rule(&error, CommandKind::Restore, OnBadValue::Quarantine) {
+        (Rule::Wait, cure) => Err(NetError::NotNow {
+            address: connection.address.clone(),
+            what: "trying out RESTORE".into(),
+            reply: error,
+            cure: cure.into_owned(),
+        }),
+        _ => Ok(Answer::Refused),
     }
 }
 
@@ -264,6 +290,7 @@ const PROBES: &[(u8, &[u8])] = &[
     (types::HASH_LISTPACK_EX, b"\0\0\0\0\0\0\0\0\x0f\x0f\0\0\0\x03\0\x81f\x02\x81v\x02\0\x01\xff"),
     (types::STREAM_LISTPACKS_4, b"\0\0\0\0\0\0\0\0\0\0\x3c\x3c\0\0\0"),
     (types::STREAM_LISTPACKS_5, b"\0\0\0\0\0\0\0\0\0\0\x3c\x3c\0\0\0"),
+    (types::ARRAY, b"\x01\0\0\0\x01v"),
 ];
 
 #[cfg(test)]
@@ -318,5 +345,9 @@ mod tests {
         assert_eq!(route(types::HASH_LISTPACK, Dialect::Redis), Route::Commands);
         assert_eq!(route(types::MODULE_2, Dialect::Redis), Route::Restore { version: 11 });
         assert!(matches!(route(types::ARRAY, Dialect::Redis), Route::Impossible(_)));
+        let tried = Tried { version: 14, types: vec![types::ARRAY] };
+        let acceptance = Acceptance { tried: Some(tried), ..Acceptance::known(REDIS_7) };
+        let array = acceptance.route(types::ARRAY, Dialect::Redis, 14);
+        assert_eq!(array, Route::Restore { version: 14 }, "it was taken when it was tried");
     }
 }

@@ -85,7 +85,7 @@ pub struct SentCommand {
 pub enum CommandKind {
     /// SELECT.
     Select,
-    /// RESTORE of a key of the RDB.
+    /// RESTORE of a key of the RDB; before Redis 5.0 also the PEXPIREAT behind it.
     Restore,
     /// The same where an existing key is kept: BUSYKEY only counts.
     RestoreIfMissing,

@@ -150,10 +150,12 @@ impl Line {
         marks_list(self.source.spool.dir())
     }
 
-    /// Asks the destination. A run that begins fails when it is not there; one that goes on waits for it.
+    /// Asks the destination. A run that begins fails when it is not there; one that goes on waits for it. A state that passes is
+    /// always waited for.
     async fn look_at_destination(&self, running: bool) -> Result<Destination, LineEnd> {
         let waits = running || self.source.spool.manifest().is_some();
         let key = self.checkpoint_key();
+        let mut told = None;
         loop {
             let endpoint = &self.plan.writer.endpoint;
             let looking = async {
@@ -175,15 +177,18 @@ impl Line {
                 }
                 Err(error) => error,
             };
-            if !waits || !error.is_transient() {
+            let passes = matches!(error, NetError::NotNow { .. });
+            if !(passes || waits && error.is_transient()) {
                 return Err(LineEnd::Failed(outcome(exit::DESTINATION, error.to_string())));
             }
             let reason = format!("{error} (asked again every {} s)", LOOK_AGAIN.as_secs());
-            if self.writer.details().reason.as_ref() != Some(&reason) {
+            if told.as_ref() != Some(&reason) {
                 self.events.warn("", reason.clone());
+                told = Some(reason.clone());
             }
             self.writers.node_lost(&self.source.address, &error.address().to_string(), &reason);
-            self.writer.enter(WriterState::Reconnecting, Some(reason));
+            let state = if passes { WriterState::Waiting } else { WriterState::Reconnecting };
+            self.writer.enter(state, Some(reason));
             self.unless_stopped(sleep(LOOK_AGAIN)).await?;
         }
     }

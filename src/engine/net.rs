@@ -95,6 +95,18 @@ pub enum NetError {
         /// What to change.
         cure: String,
     },
+    /// The server refused because of a state that passes.
+    #[error("{address}: {what} was refused for now: '{reply}': {cure}")]
+    NotNow {
+        /// The server.
+        address: Address,
+        /// What was asked.
+        what: String,
+        /// The error answer.
+        reply: String,
+        /// What ends that state.
+        cure: String,
+    },
 }
 
 impl NetError {
@@ -107,7 +119,8 @@ impl NetError {
             | NetError::NoMaster { address, .. }
             | NetError::Tls { address, .. }
             | NetError::Protocol { address, .. }
-            | NetError::Refused { address, .. } => address,
+            | NetError::Refused { address, .. }
+            | NetError::NotNow { address, .. } => address,
         }
     }
 
@@ -117,7 +130,8 @@ impl NetError {
             NetError::Connect { .. }
             | NetError::Timeout { .. }
             | NetError::Lost { .. }
-            | NetError::NoMaster { .. } => true,
+            | NetError::NoMaster { .. }
+            | NetError::NotNow { .. } => true,
             NetError::Tls { .. } | NetError::Protocol { .. } => false,
             NetError::Refused { reply, .. } => {
                 ["LOADING", "BUSY", "MASTERDOWN", "NOMASTERLINK", "TRYAGAIN", "CLUSTERDOWN", "MOVED", "ASK "]

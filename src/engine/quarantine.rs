@@ -24,9 +24,13 @@ use serde::{Deserialize, Serialize};
 
 use super::events::unix_ms;
 use super::spool::{SpoolError, replace_file};
+use crate::format;
 
 /// Room kept for entries on a full disk (bytes).
 const ROOM: u64 = 1024 * 1024;
+
+/// Largest command that is kept with its entry (bytes): here and in a replay it is held several times, as bytes, digits and line.
+pub const MOST_KEPT: usize = 32 << 20;
 
 /// One entry set aside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +48,8 @@ pub struct QuarantinedEntry {
     pub key: String,
     /// Why.
     pub reason: String,
-    /// The command in RESP, as hexadecimal digits, so that it can be sent again. Empty where a value could not even be read.
+    /// The command in RESP, as hexadecimal digits, so that it can be sent again. Empty where a value could not even be read, and
+    /// where it is larger than [`MOST_KEPT`].
     pub command_hex: String,
 }
 
@@ -175,7 +180,7 @@ impl Quarantine {
         self.known.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Sets one entry aside; it is safe on disk when this returns.
+    /// Sets one entry aside; it is safe on disk when this returns. Of a command larger than [`MOST_KEPT`] only the size is told.
     pub fn add(
         &self,
         source: &str,
@@ -184,6 +189,10 @@ impl Quarantine {
         reason: &str,
         command: &[u8],
     ) -> Result<(), SpoolError> {
+        let (command, reason) = match command.len() {
+            ..=MOST_KEPT => (command, reason.to_owned()),
+            length => (&[][..], without_content(reason, "a command", length)),
+        };
         let mut command_hex = String::with_capacity(command.len() * 2);
         for byte in command {
             command_hex.push_str(&format!("{byte:02x}"));
@@ -198,15 +207,8 @@ impl Quarantine {
         // By the clock, so that an id is not used again after the file was emptied.
         let id = (self.last_id.load(Relaxed) + 1).max(now * 1_000);
         self.last_id.store(id, Relaxed);
-        let entry = QuarantinedEntry {
-            id,
-            unix_ms: now,
-            source: source.to_owned(),
-            db,
-            key,
-            reason: reason.to_owned(),
-            command_hex,
-        };
+        let entry =
+            QuarantinedEntry { id, unix_ms: now, source: source.to_owned(), db, key, reason, command_hex };
         match self.write(&mut slot, &entry) {
             Err(error) if error.is_full() && self.give_room() => self.write(&mut slot, &entry)?,
             result => result?,
@@ -271,6 +273,12 @@ fn content(db: u32, key: &str, command_hex: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     (db, key, command_hex).hash(&mut hasher);
     hasher.finish()
+}
+
+/// The reason of an entry whose content is too large to be kept.
+pub fn without_content(reason: &str, what: &str, bytes: usize) -> String {
+    let size = format::size(bytes as u64);
+    format!("{reason}; {what} of {size}, too large to be kept here: copy the key from the source")
 }
 
 /// The entries of a data directory that wait there, in their order. A replay that was killed is taken into account.

@@ -82,7 +82,7 @@ async fn resend(
     for entry in waiting(dir).map_err(disk)? {
         let entry = entry.map_err(disk)?;
         let refused = match whole_command(&entry) {
-            None => Some("the entry holds no command: its value could not be read".to_owned()),
+            None => Some("the entry holds no command: its value could not be read, or was too large to be kept".to_owned()),
             Some(command) if concerns_databases(&command) => {
                 Some(
                     "it concerns whole databases, or another one than its own: there it may mean something else, or harm others. Do by hand what \

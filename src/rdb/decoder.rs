@@ -99,6 +99,8 @@ pub struct Decoder<R: Read> {
     meta: Vec<u8>,
     /// Opcode or type being read, for error messages; `None` before the first.
     record: Option<u8>,
+    /// Type of the [`Value::Raw`] returned last, and where it begins in the held bytes.
+    raw: Option<(u8, usize)>,
 }
 
 impl<R: Read> Decoder<R> {
@@ -116,6 +118,7 @@ impl<R: Read> Decoder<R> {
             text: Vec::new(),
             meta: Vec::new(),
             record: None,
+            raw: None,
         }
     }
 
@@ -142,6 +145,16 @@ impl<R: Read> Decoder<R> {
             }
         };
         Ok(Some(self.item(found)))
+    }
+
+    /// Makes a [`Value::Large`] of the [`Value::Raw`] that `next` has just returned, for a value that expands to more than should be
+    /// held: [`Decoder::read_large`] reads it.
+    pub fn read_again(&mut self) {
+        if let Some((type_byte, start)) = self.raw.take() {
+            self.input.rewind(start);
+            self.input.release();
+            self.state = State::Large(type_byte);
+        }
     }
 
     /// Hands the elements of the [`Value::Large`] that `next` has just returned to `sink`, in bounded memory (one element, or
@@ -212,6 +225,7 @@ impl<R: Read> Decoder<R> {
             State::Records | State::Done => {}
         }
         self.input.release();
+        self.raw = None;
         self.record = Some(opcodes::EOF); // Nothing more to read is "in the middle of" what must come last.
         let byte = self.input.byte()?;
         self.record = Some(byte);
@@ -345,7 +359,7 @@ impl<R: Read> Decoder<R> {
 
     fn entry(&mut self, type_byte: u8) -> Result<Found, Fault> {
         self.input.hold();
-        let key = match self.input.string_head()? {
+        let key = match self.input.held_head()? {
             StringHead::Plain(n) => {
                 let from = self.input.held_len();
                 self.input.skip(n)?;
@@ -367,7 +381,10 @@ impl<R: Read> Decoder<R> {
             (Ok(()), None) if walk::is_empty(type_byte, self.dialect, self.input.held(span.clone())) => {
                 Span::Empty
             }
-            (Ok(()), None) => Span::Raw(span),
+            (Ok(()), None) => {
+                self.raw = Some((type_byte, start)).filter(|_| elements::visits(type_byte, self.dialect));
+                Span::Raw(span)
+            }
             (Err(Fault::TooLarge), _) => {
                 self.input.rewind(start);
                 if elements::visits(type_byte, self.dialect) {

@@ -98,6 +98,18 @@ pub enum Element<'a> {
 }
 
 impl Element<'_> {
+    /// Length of its longest string that must travel as a whole; those of a string value may be cut anywhere.
+    pub fn longest(&self) -> usize {
+        match self {
+            Element::Item(text) | Element::Member(text) => text.len(),
+            Element::Scored { member: text, .. } | Element::Slot { value: text, .. } => text.len(),
+            Element::Group { name, .. } | Element::Consumer { name, .. } => name.len(),
+            Element::Field { field, value, .. } => field.len().max(value.len()),
+            Element::StreamEntry { fields, .. } => fields.iter().map(<[u8]>::len).max().unwrap_or(0),
+            _ => 0,
+        }
+    }
+
     /// The command that tells how large the value is, and what this element adds to that; `None` where it adds nothing.
     pub fn counts(&self) -> Option<(&'static str, u64)> {
         match self {
@@ -220,7 +232,7 @@ pub(crate) fn visit(
 
 /// A packed blob, borrowed from the source where it stands there as it is.
 pub(crate) fn blob<'s>(src: &'s mut impl Source, scratch: &'s mut Vec<u8>) -> Result<&'s [u8], Fault> {
-    match src.string_head()? {
+    match src.held_head()? {
         StringHead::Plain(0) => Err(Fault::Bad("empty packed value")),
         StringHead::Plain(n) => src.take(usize::try_from(n).map_err(|_| Fault::End)?),
         StringHead::Int(number) => {

@@ -55,6 +55,11 @@ pub fn crc64(bytes: &[u8]) -> u64 {
     crc_fast::checksum(CrcAlgorithm::Crc64Redis, bytes)
 }
 
+/// Longest string that is held as a whole: a key, an element, a field of the file. No server takes a longer one unless its
+/// `proto-max-bulk-len` was raised (512 MiB is the default), so a length beyond it is damage far more likely than data; and it
+/// must not make a buffer grow to the rest of the file. String *values* may be longer: they pass in pieces.
+pub(crate) const MAX_HELD: u64 = 512 << 20;
+
 /// How a string is stored (`rdbLoadStringObject`): the head, before its bytes.
 pub(crate) enum StringHead {
     /// That many bytes as they are.
@@ -118,6 +123,17 @@ pub(crate) trait Source {
         })
     }
 
+    /// The head of a string that is to be held ([`MAX_HELD`]).
+    fn held_head(&mut self) -> Result<StringHead, Fault> {
+        let head = self.string_head()?;
+        let longest = match head {
+            StringHead::Plain(n) => n,
+            StringHead::Int(_) => 0,
+            StringHead::Lzf { packed, plain } => packed.max(plain),
+        };
+        if longest > MAX_HELD { Err(Fault::Bad("impossible length, above 512 MiB")) } else { Ok(head) }
+    }
+
     fn skip_string(&mut self) -> Result<(), Fault> {
         match self.string_head()? {
             StringHead::Plain(n) | StringHead::Lzf { packed: n, .. } => self.skip(n),
@@ -127,7 +143,7 @@ pub(crate) trait Source {
 
     /// Appends a string, decoded, to `out`, which grows only as bytes arrive.
     fn string_into(&mut self, out: &mut Vec<u8>) -> Result<(), Fault> {
-        match self.string_head()? {
+        match self.held_head()? {
             StringHead::Plain(mut left) => {
                 while left > 0 {
                     let piece = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
@@ -450,7 +466,8 @@ mod tests {
         assert_eq!(read(&[0xc2, 0, 0, 0, 0x80]).unwrap(), b"-2147483648");
         assert_eq!(read(&[0xc3, 4, 9, 0, b'a', 0xc0, 0]).unwrap_or_default(), b"aaaaaaaaa");
         assert!(matches!(read(&[0xc4, 0]), Err(Fault::Bad(_))));
-        assert!(matches!(read(&[0x81, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1]), Err(Fault::End)));
+        assert!(matches!(read(&[0x80, 0x20, 0, 0, 0, 1]), Err(Fault::End)));
+        assert!(matches!(read(&[0x80, 0x20, 0, 0, 1, 1]), Err(Fault::Bad(_))));
     }
 
     #[test]

@@ -65,6 +65,13 @@ pub struct Idmp {
     pub duplicates: u64,
 }
 
+impl Idmp {
+    /// Whether a stream that nobody has configured (XCFGSET) looks like this, on a server that nobody has configured.
+    pub fn is_usual(&self) -> bool {
+        (self.duration, self.max_entries) == (100, 100)
+    }
+}
+
 /// A pending entry of a group, until its consumer is known.
 struct Waiting {
     id: StreamId,
@@ -117,8 +124,8 @@ fn visit_node(master: StreamId, blob: &[u8], fields: &mut ByteList, sink: Sink<'
     const DELETED: i64 = 1;
     const SAME_FIELDS: i64 = 2;
     let mut entries = Listpack::new(blob)?;
-    let (mut live, deleted) = (entries.expect()?.int()?, entries.expect()?.int()?);
-    let mut gone = deleted;
+    let announced = (entries.expect()?.int()?, entries.expect()?.int()?);
+    let (mut live, mut gone) = (0, 0);
     let mut names: Vec<Packed<'_>> = Vec::new();
     for _ in 0..entries.expect()?.int()? {
         names.push(entries.expect()?);
@@ -143,14 +150,14 @@ fn visit_node(master: StreamId, blob: &[u8], fields: &mut ByteList, sink: Sink<'
         }
         entries.expect()?;
         if flags & DELETED != 0 {
-            gone -= 1;
+            gone += 1;
         } else {
-            live -= 1;
+            live += 1;
             emit(sink, Element::StreamEntry { id: StreamId { ms, seq }, fields })?;
         }
     }
     entries.next()?;
-    if live == 0 && gone == 0 {
+    if announced == (live, gone) {
         Ok(())
     } else {
         Err(Fault::Bad("stream node whose counts and entries disagree"))

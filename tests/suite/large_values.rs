@@ -3,8 +3,11 @@
 use std::time::Duration;
 
 use crate::support;
+use crate::support::fake_source::{FakeSource, Snapshot};
+use crate::support::rdb_file::{key, length, rdb};
 use crate::support::shakedeck::Setup;
 use crate::support::{Client, Options, Server};
+use shakedeck::rdb::types;
 
 const MINUTES: Duration = Duration::from_secs(600);
 /// The process itself takes about 12 MiB.
@@ -40,6 +43,36 @@ fn moved(source: &Server, destination: &Server) -> u64 {
     run.wait_exit(MINUTES).expect(0, &["finished"]);
     assert!(peak > 1 << 20, "the peak was not seen");
     peak
+}
+
+/// Packed to a sixtieth in the file, and by commands as long as ever: its size counts, not that of the file.
+#[test]
+fn a_value_that_expands_passes_in_pieces() {
+    let Some(binary) = support::servers::default() else {
+        support::skip("no redis-server on PATH (run tests/run, or install it)");
+        return;
+    };
+    const RUNS: usize = 4_000;
+    const NODES: usize = 150;
+    // One letter, then runs of 264 of it: 3 bytes each.
+    let packed = [&b"\x00x"[..], &b"\xe0\xff\x00".repeat(RUNS)].concat();
+    let plain = 1 + 264 * RUNS;
+    let node = [&b"\x01\xc3"[..], &length(packed.len()), &length(plain), &packed].concat();
+    let file = rdb("REDIS0010", &[&key(types::LIST_QUICKLIST_2, "value", &vec![node; NODES])]);
+    assert!(file.len() < 2 << 20);
+    let source = FakeSource::start(vec![Snapshot::whole(file)]);
+    let destination = Server::start(binary, Options::new());
+    let setup = Setup::bare(&source.address().to_string(), &destination.address().to_string());
+    let run = setup.set("advanced", "target_redis_proto_max_bulk_len", "0").start();
+    run.wait_status(MINUTES, "the whole RDB", |status| {
+        status["sources"][0]["phase"] == "stream" && status["state"] == "caught_up"
+    });
+    assert!(run.peak_bytes() < 80 << 20, "{} MiB resident at the peak", run.peak_bytes() >> 20);
+    let mut client = destination.client();
+    assert_eq!(client.integer(&["LLEN", "value"]), NODES as i64);
+    let sum = "local sum = 0 for _, item in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do sum = sum + #item end return sum";
+    assert_eq!(client.integer(&["EVAL", sum, "1", "value"]), (plain * NODES) as i64);
+    assert_eq!(support::client::keys_like(&mut client, "shakedeck:b*").len(), 0);
 }
 
 fn arrives(prepare: impl Fn(&mut Client), facts: &[&[&str]]) {

@@ -9,12 +9,12 @@ use crate::support;
 use crate::support::fake_source::{FakeSource, Snapshot};
 use crate::support::proxy::Proxy;
 use crate::support::relay::Relay;
-use crate::support::shakedeck::Setup;
+use crate::support::shakedeck::{Setup, Shakedeck};
 use crate::support::{Flavor, Options, Server, ServerBinary, compare, dataset, rdb_file, wait_until};
 use crate::values;
 use serde_json::Value as Json;
-use shakedeck::rdb::DecodedValue;
 use shakedeck::rdb::dump::{Route, route};
+use shakedeck::rdb::{DecodedValue, types};
 
 const MINUTES: Duration = Duration::from_secs(120);
 
@@ -389,6 +389,171 @@ fn bad_values_are_set_aside_once_though_they_are_read_again() {
     let mut keys: Vec<String> = entries.map(|entry| entry["key"].as_str().unwrap().to_owned()).collect();
     keys.sort_unstable();
     assert_eq!(keys, ["broken", "module", "twice"]);
+}
+
+/// Lets the program take these records to a destination; returns it in the stream, with its status and what it has set aside.
+fn taken_over(
+    destination: &Server,
+    magic: &str,
+    records: &[&[u8]],
+    bulk_limit: &str,
+) -> (Shakedeck, Json, Vec<Json>) {
+    let source = FakeSource::start(vec![Snapshot::whole(rdb_file::rdb(magic, records))]);
+    let setup = Setup::bare(&source.address().to_string(), &destination.address().to_string());
+    let run = setup.set("advanced", "target_redis_proto_max_bulk_len", bulk_limit).start();
+    let status =
+        run.wait_status(MINUTES, "the whole RDB", |status| status["sources"][0]["phase"] == "stream");
+    let lines = std::fs::read_to_string(run.data().join("quarantine.jsonl")).unwrap_or_default();
+    let lines = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    (run, status, lines)
+}
+
+/// A value larger than may be held (8 MiB).
+fn large(type_byte: u8, name: &str, element: impl Fn(usize) -> Vec<u8>) -> Vec<u8> {
+    rdb_file::key(type_byte, name, &(0..90_000).map(element).collect::<Vec<_>>())
+}
+
+/// Of whatever size: one line, and nothing is sent.
+#[test]
+fn a_type_that_the_destination_does_not_know_is_set_aside_at_any_size() {
+    let Some(binary) = support::servers::default() else {
+        support::skip("no redis-server on PATH (run tests/run, or install it)");
+        return;
+    };
+    let destination = Server::start(binary, Options::new());
+    let text = rdb_file::string(&[b'x'; 100]);
+    let slot = |index: usize| [&rdb_file::length(index)[..], &[0], &text].concat();
+    let mut array = large(types::ARRAY, "large", slot);
+    // No insertion index: behind type, name and count.
+    array.insert(1 + 5 + 5 + 5, 0);
+    let small = [&[types::ARRAY, 5][..], b"small", &[1, 0], &slot(3)].concat();
+    let (run, status, lines) =
+        taken_over(&destination, "REDIS0014", &[&array, &small, b"\x00\x04last\x01v"], "512000000");
+    assert_eq!((lines.len(), &status["counters"]["quarantined"]), (2, &2.into()), "{lines:#?}");
+    for (line, key) in lines.iter().zip(["large", "small"]) {
+        assert_eq!(line["key"], key);
+        assert!(line["reason"].as_str().unwrap().contains("knows no arrays"), "{line}");
+    }
+    assert_eq!((&lines[0]["command_hex"], lines[1]["command_hex"] == ""), (&"".into(), false));
+    let mut client = destination.client();
+    assert_eq!(client.text(&["GET", "last"]), "v");
+    assert_eq!(support::client::keys_like(&mut client, "shakedeck:b*").len(), 0);
+    drop(run);
+}
+
+/// The destination closes the connection of whoever sends it a longer string than `proto-max-bulk-len`.
+#[test]
+fn strings_beyond_the_bulk_limit_go_in_pieces_and_longer_elements_are_set_aside() {
+    let Some(binary) = support::servers::default() else {
+        support::skip("no redis-server on PATH (run tests/run, or install it)");
+        return;
+    };
+    let (short, long) = (rdb_file::string(&[b'x'; 100]), rdb_file::string(&[b'y'; 1_500_000]));
+    let text = [&[types::STRING, 4][..], b"text", &rdb_file::string(&[b't'; 3 << 20])].concat();
+    let list = |name: &str, items: &[&Vec<u8>]| {
+        rdb_file::key(types::LIST, name, &items.iter().map(|item| item.to_vec()).collect::<Vec<_>>())
+    };
+    let too_long = large(types::SET, "large", |n| match n {
+        50_000 => long.clone(),
+        n => rdb_file::string(format!("{n:0100}").as_bytes()),
+    });
+    let records = [
+        &b"\x00\x05first\x01v"[..],
+        &text,
+        &list("small", &[&short, &long]),
+        &too_long,
+        &list("list", &[&short, &short]),
+        b"\x00\x04last\x01v",
+    ];
+    // One that holds longer strings than it takes at once (as behind a proxy), and one that holds none.
+    for (limit, holds) in [("512mb", true), ("1mb", false)] {
+        let destination = Server::start(binary, Options::new().config("proto-max-bulk-len", limit));
+        let (_run, _, lines) = taken_over(&destination, "REDIS0009", &records, "1048576");
+        let reason_of = |key: &str| {
+            let mut all =
+                lines.iter().filter(|line| line["key"] == key).map(|line| line["reason"].to_string());
+            (all.next(), all.next())
+        };
+        for key in ["small", "large"] {
+            let (Some(reason), None) = reason_of(key) else { panic!("{key}: {lines:#?}") };
+            assert!(reason.contains("an element has 1,500,000 bytes, more than the 1,048,576"), "{reason}");
+        }
+        let mut client = destination.client();
+        if holds {
+            assert_eq!(lines.len(), 2, "{lines:#?}");
+            assert_eq!(client.integer(&["STRLEN", "text"]), 3 << 20);
+            assert_eq!(client.text(&["GETRANGE", "text", "1048570", "1048579"]), "tttttttttt");
+        } else {
+            let (Some(reason), None) = reason_of("text") else { panic!("{lines:#?}") };
+            assert!(reason.contains("came out (STRLEN)"), "{reason}");
+            assert_eq!(client.integer(&["EXISTS", "text"]), 0, "nor a half of it");
+        }
+        assert_eq!((client.text(&["GET", "first"]), client.text(&["GET", "last"])), ("v".into(), "v".into()));
+        assert_eq!(
+            (client.integer(&["LLEN", "list"]), client.integer(&["EXISTS", "small", "large"])),
+            (2, 0)
+        );
+        assert_eq!(support::client::keys_like(&mut client, "shakedeck:b*").len(), 0);
+    }
+}
+
+/// What is set aside is held several times on its way into the file: only up to a size.
+#[test]
+fn a_huge_module_value_is_set_aside_without_its_content() {
+    let Some(binary) = support::servers::default() else {
+        support::skip("no redis-server on PATH (run tests/run, or install it)");
+        return;
+    };
+    let content = rdb_file::string(&vec![b'x'; 40 << 20]);
+    let module = [b"\x07\x06module".as_slice(), &module_id("testmodul"), b"\x05", &content, b"\x00"].concat();
+    // Refused by the destination, and beyond the limit, which nothing but RESTORE would meet.
+    for (limit, refused) in [("512000000", "Bad data format"), ("1048576", "no elements")] {
+        let destination = Server::start(binary, Options::new());
+        let (run, _, lines) = taken_over(&destination, "REDIS0009", &[&module, b"\x00\x04last\x01v"], limit);
+        assert_eq!((lines.len(), &lines[0]["key"]), (1, &"module".into()), "{limit}");
+        let reason = lines[0]["reason"].as_str().unwrap();
+        assert!(reason.contains(refused) && reason.contains("too large to be kept here"), "{reason}");
+        assert!(reason.contains("41.9 MB"), "{reason}");
+        assert_eq!(lines[0]["command_hex"], "");
+        assert_eq!(destination.client().text(&["GET", "last"]), "v");
+        if limit == "1048576" {
+            let peak = run.peak_bytes() >> 20;
+            assert!(peak < 200, "{peak} MiB");
+        }
+    }
+}
+
+/// However the value travels, it is told that something of the key does not.
+#[test]
+fn metadata_of_keys_is_not_lost_in_silence() {
+    let Some(binary) = support::servers::default() else {
+        support::skip("no redis-server on PATH (run tests/run, or install it)");
+        return;
+    };
+    // One class of metadata, with one number.
+    let with_meta = |key: &[u8]| [&b"\xf3\x01abcd\x02\x07\x00"[..], key].concat();
+    let broken = b"\x10\x06broken\x0d\x0e\0\0\0\x02\0\x81f\x02\x81v\x02\xff";
+    let records = [
+        with_meta(b"\x00\x05plain\x01v"),
+        with_meta(&large(types::SET, "large", |n| rdb_file::string(format!("{n:0100}").as_bytes()))),
+        with_meta(broken),
+        b"\x00\x04last\x01v".to_vec(),
+    ];
+    for limit in ["512000000", "0"] {
+        let destination = Server::start(binary, Options::new());
+        let records = records.each_ref().map(Vec::as_slice);
+        let (_run, status, _) = taken_over(&destination, "REDIS0013", &records, limit);
+        let kinds = status["rejected"].as_array().unwrap();
+        let told = kinds.iter().find(|kind| kind["kind"] == "KEY_META").unwrap();
+        assert_eq!(told["count"], 3, "{limit}: {status:#}");
+        let words = "carries metadata of a module";
+        assert_eq!(status["events"].to_string().matches(words).count(), 1, "{status:#}");
+        let mut client = destination.client();
+        assert_eq!(
+            (client.text(&["GET", "plain"]), client.integer(&["SCARD", "large"])),
+            ("v".into(), 90_000)
+        );
+    }
 }
 
 #[test]

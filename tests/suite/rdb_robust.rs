@@ -180,13 +180,9 @@ proptest! {
 fn exports_survive(bytes: &[u8], limit: usize) {
     let limits = Limits { max_value_bytes: limit, max_opaque_bytes: 4 * limit };
     let options = RespOptions { target: Target::redis(7, 0), commands_only: true, replace: true };
-    let _ = export::write_json(&mut Decoder::new(bytes, limits), &mut io::sink());
-    let _ = export::write_resp(
-        &mut Decoder::new(bytes, limits),
-        options,
-        |at| Ok(&bytes[at as usize..]),
-        &mut io::sink(),
-    );
+    let ahead = |at| Ok(&bytes[at as usize..]);
+    let _ = export::write_json(&mut Decoder::new(bytes, limits), ahead, &mut io::sink());
+    let _ = export::write_resp(&mut Decoder::new(bytes, limits), options, ahead, &mut io::sink());
     let _ = Statistics::collect(&mut Decoder::new(bytes, limits));
     if cfg!(target_os = "linux") {
         assert!(peak_memory() < 2 << 30, "{} bytes of memory at the peak", peak_memory());
@@ -202,7 +198,8 @@ fn claims_of_gigabytes_are_errors_and_cost_nothing() {
         // As a key, and as a value or count of every type.
         let mut key = b"REDIS0011\x00".to_vec();
         key.extend_from_slice(claim);
-        assert!(first_error(&key).contains("in the middle of a string (type 0)"), "{}", first_error(&key));
+        let refused = "impossible length, above 512 MiB in a string (type 0) at byte ";
+        assert!(first_error(&key).contains(refused), "{}", first_error(&key));
         for type_byte in 0..=29u8 {
             let mut bytes = b"REDIS0011".to_vec();
             bytes.extend([type_byte, 1, b'k']);
@@ -223,6 +220,87 @@ fn claims_of_gigabytes_are_errors_and_cost_nothing() {
         assert_eq!(first_error(&file(&resize)), "none");
     }
     assert!(peak_memory() - before < 512 << 20);
+}
+
+/// A key, a field of the file, a function and an element are held as a whole, so a damaged length must not make the rest of the file
+/// be held.
+#[test]
+fn a_damaged_length_is_an_error_before_the_rest_of_the_file_is_read() {
+    /// Counts what is read of zeros without an end.
+    struct Endless<'a>(&'a [u8], &'a std::cell::Cell<usize>);
+    impl Read for Endless<'_> {
+        fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+            self.1.set(self.1.get() + buf.len());
+            if self.1.get() > 64 << 20 {
+                return Ok(0);
+            }
+            match self.0.read(buf)? {
+                0 => buf.fill(0),
+                head => return Ok(head),
+            }
+            Ok(buf.len())
+        }
+    }
+    let above = [&b"\x81"[..], &((512u64 << 20) + 1).to_be_bytes()].concat();
+    let packed = [&b"\xc3\x40\x40"[..], &above].concat();
+    let packed_much = [&b"\xc3"[..], &above, &above].concat();
+    let limits = Limits { max_value_bytes: 0, ..Limits::default() };
+    for (before, what) in [
+        (&b"\x00"[..], "a string (type 0) at byte "),
+        (b"\xfa", "AUX (opcode 250) at byte "),
+        (b"\xfa\x01a", "AUX (opcode 250) at byte "),
+        (b"\xf5", "FUNCTION2 (opcode 245) at byte "),
+        (b"\x01\x01k\x02", "a list (linkedlist, type 1) at byte "),
+        (b"\x04\x01k\x01\x01f", "a hash (hashtable, type 4) at byte "),
+        (b"\x10\x01k", "a hash (listpack, type 16) at byte "),
+        (b"\x12\x01k\x01\x01", "a list (quicklist 2, type 18) at byte "),
+    ] {
+        for length in [&above, &packed, &packed_much] {
+            let bytes = [b"REDIS0011", before, length].concat();
+            let read = std::cell::Cell::new(0);
+            let mut decoder = Decoder::new(Endless(&bytes, &read), limits);
+            let error = loop {
+                let large = match decoder.next() {
+                    Ok(Some(Item::Entry(entry))) => entry.value == Value::Large,
+                    Ok(item) => {
+                        assert!(item.is_some());
+                        false
+                    }
+                    Err(error) => break error,
+                };
+                if large && let Err(error) = decoder.read_large(&mut |_| Ok(())) {
+                    break error;
+                }
+            };
+            let error = error.to_string();
+            assert!(error.contains(&format!("impossible length, above 512 MiB in {what}")), "{error}");
+            assert!(read.get() < 1 << 20, "{error}: {} bytes were read", read.get());
+        }
+    }
+}
+
+/// The counts at the head of a stream node are any numbers of 64 bits.
+#[test]
+fn the_lowest_number_as_a_count_of_a_stream_is_an_error() {
+    let lowest = [&[0xf4][..], &i64::MIN.to_le_bytes()].concat();
+    let node = |live: &[u8], gone: &[u8], flags: u8| {
+        let mut blob = vec![0; 6];
+        for entry in [live, gone, &[0], &[0], &[flags], &[0], &[0], &[0], &[3]] {
+            blob.extend_from_slice(entry);
+            blob.push(entry.len() as u8);
+        }
+        blob.push(255);
+        blob[0] = blob.len() as u8;
+        blob[4] = 9;
+        [&[1, 16][..], &[0; 16], &[blob.len() as u8], &blob, &[1, 0, 1]].concat()
+    };
+    // A live entry, and a deleted one.
+    assert!(decode_value(15, &[&node(&[1], &[0], 0)[..], &[0]].concat(), Dialect::Redis).is_ok());
+    assert!(decode_value(15, &[&node(&[0], &[1], 1)[..], &[0]].concat(), Dialect::Redis).is_ok());
+    for raw in [node(&lowest, &[0], 0), node(&[0], &lowest, 1)] {
+        let error = decode_value(15, &raw, Dialect::Redis).unwrap_err().to_string();
+        assert!(error.contains("counts and entries disagree in a stream"), "{error}");
+    }
 }
 
 #[test]

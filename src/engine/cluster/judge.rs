@@ -4,9 +4,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use super::super::batch::CommandKind;
-use super::super::events::unix_ms;
 use super::super::rules::{Refusal, Rule, cure_of, refuses_payload, rule};
-use super::super::writer::{WriterError, key_named, named_by, renewal_is_over};
+use super::super::writer::{WriterError, key_named, named_by, renewal_is_over, restored_until};
 use super::ask::taken_apart;
 use super::flight::{Outcome, outcome, size};
 use super::group::Group;
@@ -225,7 +224,9 @@ impl ClusterWriter {
                     );
                 }
                 Refusal::Error(error) if kind.restores() && refuses_payload(&error) => {
-                    if let Err(second) = self.rebuild(&mut instead, db, &arguments, &error) {
+                    if let Err(second) =
+                        self.rebuild(&mut instead, db, &arguments, &group.arguments(index + 1), &error)
+                    {
                         self.refuse_for_good(group, index, &format!("{error}; and by commands: {second}"))?;
                     }
                 }
@@ -256,17 +257,15 @@ impl ClusterWriter {
         instead: &mut Group,
         db: u32,
         arguments: &[&[u8]],
+        next: &[&[u8]],
         refused: &str,
     ) -> Result<(), String> {
-        let [_, key, ttl, payload, options @ ..] = arguments else {
+        let [_, key, _, payload, options @ ..] = arguments else {
             return Err("the command has no payload".into());
         };
         let payload = dump::parse_payload(payload).map_err(|error| error.to_string())?;
         let has = |word: &[u8]| options.contains(&word);
-        let ttl =
-            std::str::from_utf8(ttl).ok().and_then(|ttl| ttl.parse::<i64>().ok()).filter(|ttl| *ttl > 0);
-        let expire_at_ms =
-            ttl.map(|ttl| if has(b"ABSTTL") { ttl } else { ttl.saturating_add(unix_ms() as i64) });
+        let expire_at_ms = restored_until(arguments, next);
         let aside = slots::rebuilding_key(&self.settings.signature.id, instead.slot);
         let rebuild = Rebuild {
             key: &aside,

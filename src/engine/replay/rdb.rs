@@ -4,15 +4,18 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use super::super::batch::{Batch, CommandKind, PairVerb, Position};
 use super::super::events::unix_ms;
+use super::super::quarantine::{MOST_KEPT, without_content};
 use super::super::spool::{Manifest, RdbReader, ReadEnd, SpoolError};
 use super::aside::{LargeKey, Name};
 use super::databases::Emptied;
 use super::{End, Replay, ReplayError};
 use crate::config::{OnBadValue, OnExistingKey};
-use crate::format::escape;
+use crate::format::{self, escape};
 use crate::rdb::commands::{Loss, Rebuild, append_resp, value_to_commands};
 use crate::rdb::dump::{self, Route, Target};
-use crate::rdb::{ByteList, Checksum, Decoder, Entry, Item, Limits, RdbError, Value, types};
+use crate::rdb::{
+    ByteList, Checksum, Decoder, Entry, Item, Limits, RdbError, Value, describe_type, types, visit_from,
+};
 use crate::resp::{append_array_header, append_bulk, append_decimal};
 use crate::status::{EventLevel, Phase};
 
@@ -21,9 +24,19 @@ use crate::status::{EventLevel, Phase};
 enum Step {
     /// In the batch, or left out with a reason.
     Done,
-    /// Too large to hold.
+    /// Too large to hold, as it lies in the file or as commands.
     ElementByElement,
 }
+
+/// Bytes of commands in place of one value that are held at most; packed values can expand to many times their size.
+const MOST_COMMANDS: usize = 8 << 20;
+/// A string that goes in more than one command (bytes).
+const PIECE: usize = 256 << 10;
+/// No server takes less than this as one argument (`proto-max-bulk-len`).
+const LEAST_BULK: u64 = 1 << 20;
+/// The default of `target_redis_proto_max_bulk_len`: it stands for a destination at its own default, which takes every element that
+/// can be read.
+const USUAL_BULK: u64 = 512_000_000;
 
 impl Replay {
     /// Replays the RDB, leaving out its first `skip` bytes, which a former run has applied. Returns `Some` when the
@@ -160,11 +173,18 @@ impl Replay {
                 }
                 _ => {}
             }
-            if let Some(large) = large
-                && let Some(end) =
-                    self.large(&mut decoder, batch, manifest.generation, &large, on_existing_key)?
-            {
-                return Ok(Some(end));
+            if let Some(large) = large {
+                decoder.read_again();
+                match self.too_long_in(manifest.generation, decoder.position(), &large) {
+                    Some(reason) => self.set_aside(large.db, &large.key, &reason, &[])?,
+                    None => {
+                        let built =
+                            self.large(&mut decoder, batch, manifest.generation, &large, on_existing_key)?;
+                        if let Some(end) = built {
+                            return Ok(Some(end));
+                        }
+                    }
+                }
             }
             let position = decoder.position();
             if position <= skip {
@@ -230,8 +250,8 @@ impl Replay {
         self.note(entry.db, entry.key);
         batch.select(entry.db);
         let raw = match entry.value {
-            Value::Raw(raw) => raw,
-            Value::Large => return Ok(Step::ElementByElement),
+            Value::Raw(raw) => Some(raw),
+            Value::Large => None,
             Value::Empty => {
                 let key = escape(entry.key, 60);
                 let text =
@@ -244,18 +264,22 @@ impl Replay {
                 return Ok(Step::Done);
             }
         };
-        if entry.meta.is_some() && !self.target.has_redis(8, 6) {
-            let key = escape(entry.key, 60);
-            let text = format!("key '{key}' carries metadata of a module, which the destination cannot hold");
-            self.events.reject(&self.node(), EventLevel::Warn, "KEY_META", "copied without", &key, &text);
+        let route = self.acceptance.route(entry.type_byte, entry.dialect, version);
+        if let Route::Impossible(reason) = route {
+            self.bad_value(entry, raw, version, reason)?;
+            return Ok(Step::Done);
         }
+        let Some(raw) = raw else {
+            self.tell_meta_lost(entry);
+            return Ok(Step::ElementByElement);
+        };
         let plain = entry.type_byte == types::STRING
             && entry.expire_at_ms.is_none()
             && entry.idle_seconds.is_none()
             && entry.freq.is_none()
             && entry.meta.is_none();
         let string = match entry.plain_string() {
-            Ok(string) => string.filter(|_| plain),
+            Ok(string) => string.filter(|value| plain && self.takes(value.len())),
             Err(cause) => {
                 self.bad_value(entry, Some(raw), version, &cause.to_string())?;
                 return Ok(Step::Done);
@@ -272,24 +296,69 @@ impl Replay {
             batch.entries += 1;
             return Ok(Step::Done);
         }
-        let route = self.acceptance.route(entry.type_byte, entry.dialect, version);
         // 0 = always by commands, which cannot carry what only a module understands.
-        let only_restore = entry.type_byte == types::MODULE_2 && self.max_bulk_len == 0;
-        let fits = only_restore || dump::payload_len(raw.len()) as u64 <= self.max_bulk_len;
+        let module = entry.type_byte == types::MODULE_2;
+        let only_restore = module && self.max_bulk_len == 0;
+        let meta = self.meta_of(entry);
+        let fits = only_restore || dump::payload_len(meta.len() + raw.len()) as u64 <= self.max_bulk_len;
+        // Before Redis 5.0 the time is a command of its own, which must not meet a key that is kept.
+        let ends_by_itself = entry.expire_at_ms.is_some() && !self.target.has_redis(5, 0);
+        let in_one_step = !ends_by_itself || module || on_existing_key == OnExistingKey::Rewrite;
         match route {
-            Route::Restore { version } if fits => {
-                restore(batch, entry, raw, version, on_existing_key, self.target);
+            Route::Restore { version } if fits && in_one_step => {
+                if meta.is_empty() {
+                    self.tell_meta_lost(entry);
+                }
+                restore(batch, entry, meta, raw, version, on_existing_key, self.target);
             }
-            Route::Restore { .. } | Route::Commands => {
-                return self.rebuild(batch, entry, raw, version, on_existing_key);
+            // In pieces, and counted before it gets its name: a server may hold no string that is longer than its limit.
+            _ if entry.type_byte == types::STRING && raw.len() > PIECE => {
+                self.tell_meta_lost(entry);
+                return Ok(Step::ElementByElement);
             }
-            Route::Impossible(reason) => {
-                self.bad_value(entry, Some(raw), version, reason)?;
-                return Ok(Step::Done);
-            }
+            _ => return self.rebuild(batch, entry, raw, version, on_existing_key),
         }
         batch.entries += 1;
         Ok(Step::Done)
+    }
+
+    /// Whether the destination takes so many bytes in one piece; 0 = it is not asked to take payloads.
+    fn takes(&self, bytes: usize) -> bool {
+        self.max_bulk_len == 0 || bytes as u64 <= self.max_bulk_len
+    }
+
+    /// Longest key or element that can be sent; `None` = every one.
+    fn element_limit(&self) -> Option<usize> {
+        let limited = (1..USUAL_BULK).contains(&self.max_bulk_len);
+        limited.then_some(self.max_bulk_len.max(LEAST_BULK) as usize)
+    }
+
+    /// Why a value cannot even go in pieces. What else is wrong with it is found again, and told, when it is built.
+    fn too_long_in(&self, generation: u64, at: u64, large: &LargeKey) -> Option<String> {
+        let limit = self.element_limit()?;
+        let reader = RdbReader::open(&self.shared.spool, generation, at).ok()?;
+        let mut longest = large.key.len();
+        let mut see = |element: crate::rdb::Element<'_>| {
+            longest = longest.max(element.longest());
+            Ok(())
+        };
+        visit_from(reader, at, large.type_byte, large.dialect, &mut see).ok()?;
+        (longest > limit).then(|| too_long(longest, limit))
+    }
+
+    /// The metadata of a key as far as the destination takes it.
+    fn meta_of<'a>(&self, entry: &Entry<'a>) -> &'a [u8] {
+        entry.meta.filter(|_| self.target.has_redis(8, 6)).unwrap_or_default()
+    }
+
+    fn tell_meta_lost(&self, entry: &Entry<'_>) {
+        if entry.meta.is_some() {
+            let key = escape(entry.key, 60);
+            let text = format!(
+                "key '{key}' carries metadata of a module, which only a RESTORE on Redis 8.6 and later could bring there"
+            );
+            self.events.reject(&self.node(), EventLevel::Warn, "KEY_META", "copied without", &key, &text);
+        }
     }
 
     /// Rebuilds a value that fits into memory by commands. All of them are in one batch, which the destination applies as
@@ -317,11 +386,18 @@ impl Replay {
         // Collected first: a value that turns out to be damaged must not leave half of its commands in the batch.
         let mut commands = ByteList::default();
         let mut one = Vec::new();
+        let mut too_much = false;
         let built = value_to_commands(entry.type_byte, raw, entry.dialect, rebuild, &mut |command| {
+            if let Some(limit) = self.element_limit()
+                && let Some(found) = command.iter().map(<[u8]>::len).max().filter(|found| *found > limit)
+            {
+                return Err(RdbError::Io(std::io::Error::other(too_long(found, limit))));
+            }
             one.clear();
             append_resp(&mut one, command);
             commands.push(&one);
-            Ok(())
+            too_much = commands.bytes() > MOST_COMMANDS;
+            if too_much { Err(RdbError::Io(std::io::Error::other("too much to hold"))) } else { Ok(()) }
         });
         match built {
             Ok(loss) => {
@@ -334,7 +410,12 @@ impl Replay {
                     self.give_name(batch, name, on_existing_key, true);
                 }
                 batch.entries += 1;
+                self.tell_meta_lost(entry);
                 self.report_loss(entry.key, loss);
+            }
+            Err(_) if too_much => {
+                self.tell_meta_lost(entry);
+                return Ok(Step::ElementByElement);
             }
             Err(cause) => self.bad_value(entry, Some(raw), version, &cause.to_string())?,
         }
@@ -401,9 +482,17 @@ impl Replay {
         reason: &str,
     ) -> Result<(), ReplayError> {
         let mut command = Vec::new();
+        if let Some(raw) = raw.filter(|raw| raw.len() > MOST_KEPT) {
+            let what = describe_type(entry.type_byte, entry.dialect);
+            return self.set_aside(entry.db, entry.key, &without_content(reason, &what, raw.len()), &[]);
+        }
         if let Some(raw) = raw {
+            let meta = self.meta_of(entry);
+            if meta.is_empty() {
+                self.tell_meta_lost(entry);
+            }
             let mut payload = Vec::new();
-            dump::append_payload(&mut payload, entry.type_byte, raw, version);
+            dump::append_payload_with_meta(&mut payload, meta, entry.type_byte, raw, version);
             // To be sent by hand or by `quarantine replay`, at any later time.
             append_array_header(&mut command, if entry.expire_at_ms.is_some() { 5 } else { 4 });
             let ttl = entry.expire_at_ms.unwrap_or(0).to_string();
@@ -466,10 +555,18 @@ fn harmless(aux: &[u8]) -> bool {
     KNOWN.contains(&aux) || aux.starts_with(b"%")
 }
 
+fn too_long(bytes: usize, limit: usize) -> String {
+    let (bytes, limit) = (format::number(bytes as u64), format::number(limit as u64));
+    format!(
+        "its key or an element has {bytes} bytes, more than the {limit} that the destination takes at once (target_redis_proto_max_bulk_len)"
+    )
+}
+
 /// Appends a RESTORE that carries the value as it lies in the RDB.
 fn restore(
     batch: &mut Batch,
     entry: &Entry<'_>,
+    meta: &[u8],
     raw: &[u8],
     version: u16,
     on_existing_key: OnExistingKey,
@@ -484,10 +581,8 @@ fn restore(
     // ABSTTL, IDLETIME and FREQ came with Redis 5.0.
     let since_5 = target.has_redis(5, 0);
     let absolute = entry.expire_at_ms.is_some() && since_5;
-    let before_5 = |at: i64| at.saturating_sub(unix_ms() as i64);
     let idle = entry.idle_seconds.filter(|_| since_5);
     let freq = entry.freq.filter(|_| since_5 && idle.is_none());
-    let meta = entry.meta.filter(|_| target.has_redis(8, 6)).unwrap_or_default();
     let out = &mut batch.bytes;
     let count =
         4 + usize::from(replace) + usize::from(absolute) + 2 * usize::from(idle.is_some() || freq.is_some());
@@ -497,8 +592,12 @@ fn restore(
     match entry.expire_at_ms {
         // 0 would mean "no expiry"; any time in the past means the same to the destination.
         Some(at) if since_5 => append_bulk(out, at.max(1).to_string().as_bytes()),
-        Some(at) => append_bulk(out, before_5(at).max(1).to_string().as_bytes()),
-        None => append_bulk(out, b"0"),
+        // Counted from when it arrives, however long it waited until then: only for values that nothing else can carry.
+        Some(at) if !replace => {
+            let left = at.saturating_sub(unix_ms() as i64);
+            append_bulk(out, left.max(1).to_string().as_bytes());
+        }
+        Some(_) | None => append_bulk(out, b"0"),
     }
     out.push(b'$');
     append_decimal(out, dump::payload_len(meta.len() + raw.len()) as u64);
@@ -517,5 +616,54 @@ fn restore(
     } else if let Some(freq) = freq {
         append_bulk(out, b"FREQ");
         append_bulk(out, freq.to_string().as_bytes());
+    }
+    if let Some(at) = entry.expire_at_ms.filter(|_| replace && !since_5) {
+        batch.push(kind, &[b"PEXPIREAT", entry.key, at.to_string().as_bytes()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a panic is the failure of a test")]
+
+    use super::super::super::batch::tests::batch;
+    use super::super::super::writer::restored_until;
+    use super::*;
+    use crate::rdb::Dialect;
+
+    fn sent(target: Target, existing: OnExistingKey) -> Vec<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let mut batch = batch(dir.path());
+        let value = Value::Raw(b"\x01v");
+        let entry = Entry {
+            db: 0,
+            key: b"k",
+            type_byte: types::STRING,
+            dialect: Dialect::Redis,
+            expire_at_ms: Some(4_000_000_000_000),
+            idle_seconds: None,
+            freq: None,
+            meta: None,
+            value,
+        };
+        restore(&mut batch, &entry, &[], b"\x01v", 6, existing, target);
+        let ends = restored_until(&batch.arguments(0), &batch.arguments(1));
+        let near = ends.is_some_and(|at| (at - 4_000_000_000_000).abs() < 60_000);
+        assert!(near, "the value can be rebuilt with its time: {ends:?}");
+        let words = |index| batch.arguments(index).into_iter().map(|word| word.escape_ascii().to_string());
+        let without_payload = |index| words(index).filter(|word| !word.contains('\\')).collect::<Vec<_>>();
+        (0..batch.commands.len()).map(|index| without_payload(index).join(" ")).collect()
+    }
+
+    /// A time that is left would be counted from when the batch arrives, which may have waited for long.
+    #[test]
+    fn times_are_absolute_also_before_5_0() {
+        use OnExistingKey::{Panic, Rewrite};
+        let expected = ["RESTORE k 4000000000000 REPLACE ABSTTL"];
+        assert_eq!(sent(Target::redis(5, 0), Rewrite), expected);
+        let expected = ["RESTORE k 0 REPLACE", "PEXPIREAT k 4000000000000"];
+        assert_eq!(sent(Target::redis(4, 0), Rewrite), expected);
+        // It would meet a key that is kept: such keys go by commands, except for modules, which cannot.
+        assert_eq!(sent(Target::redis(4, 0), Panic).len(), 1);
     }
 }

@@ -34,7 +34,7 @@ pub use self::judge::{key_named, named_by, renewal_is_over};
 use self::link::STALL_LIMIT;
 pub use self::quiet::Quiet;
 use self::quiet::{append_off, append_on};
-pub use self::rebuild::rebuilding_key;
+pub use self::rebuild::{rebuilding_key, restored_until};
 use super::acceptance::Acceptance;
 use super::answers::{self, Answers};
 use super::batch::{Batch, CommandKind, Position};

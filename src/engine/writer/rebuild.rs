@@ -49,7 +49,7 @@ impl Writer {
         refused: &str,
     ) -> Result<Result<(), String>, WriterError> {
         let arguments = batch.arguments(index);
-        let [_, key, ttl, payload, options @ ..] = arguments.as_slice() else {
+        let [_, key, _, payload, options @ ..] = arguments.as_slice() else {
             return Ok(Err("the command has no payload".into()));
         };
         let has = |word: &[u8]| options.contains(&word);
@@ -57,10 +57,7 @@ impl Writer {
             Ok(payload) => payload,
             Err(error) => return Ok(Err(error.to_string())),
         };
-        let ttl =
-            std::str::from_utf8(ttl).ok().and_then(|ttl| ttl.parse::<i64>().ok()).filter(|ttl| *ttl > 0);
-        let expire_at_ms =
-            ttl.map(|ttl| if has(b"ABSTTL") { ttl } else { ttl.saturating_add(unix_ms() as i64) });
+        let expire_at_ms = restored_until(&arguments, &batch.arguments(index + 1));
         let mut plan = Plan {
             db: batch.database_of(index),
             key,
@@ -165,6 +162,18 @@ impl Writer {
             }
         };
         self.judge_applied(batch, refusals).await
+    }
+}
+
+/// When a restored key is to end (Unix ms): the RESTORE says it, or, before Redis 5.0, the command behind it.
+pub fn restored_until(restore: &[&[u8]], next: &[&[u8]]) -> Option<i64> {
+    let number = |text: &[u8]| std::str::from_utf8(text).ok()?.parse::<i64>().ok();
+    let [_, key, ttl, _, options @ ..] = restore else { return None };
+    match (number(ttl).filter(|ttl| *ttl > 0), next) {
+        (Some(at), _) if options.contains(&&b"ABSTTL"[..]) => Some(at),
+        (Some(ttl), _) => Some(ttl.saturating_add(unix_ms() as i64)),
+        (None, [b"PEXPIREAT", same, at]) if same == key => number(at),
+        (None, _) => None,
     }
 }
 

@@ -51,6 +51,8 @@ pub struct Loss {
     pub nacked: u64,
     /// Remembered productions of idempotent producers (8.6).
     pub idmp_entries: u64,
+    /// Streams with settings of idempotent production (XCFGSET of 8.6) that the destination does not know.
+    pub idmp_settings: u64,
     /// Arrays whose insertion index is lost.
     pub insert_indexes: u64,
 }
@@ -67,6 +69,7 @@ impl Loss {
         note(self.field_ttls, "hash fields without their TTL");
         note(self.nacked, "released pending entries now owned by the consumer shakedeck-nacked");
         note(self.idmp_entries, "idempotence IDs dropped");
+        note(self.idmp_settings, "stream setting of idempotence (XCFGSET) dropped");
         note(self.insert_indexes, "array insertion index dropped");
         (!parts.is_empty()).then(|| parts.join(", "))
     }
@@ -360,7 +363,7 @@ fn append_score(out: &mut Vec<u8>, score: f64) {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)] // A failed unwrap is a failed test.
 mod tests {
-    use super::super::stream::StreamInfo;
+    use super::super::stream::{Idmp, StreamInfo};
     use super::*;
 
     fn lines(target: Target, elements: &[Element<'_>]) -> (Vec<String>, Loss) {
@@ -513,6 +516,23 @@ mod tests {
                 "PEXPIREAT k 77"
             ]
         );
+    }
+
+    /// 8.6 has them; on any other server they are told as lost, where somebody has set them.
+    #[test]
+    fn settings_of_a_stream_are_set_or_told() {
+        let idmp = |duration| Element::Idmp(Idmp { duration, max_entries: 100, added: 0, duplicates: 0 });
+        let elements = |duration| [Element::StreamInfo(StreamInfo::default()), idmp(duration)];
+        let (commands, loss) = lines(Target::redis(8, 6), &elements(300));
+        assert!(
+            commands.contains(&"XCFGSET k IDMP-DURATION 300 IDMP-MAXSIZE 100".to_owned()),
+            "{commands:?}"
+        );
+        assert_eq!(loss, Loss::default());
+        let (commands, loss) = lines(Target::valkey(9, 0), &elements(300));
+        assert!(!commands.concat().contains("XCFGSET"));
+        assert_eq!(loss.describe().unwrap(), "1 stream setting of idempotence (XCFGSET) dropped");
+        assert_eq!(lines(Target::redis(7, 0), &elements(100)).1, Loss::default());
     }
 
     #[test]

@@ -89,6 +89,17 @@ impl CommandBuilder<'_> {
                 self.loss.idmp_entries += 1;
                 Ok(())
             }
+            Element::Idmp(idmp) if self.rebuild.target.has_redis(8, 6) => {
+                let key = self.rebuild.key;
+                let (duration, most) = (idmp.duration.to_string(), idmp.max_entries.to_string());
+                let settings: [&[u8]; 4] =
+                    [b"IDMP-DURATION", duration.as_bytes(), b"IDMP-MAXSIZE", most.as_bytes()];
+                self.send(sink, &[&[b"XCFGSET", key], &settings[..]].concat())
+            }
+            Element::Idmp(idmp) => {
+                self.loss.idmp_settings += u64::from(!idmp.is_usual());
+                Ok(())
+            }
             _ => Ok(()),
         }
     }

@@ -4,7 +4,7 @@
 //! read back exactly. A string value too large to hold is always written in hex. Scores are numbers, except `"inf"` and
 //! `"-inf"`, which JSON does not have.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 
 use serde_json::{Value as Json, json};
 
@@ -12,13 +12,18 @@ use super::super::model::Stream;
 use super::super::{
     ByteList, Decoder, Dialect, Element, Item, RdbError, Value, dump::ModuleId, types, visit_value,
 };
-use super::{Summary, written};
+use super::{Summary, look_ahead, written};
 use crate::rdb::type_name;
 
 /// Writes every key as a line: `db`, `key`, `type`, `encoding` (in the file), `expire_at_ms` (absolute, null for none),
 /// `value`, `elements` (bytes for a string, entries for a stream) and `size` (bytes in the file). A value that cannot be
-/// decoded has `error` in the place of `value`; a module's value is given as its bytes.
-pub fn write_json<R: Read>(decoder: &mut Decoder<R>, out: &mut impl Write) -> Result<Summary, RdbError> {
+/// decoded has `error` in the place of `value`; a module's value is given as its bytes. `ahead` opens the file once more, at an
+/// offset.
+pub fn write_json<R: Read, A: Read>(
+    decoder: &mut Decoder<R>,
+    ahead: impl Fn(u64) -> io::Result<A>,
+    out: &mut impl Write,
+) -> Result<Summary, RdbError> {
     let mut summary = Summary::default();
     let mut line = Vec::new();
     while let Some(item) = decoder.next()? {
@@ -29,7 +34,7 @@ pub fn write_json<R: Read>(decoder: &mut Decoder<R>, out: &mut impl Write) -> Re
                 continue;
             }
             Item::Function(_) => {
-                summary.functions += 1;
+                summary.functions_left_out += 1;
                 continue;
             }
             Item::ModuleAux { .. } => {
@@ -60,7 +65,7 @@ pub fn write_json<R: Read>(decoder: &mut Decoder<R>, out: &mut impl Write) -> Re
             }
             Value::Bad { raw, reason } => {
                 summary.bad_key(entry.key, reason);
-                finish_bad(&mut line, reason, raw.map_or(0, <[u8]>::len));
+                finish_bad(&mut line, reason, raw.map_or(0, <[u8]>::len) as u64);
                 written(out.write_all(&line))?;
             }
             Value::Raw(raw) => {
@@ -74,13 +79,21 @@ pub fn write_json<R: Read>(decoder: &mut Decoder<R>, out: &mut impl Write) -> Re
                         line.truncate(start);
                         let reason = cause.to_string();
                         summary.bad_key(entry.key, &reason);
-                        finish_bad(&mut line, &reason, raw.len());
+                        finish_bad(&mut line, &reason, raw.len() as u64);
                     }
                 }
                 written(out.write_all(&line))?;
             }
             Value::Large => {
+                let key = entry.key.to_vec();
                 let start = decoder.position();
+                if let Some(reason) = look_ahead(&ahead, start, (type_byte, dialect), &mut |_| {})? {
+                    decoder.skip_large()?;
+                    summary.bad_key(&key, &reason);
+                    finish_bad(&mut line, &reason, decoder.position() - start);
+                    written(out.write_all(&line))?;
+                    continue;
+                }
                 line.extend_from_slice(b",\"value\":");
                 written(out.write_all(&line))?;
                 let mut writer = ValueWriter::new(type_byte, dialect, true);
@@ -106,7 +119,7 @@ fn finish(line: &mut Vec<u8>, elements: u64, size: u64) {
     line.extend_from_slice(format!(",\"elements\":{elements},\"size\":{size}}}\n").as_bytes());
 }
 
-fn finish_bad(line: &mut Vec<u8>, reason: &str, size: usize) {
+fn finish_bad(line: &mut Vec<u8>, reason: &str, size: u64) {
     line.extend_from_slice(format!(",\"error\":{},\"size\":{size}}}\n", json!(reason)).as_bytes());
 }
 

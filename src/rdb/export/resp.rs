@@ -2,12 +2,10 @@
 
 use std::io::{self, Read, Write};
 
-use super::super::commands::{
-    CommandBuilder, Loss, PendingIds, Rebuild, append_resp, is_stream, value_to_commands,
-};
+use super::super::commands::{CommandBuilder, Loss, PendingIds, Rebuild, append_resp, value_to_commands};
 use super::super::dump::{self, Route, Target};
-use super::super::{ByteList, Decoder, Entry, Item, RdbError, Value, types, visit_from};
-use super::{Summary, written};
+use super::super::{ByteList, Decoder, Element, Entry, Item, RdbError, Value, types};
+use super::{Summary, look_ahead, written};
 
 /// What the commands are for.
 #[derive(Debug, Clone, Copy)]
@@ -23,7 +21,7 @@ pub struct RespOptions {
 
 /// Writes every key as SELECT and RESTORE (absolute expiry, IDLETIME or FREQ) or as commands, functions as FUNCTION LOAD,
 /// and Lua scripts of old files as SCRIPT LOAD. `ahead` opens the file once more, at an offset: pending entries of a large
-/// stream must be known before its first entry is written.
+/// stream must be known before its first entry is written, and that a value is whole before its first command is.
 pub fn write_resp<R: Read, A: Read>(
     decoder: &mut Decoder<R>,
     options: RespOptions,
@@ -50,7 +48,9 @@ pub fn write_resp<R: Read, A: Read>(
                     match writer.entry(&entry, raw) {
                         Ok(loss) => {
                             summary.keys += 1;
-                            summary.loss(entry.key, loss);
+                            if let Some(what) = loss {
+                                summary.loss(entry.key, &what);
+                            }
                         }
                         Err(reason) => {
                             writer.buffer.truncate(start);
@@ -59,18 +59,22 @@ pub fn write_resp<R: Read, A: Read>(
                     }
                 }
                 Value::Large => {
-                    writer.select(entry.db);
-                    let key = entry.key.to_vec();
+                    if let Route::Impossible(reason) = writer.route(&entry) {
+                        summary.bad_key(entry.key, reason);
+                        continue;
+                    }
+                    let (key, db, has_meta) = (entry.key.to_vec(), entry.db, entry.meta.is_some());
                     let (type_byte, dialect, expire_at_ms) =
                         (entry.type_byte, entry.dialect, entry.expire_at_ms);
                     let mut pending = PendingIds::default();
-                    if is_stream(type_byte) {
-                        let at = decoder.position();
-                        visit_from(ahead(at)?, at, type_byte, dialect, &mut |element| {
-                            pending.add(element);
-                            Ok(())
-                        })?;
+                    let mut see = |element: Element<'_>| pending.add(element);
+                    let at = decoder.position();
+                    if let Some(reason) = look_ahead(&ahead, at, (type_byte, dialect), &mut see)? {
+                        decoder.skip_large()?;
+                        summary.bad_key(&key, &reason);
+                        continue;
                     }
+                    writer.select(db);
                     let mut builder = CommandBuilder::new(Rebuild {
                         key: &key,
                         target: options.target,
@@ -85,7 +89,9 @@ pub fn write_resp<R: Read, A: Read>(
                     decoder.read_large(&mut |element| builder.add(element, &mut send))?;
                     let loss = builder.finish(&mut send)?;
                     summary.keys += 1;
-                    summary.loss(&key, loss);
+                    if let Some(what) = in_words(loss, has_meta) {
+                        summary.loss(&key, &what);
+                    }
                 }
             },
             _ => {}
@@ -95,6 +101,13 @@ pub fn write_resp<R: Read, A: Read>(
     writer.flush(out, 0)?;
     written(out.flush())?;
     Ok(summary)
+}
+
+/// Everything of a key that was not written.
+fn in_words(loss: Loss, meta_lost: bool) -> Option<String> {
+    let meta = meta_lost.then(|| "metadata of a module dropped".to_owned());
+    let parts: Vec<String> = loss.describe().into_iter().chain(meta).collect();
+    (!parts.is_empty()).then(|| parts.join(", "))
 }
 
 const FLUSH_BYTES: usize = 256 * 1024;
@@ -127,16 +140,20 @@ impl CommandWriter {
         }
     }
 
-    fn entry(&mut self, entry: &Entry<'_>, raw: &[u8]) -> Result<Loss, String> {
+    fn route(&self, entry: &Entry<'_>) -> Route {
+        dump::route(entry.type_byte, entry.dialect, self.version, self.options.target)
+    }
+
+    /// Returns what was lost, in words.
+    fn entry(&mut self, entry: &Entry<'_>, raw: &[u8]) -> Result<Option<String>, String> {
         self.select(entry.db);
         let target = self.options.target;
-        let route = dump::route(entry.type_byte, entry.dialect, self.version, target);
-        match route {
+        match self.route(entry) {
             Route::Restore { version }
                 if !self.options.commands_only || entry.type_byte == types::MODULE_2 =>
             {
                 self.restore(entry, raw, version);
-                Ok(Loss::default())
+                Ok(in_words(Loss::default(), entry.meta.is_some() && !target.has_redis(8, 6)))
             }
             Route::Impossible(reason) => Err(reason.to_owned()),
             _ => {
@@ -151,6 +168,7 @@ impl CommandWriter {
                     append_resp(&mut self.buffer, command);
                     Ok(())
                 })
+                .map(|loss| in_words(loss, entry.meta.is_some()))
                 .map_err(|cause| cause.to_string())
             }
         }
