@@ -45,6 +45,8 @@ pub struct Batch {
     pub counted: Option<mpsc::Sender<Counted>>,
     /// It holds the last keys of an RDB: its progress is the beginning of the stream.
     pub ends_rdb: bool,
+    /// Byte of the RDB up to which a former process may have applied it, which had cut it into other batches.
+    pub rdb_reached: u64,
     /// Where the entry begins whose commands are appended now: offset in the stream, or byte of the RDB.
     pub at: u64,
     /// Those commands belong to a transaction of the source.
@@ -239,6 +241,7 @@ impl Batch {
             source_bytes: 0,
             counted: None,
             ends_rdb: false,
+            rdb_reached: 0,
             at: 0,
             in_transaction: false,
             pair_limit: MSET_KEYS,
@@ -251,24 +254,31 @@ impl Batch {
     /// The batch after this one, from the same place on.
     pub fn successor(&self) -> Self {
         let next = Batch::new(self.source.clone(), self.progress.clone(), self.end_db);
-        Batch { at: self.at, in_transaction: self.in_transaction, pair_limit: self.pair_limit, ..next }
+        Batch {
+            at: self.at,
+            in_transaction: self.in_transaction,
+            pair_limit: self.pair_limit,
+            rdb_reached: self.rdb_reached,
+            ..next
+        }
     }
 
     /// The checkpoint that the destination sets with this batch: where to go on after a crash. In the stream that is behind
     /// the batch. In the RDB it is before it: commands may be refused when they run, only the answers tell which, and a crash
     /// may come before the answers; entries of an RDB can be brought twice. `serial` makes the text of each batch another
-    /// one, so that it also tells whether a batch whose answer was lost has run. In the RDB the end of the batch stands behind it.
+    /// one, so that it also tells whether a batch whose answer was lost has run. In the RDB the byte stands behind it before which
+    /// keys may be applied.
     pub fn checkpoint(&self, serial: u64) -> String {
         let text = |at| format!("{} #{serial}", Progress { at, ..self.progress.clone() });
         match (self.begins, self.progress.at) {
             (begins @ Position::Rdb { .. }, Position::Rdb { bytes, .. }) => {
-                format!("{} {bytes}", text(begins))
+                format!("{} {}", text(begins), bytes.max(self.rdb_reached))
             }
             (_, ends) => text(ends),
         }
     }
 
-    /// The end of the batch with which this checkpoint was set: the byte of the RDB before which keys may be applied.
+    /// The byte of the RDB before which keys may be applied, where this checkpoint says it.
     pub fn rdb_end(checkpoint: &str) -> Option<u64> {
         let (_, serial_and_end) = checkpoint.split_once(" #")?;
         serial_and_end.split_once(' ')?.1.parse().ok()
@@ -480,6 +490,25 @@ pub(super) mod tests {
         let second = first.successor();
         assert_ne!(first.checkpoint(1), second.checkpoint(2));
         assert_eq!(first.checkpoint(1).parse(), Ok(second.progress));
+    }
+
+    /// Two processes cut an RDB into different batches: what the first one may have applied behind the second one's batch is not
+    /// forgotten.
+    #[test]
+    fn a_checkpoint_in_the_rdb_says_before_which_byte_keys_may_be_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let rdb = |bytes| Position::Rdb { offset: 5, bytes, db: 0 };
+        let begin = Progress { at: rdb(100), ..batch(dir.path()).progress };
+        let mut batch = Batch::new(batch(dir.path()).source, begin.clone(), 0);
+        batch.progress.at = rdb(300);
+        assert_eq!(Batch::rdb_end(&batch.checkpoint(7)), Some(300));
+        assert_eq!(batch.checkpoint(7).parse(), Ok(begin));
+        batch.rdb_reached = 500;
+        assert_eq!(Batch::rdb_end(&batch.checkpoint(8)), Some(500));
+        let mut next = batch.successor();
+        next.progress.at = rdb(900);
+        assert_eq!(Batch::rdb_end(&next.checkpoint(9)), Some(900));
+        assert_eq!(Batch::rdb_end(&format!("{} #1700000000000", next.progress)), None, "of an older version");
     }
 
     #[test]

@@ -220,6 +220,17 @@ impl Line {
         // A file that is read where it lies is whole from the start: that says nothing of a former run.
         let received = self.source.spool.manifest().is_some_and(|it| it.rdb_len.is_some() && !it.rdb_lent);
         let begun = checkpoint.is_some() || received;
+        let applied_before = match (&destination.cluster, &checkpoint, &start.resume) {
+            // Marks of nodes do not say how far each has come.
+            (Some(_), ..) => None,
+            (None, Some(found), Some(resume)) if found.generation == resume.generation => {
+                destination.checkpoint_text.as_deref().and_then(Batch::rdb_end)
+            }
+            // Written by a version that did not count full syncs.
+            (None, Some(found), _) if found.generation == 0 => None,
+            // Nothing of this full sync is there.
+            _ => Some(0),
+        };
         let ledger =
             Ledger::open(self.source.spool.dir(), begun).map_err(|error| data_dir_failed(error.into()))?;
         let walked = match &destination.cluster {
@@ -249,7 +260,7 @@ impl Line {
             command_limit: (self.plan.advanced.pipeline_count_limit / 2).max(1),
             byte_limit: usize::try_from(self.plan.advanced.max_querybuf_len / 2)
                 .map_or(BATCH_BYTES, |half| half.min(BATCH_BYTES)),
-            applied_before: destination.checkpoint_text.as_deref().and_then(Batch::rdb_end),
+            applied_before,
             resume: start.resume,
             after_generation: start.after_generation,
             keeper: Keeper::new(ledger, checkpoint.as_ref(), walked),

@@ -236,7 +236,8 @@ async fn the_rdb_can_be_spoilt() {
     let rdb = spoilt(RdbFault::Garbage).await.rdb().await;
     assert!(matches!(decode(&rdb), RdbError::Corrupt { offset: ..10, .. }), "{}", decode(&rdb));
     let rdb = spoilt(RdbFault::HugeLength).await.rdb().await;
-    assert!(rdb.len() < 20 && matches!(decode(&rdb), RdbError::Truncated { .. }), "{}", decode(&rdb));
+    let error = decode(&rdb).to_string();
+    assert!(rdb.len() < 20 && error.contains("impossible length"), "{error}");
     assert_eq!(spoilt(RdbFault::HugeAnnouncement).await.line().await, "$4294967296");
     let error = spoilt(RdbFault::SaveFailed).await.line().await;
     assert_eq!(error, "-ERR BGSAVE failed, replication can't continue");

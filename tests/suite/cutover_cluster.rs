@@ -201,6 +201,8 @@ fn writers_of_other_masters_do_not_wait_for_one_that_stands_still_or_dies() {
         // A master that does not answer is waited for a quarter of it.
         .text("cutover", "fence_timeout", "12s")
         .text("cutover", "hand_over", "ask")
+        // The one that dies comes back empty, with or without a write before it is asked.
+        .text("policy", "on_empty_source", "follow")
         .start();
     ready(&run);
     let start = || run.ctl_in_background(&["cutover", "--yes-i-mean", &destination.address().to_string()]);

@@ -140,7 +140,7 @@ pub struct Replay {
     pub byte_limit: usize,
     /// Where a former run stood, as the destination says.
     pub resume: Option<Progress>,
-    /// Bytes of the RDB that may be applied already, where the destination says so: it goes on before them.
+    /// Byte of the RDB before which keys may be applied already: it goes on before that. `None` = not known.
     pub applied_before: Option<u64>,
     /// Full syncs up to this one are void; the first to read is the next.
     pub after_generation: u64,
@@ -195,6 +195,9 @@ impl Replay {
         let mut batch = Batch::new(self.shared.clone(), progress, 0);
         if self.cluster {
             batch.pair_limit = 1;
+        }
+        if goes_on {
+            batch.rdb_reached = self.applied_before.unwrap_or(u64::MAX);
         }
         if let Position::Rdb { bytes, .. } = start {
             // What another full sync sets anew takes the place of all that came before it.
