@@ -49,7 +49,7 @@ pub struct QuarantinedEntry {
     /// Why.
     pub reason: String,
     /// The command in RESP, as hexadecimal digits, so that it can be sent again. Empty where a value could not even be read, and
-    /// where it is larger than [`MOST_KEPT`].
+    /// where it is larger than 32 MiB.
     pub command_hex: String,
 }
 
