@@ -225,7 +225,7 @@ fn keys_of_others_outlive_kills_inside_the_rdb() {
     fill(&mut to, "other", others());
     // Slowly, so that batches are handed over and wait.
     let proxy = Proxy::start(destination.address(), 1);
-    proxy.throttle(400_000);
+    proxy.throttle(300_000);
     let setup = Setup::bare(&source.address().to_string(), &proxy.address()).text(
         "advanced",
         "rdb_restore_command_behavior",
@@ -233,7 +233,7 @@ fn keys_of_others_outlive_kills_inside_the_rdb() {
     );
     let keys = |status: &serde_json::Value| status["sources"][0]["keys_applied"].as_u64().unwrap_or(0);
     let mut home = None;
-    for _ in 0..3 {
+    for _ in 0..2 {
         let run = match home.take() {
             None => setup.start(),
             Some(home) => setup.start_in(home),
