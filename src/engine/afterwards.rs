@@ -39,16 +39,8 @@ impl Supervisor {
         let mut kept = handover;
         if let Some(handover) = &mut kept {
             reverse = handover.take_reverse();
-            let closing = self.forget().await;
-            let finishing = handover.finish(closing);
-            tokio::pin!(finishing);
-            let mut tick = interval(SNAPSHOT_INTERVAL);
-            loop {
-                tokio::select! {
-                    () = &mut finishing => break,
-                    _ = tick.tick() => self.publish(None, None),
-                }
-            }
+            let closing = self.forget(None).await;
+            self.publishing(None, handover.finish(closing)).await;
         } else if self.plan.cutover.reverse
             && let Some(back) = reverse_plan(&self.plan, self.data_dir.path())
         {

@@ -99,7 +99,7 @@ impl Supervisor {
             }
         }
         match self.lines.iter().any(|line| line.source.spool.manifest().is_some()) {
-            true => self.forget().await,
+            true => self.forget(None).await,
             false => Ok(()),
         }
     }

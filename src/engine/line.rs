@@ -58,6 +58,8 @@ pub struct Line {
     pub turns: Arc<Turns>,
     /// What the spools of all lines may take.
     pub quota: Arc<Quota>,
+    /// The migration has begun: who does not answer is waited for.
+    pub known: bool,
     /// What the source's tasks tell.
     pub source: Arc<SourceShared>,
     /// What the writer tells.
@@ -153,7 +155,7 @@ impl Line {
     /// Asks the destination. A run that begins fails when it is not there; one that goes on waits for it. A state that passes is
     /// always waited for.
     async fn look_at_destination(&self, running: bool) -> Result<Destination, LineEnd> {
-        let waits = running || self.source.spool.manifest().is_some();
+        let waits = running || self.known;
         let key = self.checkpoint_key();
         let mut told = None;
         loop {
@@ -338,6 +340,7 @@ impl Line {
                     psync_names: reader.psync_names.clone(),
                     databases: self.databases(databases),
                     turns: self.turns.clone(),
+                    known: self.known,
                     quota: self.quota.clone(),
                     policy: self.plan.policy,
                     destination_run_ids,

@@ -182,7 +182,7 @@ impl Supervisor {
             return Err(without_slots());
         }
         // Once for all lines, and never again in a run that goes on.
-        let begun = self.lines.iter().any(|line| line.source.spool.manifest().is_some());
+        let begun = self.has_begun();
         if self.plan.advanced.empty_db_before_sync && !begun {
             self.events.warn("", "empty_db_before_sync = true: the destination is emptied (FLUSHALL)");
             let writer = self.plan.writer.clone();
@@ -192,6 +192,7 @@ impl Supervisor {
         }
         for line in &mut self.lines {
             line.plan.advanced.empty_db_before_sync = false;
+            line.known = begun;
         }
         let names: Vec<&str> = self.lines.iter().map(|line| line.source.address.as_str()).collect();
         let text = format!("the source is a cluster of {} masters: {}", names.len(), names.join(", "));
@@ -223,12 +224,14 @@ impl Supervisor {
     ) {
         self.publisher.add_source(source.clone());
         self.quota.add(source.spool.clone());
+        let known = source.spool.manifest().is_some() || self.has_begun();
         self.lines.push(Line {
             plan: self.plan.clone(),
             id,
             dir: self.data_dir.path().to_owned(),
             site,
             turns,
+            known,
             quota: self.quota.clone(),
             source,
             writer: self.writers.add(&self.plan.writer.endpoint.address.to_string()),
@@ -239,6 +242,11 @@ impl Supervisor {
         });
         let lines = self.lines.len();
         self.wishes.send_modify(|wishes| wishes.share_among(lines));
+    }
+
+    /// Whether a source has sent something, to this process or to a former one.
+    fn has_begun(&self) -> bool {
+        self.lines.iter().any(|line| line.source.spool.manifest().is_some())
     }
 
     /// A line that had ended, and whose source begins anew, is forgotten.
@@ -276,8 +284,24 @@ impl Supervisor {
         let state = (!matches!(ending, Ending::Switched(_))).then_some(State::Stopping);
         self.publish(state, None);
         self.wishes.send_modify(|wishes| wishes.stop = true);
-        while running.join_next().await.is_some() {}
+        self.publishing(state, async { while running.join_next().await.is_some() {} }).await;
         ending
+    }
+
+    /// Waits for something that may take its time, a destination that stands still: what is shown must not grow old meanwhile.
+    pub(super) async fn publishing<T>(
+        &mut self,
+        state: Option<State>,
+        waited_for: impl Future<Output = T>,
+    ) -> T {
+        tokio::pin!(waited_for);
+        let mut tick = interval(SNAPSHOT_INTERVAL);
+        loop {
+            tokio::select! {
+                result = &mut waited_for => return result,
+                _ = tick.tick() => self.publish(state, None),
+            }
+        }
     }
 
     /// Waits for something while publishing and obeying; `Err` when the run shall end first.
@@ -527,7 +551,7 @@ impl Supervisor {
             Ending::Wished { forget: true } => format!("finished on request: {stands}"),
             Ending::Complete => format!("finished: {stands}"),
         };
-        if let Err(problem) = self.forget().await {
+        if let Err(problem) = self.forget(Some(State::Stopping)).await {
             return Outcome {
                 exit_code: exit::DESTINATION,
                 message: format!("{message}; but {problem}"),
@@ -548,11 +572,15 @@ impl Supervisor {
     }
 
     /// Removes what must not outlive the migration: checkpoints and half-built values on the destination, the spools here.
-    pub(super) async fn forget(&mut self) -> Result<(), String> {
-        for line in &self.lines {
-            line.forget().await?;
-        }
-        Ok(())
+    pub(super) async fn forget(&mut self, state: Option<State>) -> Result<(), String> {
+        let lines = self.lines.clone();
+        let forgetting = async {
+            for line in &lines {
+                line.forget().await?;
+            }
+            Ok(())
+        };
+        self.publishing(state, forgetting).await
     }
 
     pub(super) fn publish(&mut self, ending: Option<State>, outcome: Option<Outcome>) {

@@ -146,6 +146,15 @@ fn an_import_that_fails_leaves_no_trace() {
         });
         settled(&run);
         assert!(received(1) > 0);
+        // Whatever stands before it in the streams of both has been applied when it is there.
+        for node in 0..2 {
+            let mut names = (0..).map(|n| format!("last:{n}"));
+            let last = names.find(|name| source.owner(slot_of(name.as_bytes())) == node).unwrap();
+            source.client_of(node).ok(&["SET", &last, "x"]);
+            wait_until(MINUTES, "what both have sent is applied", || {
+                destination.client().integer(&["EXISTS", &last]) == 1
+            });
+        }
         for key in &keys {
             assert_eq!(
                 destination.client().bytes(&[b"GET".as_slice(), key]).as_deref(),

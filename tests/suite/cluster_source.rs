@@ -178,6 +178,58 @@ fn masters_that_are_replaced_inside_their_rdb_are_followed() {
 
 /// Slots that move while they are copied: what two masters say of one key cannot be put in order, so both are copied again. Then a
 /// master without slots gets some, and one loses all that it has.
+/// It has answered at the start, and waits while another one is saved: its death then is a lost link like any other.
+#[test]
+fn a_master_that_dies_before_its_turn_is_waited_for() {
+    let binary = require_server!();
+    let mut source = cluster(binary, 3, 0);
+    let destination = Server::start(binary, Options::new());
+    let mut client = source.client();
+    for n in 0..3_000 {
+        client.ok(&["SET", &format!("key:{n}"), "x"]);
+    }
+    for node in 0..3 {
+        let mut client = source.client_of(node);
+        client.ok(&["SAVE"]);
+        client.ok(&["CONFIG", "SET", "rdb-key-save-delay", "5000"]);
+    }
+    let setup = Setup::from_cluster(&source, &destination);
+    let run = setup.start();
+    let waits = |line: &&serde_json::Value| {
+        line["reason"].as_str().is_some_and(|reason| reason.contains("waiting for its turn"))
+    };
+    let status = run.wait_status(MINUTES, "two of them wait for their turn", |status| {
+        status["sources"].as_array().unwrap().iter().filter(waits).count() == 2
+    });
+    let waiting = status["sources"].as_array().unwrap().iter().find(waits).unwrap()["address"].clone();
+    let dead = (0..3).find(|n| waiting == source.node(*n).address().to_string().as_str()).unwrap();
+    source.kill(dead);
+    for node in source.living() {
+        source.client_of(node).ok(&["CONFIG", "SET", "rdb-key-save-delay", "0"]);
+    }
+    let phases = |status: &serde_json::Value| {
+        let lines = status["sources"].as_array().unwrap().iter();
+        lines.map(|line| (line["address"].clone(), line["phase"].clone())).collect::<Vec<_>>()
+    };
+    run.wait_status(MINUTES, "the others to stream, and the dead one to be tried again", |status| {
+        phases(status).iter().all(|(address, phase)| match *address == waiting {
+            true => *phase == "reconnecting",
+            false => *phase == "stream",
+        })
+    });
+    // The same for a process that finds it dead when it starts.
+    let folder = run.folder();
+    run.kill();
+    let run = setup.start_in(folder);
+    run.wait_status(MINUTES, "the dead one to be tried again", |status| {
+        phases(status).iter().any(|(address, phase)| *address == waiting && *phase == "reconnecting")
+    });
+    source.restart(dead);
+    streaming(&run, 3);
+    run.wait_state("caught_up", MINUTES);
+    assert_eq!(assert_same(&source, &destination).keys, 3_000);
+}
+
 #[test]
 fn slots_that_move_in_mid_stream_lose_nothing() {
     let binary = require_server!();

@@ -44,7 +44,10 @@ fn steps(
     };
     let step = |name: &str, from: &[Phase], ended: Vec<Option<u64>>| {
         let start = details.iter().filter_map(|details| first(details, from)).min();
-        let failed = details.iter().any(|details| details.phase == Phase::Failed);
+        // A source has failed in the step in which it was, not in those that it had passed or never came to.
+        let failed = details.iter().zip(&ended).any(|(details, ended)| {
+            details.phase == Phase::Failed && ended.is_none() && first(details, from).is_some()
+        });
         let ended: Vec<u64> = ended.into_iter().flatten().collect();
         let state = match start {
             // Also where it was done before this process: then nobody knows how long it took.
@@ -171,6 +174,28 @@ mod tests {
         assert_eq!(caught_up[4..6], ["stream Active 50", "caught up Active 20"]);
         let over = shown(&[one, other], 60, State::Stopped, Some(20.0));
         assert_eq!(over[4..6], ["stream Done 50", "caught up Done 20"]);
+    }
+
+    #[test]
+    fn a_source_has_failed_in_the_step_in_which_it_was() {
+        let mut streams = source(&WHOLE);
+        streams.rdb_received_unix_ms = Some(5 * SECOND);
+        let dead = source(&[(Phase::Connecting, 0), (Phase::Failed, 7)]);
+        let early = shown(&[streams.clone(), dead], 12, State::Syncing, None);
+        assert_eq!(
+            early[..5],
+            [
+                "connect Failed 12",
+                "handshake Active 11 (1 of 2)",
+                "rdb receive Active 10 (1 of 2)",
+                "rdb apply Active 8 (1 of 2)",
+                "stream Active 2 (1 of 2)"
+            ]
+        );
+        let mut lost = streams.clone();
+        lost.enter(Phase::Failed, 20 * SECOND);
+        let late = shown(&[streams, lost], 30, State::Streaming, None);
+        assert_eq!(late[2..5], ["rdb receive Done 3", "rdb apply Done 6", "stream Failed 20"]);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use bytes::Buf;
 use memchr::memmem;
 use tokio::io::AsyncReadExt;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use self::waiting::Alive;
@@ -29,7 +29,7 @@ use super::sentinel;
 use super::shard::Site;
 use super::shared::SourceShared;
 use super::spool::{SpoolError, SpoolWriter};
-use super::turns::Turns;
+use super::turns::{Turn, Turns};
 use crate::config::{Address, Endpoint, Policy, Secret};
 use crate::format;
 use crate::psync::{PsyncReply, replconf_ack};
@@ -120,6 +120,8 @@ pub struct Source {
     pub databases: Databases,
     /// Whose turn it is to save a data set.
     pub turns: Arc<Turns>,
+    /// Its migration has begun: a link that is lost or silent is worth another try. Otherwise so from its first answer on.
+    pub known: bool,
     /// `run_id` of the destination's nodes: a server must not be copied onto itself.
     pub destination_run_ids: Vec<String>,
     /// What it tells.
@@ -151,14 +153,14 @@ impl Source {
             );
         }
         let mut writer = SpoolWriter::new(self.shared.spool.clone(), self.quota.share());
-        let mut accepted = self.shared.spool.manifest().is_some();
+        let mut known = self.known;
         let mut attempt = 0u32;
         let mut broken_full_syncs = 0u32;
         // Since when nothing came from it.
         let mut gone_since: Option<Instant> = None;
         loop {
             let received_before = self.progress();
-            let outcome = self.session(&mut writer, &mut accepted).await;
+            let outcome = self.session(&mut writer, &mut known).await;
             let error = match outcome {
                 Ok(SessionEnd::Stopped) => return Ok(()),
                 Ok(SessionEnd::Restart) => {
@@ -175,7 +177,7 @@ impl Source {
                 // A wrong address should be said at once; a lost link should be mended for as long as it takes.
                 SourceError::Net(
                     NetError::Connect { .. } | NetError::Timeout { .. } | NetError::NoMaster { .. },
-                ) => accepted,
+                ) => known,
                 SourceError::Net(net) => net.is_transient(),
                 SourceError::Spool(spool) => spool.is_full(),
                 _ => false,
@@ -184,7 +186,7 @@ impl Source {
                 return Err(error);
             }
             let full_sync_broken =
-                accepted && self.shared.spool.manifest().is_some_and(|manifest| manifest.rdb_len.is_none());
+                self.shared.spool.manifest().is_some_and(|manifest| manifest.rdb_len.is_none());
             broken_full_syncs = if full_sync_broken { broken_full_syncs + 1 } else { 0 };
             if broken_full_syncs >= MAX_BROKEN_FULL_SYNCS {
                 return Err(SourceError::FullSyncBroken {
@@ -199,13 +201,13 @@ impl Source {
             }
             let waited = gone_since.get_or_insert_with(Instant::now).elapsed();
             let limit = self.policy.source_gone_after;
-            if accepted && !limit.is_zero() && waited >= limit {
+            if known && !limit.is_zero() && waited >= limit {
                 return Err(SourceError::Gone { address: self.shared.address.clone(), waited, last: text });
             }
             let delay = back_off(attempt);
             let again = format!("trying again in {:.1} s", delay.as_secs_f64());
             self.events.warn(&self.node(), and_now(&text, &again));
-            let phase = if accepted { Phase::Reconnecting } else { Phase::Connecting };
+            let phase = if known { Phase::Reconnecting } else { Phase::Connecting };
             let reason = format!("{text} (try {attempt}, next in {:.1} s)", delay.as_secs_f64());
             self.shared.enter(phase, Some(reason));
             tokio::select! {
@@ -218,32 +220,25 @@ impl Source {
     }
 
     /// One connection, from the first byte to the last.
-    async fn session(
-        &self,
-        writer: &mut SpoolWriter,
-        accepted: &mut bool,
-    ) -> Result<SessionEnd, SourceError> {
-        if !*accepted {
-            self.shared.enter(Phase::Connecting, None);
-        }
+    async fn session(&self, writer: &mut SpoolWriter, known: &mut bool) -> Result<SessionEnd, SourceError> {
         let mut stop = self.stop.clone();
         let opening = async {
-            let endpoint = self.site.locate().await?;
-            self.shared.found_at(&endpoint);
-            let mut connection = self.connect(&endpoint).await?;
-            if !*accepted {
-                self.shared.enter(Phase::Handshake, None);
-            }
-            self.handshake(&mut connection).await?;
-            Ok::<_, SourceError>(connection)
+            let mut connection = self.open(!*known).await?;
+            // Held until the RDB is whole here. Only a source that has answered waits for it: what is wrong is said at once.
+            let turn = match self.turn_at_once() {
+                Some(turn) => turn,
+                None => {
+                    drop(connection);
+                    *known = true;
+                    let turn = self.turn_later().await;
+                    connection = self.open(true).await?;
+                    turn
+                }
+            };
+            Ok::<_, SourceError>((connection, turn))
         };
-        // Held until the RDB is whole here.
-        let turn = tokio::select! {
-            turn = self.turn() => turn,
-            () = stopped(&mut stop) => return Ok(SessionEnd::Stopped),
-        };
-        let mut connection = tokio::select! {
-            connection = opening => connection?,
+        let (mut connection, turn) = tokio::select! {
+            opened = opening => opened?,
             () = stopped(&mut stop) => return Ok(SessionEnd::Stopped),
         };
         // Before it is asked: a wish that comes later wants a later one.
@@ -279,7 +274,7 @@ impl Source {
             }
             PsyncReply::FullResync { replid, offset } => {
                 // This source speaks PSYNC: a link that is lost or silent from here on is worth another try.
-                *accepted = true;
+                *known = true;
                 let end = self.full_sync(&mut connection, writer, &replid, offset, wanted).await?;
                 if let Some(end) = end {
                     return Ok(end);
@@ -290,8 +285,23 @@ impl Source {
                 return Err(self.refused(reply).into());
             }
         }
-        *accepted = true;
+        *known = true;
         self.stream(&mut connection, writer).await
+    }
+
+    /// Looks where it is, connects and introduces us. `tells`: the phases are shown.
+    async fn open(&self, tells: bool) -> Result<Connection, SourceError> {
+        if tells {
+            self.shared.enter(Phase::Connecting, None);
+        }
+        let endpoint = self.site.locate().await?;
+        self.shared.found_at(&endpoint);
+        let mut connection = self.connect(&endpoint).await?;
+        if tells {
+            self.shared.enter(Phase::Handshake, None);
+        }
+        self.handshake(&mut connection).await?;
+        Ok(connection)
     }
 
     /// Connects to the server, or to a replica of it; says where that is if it is not plain from the configuration.
@@ -445,25 +455,22 @@ impl Source {
         }
     }
 
-    /// Waits until this source may be asked for its RDB, if it will be.
-    async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+    /// Whether this source may be asked for its RDB now; one that will not be asked for it needs no turn. `None` = not yet.
+    fn turn_at_once(&self) -> Option<Turn> {
         let has_rdb = self.shared.spool.manifest().is_some_and(|manifest| manifest.rdb_len.is_some());
         if has_rdb && !self.shared.full_sync_wanted.load(Relaxed) {
-            return None;
+            return Some(Turn::default());
         }
-        let address = self.site.last().address;
-        let taking = self.turns.take(&address);
-        tokio::pin!(taking);
-        tokio::select! {
-            biased;
-            turn = &mut taking => return turn,
-            () = std::future::ready(()) => {}
-        }
+        self.turns.take_at_once(&self.site.last().address)
+    }
+
+    /// Waits until it may.
+    async fn turn_later(&self) -> Turn {
         self.shared.enter(
             Phase::Connecting,
             Some("waiting for its turn: other full syncs are received first ([sync_reader] full_sync_parallel)".into()),
         );
-        taking.await
+        self.turns.take(&self.site.last().address).await
     }
 
     /// Where its master is, or was last.
