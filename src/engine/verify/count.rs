@@ -31,11 +31,11 @@ use crate::verify::{Found, Kind};
 /// How often numbers are read in the last round until they agree ...
 const TRIES: u32 = 20;
 /// ... and where nothing is written, so that they hardly ever come to agree by themselves.
-const STILL_TRIES: u32 = 5;
+const STILL_TRIES: u32 = 2;
 /// Time between two of them.
 const TRY_INTERVAL: Duration = Duration::from_millis(50);
-/// How long keys are looked up on the other side.
-const KEYS_LIMIT: Duration = Duration::from_secs(2);
+/// How long keys are looked up on the other side: writers shall not be blocked for a second.
+const KEYS_LIMIT: Duration = Duration::from_millis(500);
 
 /// Names of our own keys, by side and database of that side.
 #[derive(Debug, Clone, Default)]
@@ -261,9 +261,9 @@ impl Run {
                 continue;
             }
             let looked_up = format!(
-                "{} were looked up on the other side in {} s",
+                "{} were looked up on the other side in {}",
                 format::number(looked_up),
-                KEYS_LIMIT.as_secs()
+                format::spoken_duration(KEYS_LIMIT.as_secs_f64())
             );
             let had = first.iter().find(|first| first.database == tallies.database);
             let had = had.map_or(0, |first| first.here.volatile).max(here.volatile);
