@@ -291,6 +291,29 @@ fn a_speed_limit_is_said_to_be_what_holds_a_source_back() {
     destination.resume();
 }
 
+/// What is in flight is waited for; what is shown meanwhile is of that time.
+#[test]
+fn a_run_that_waits_for_its_destination_while_it_stops_goes_on_telling() {
+    let Some((source, destination)) = support::pair(Options::new()) else { return };
+    let run = Setup::new(&source, &destination).start();
+    run.wait_state("caught_up", MINUTES);
+    destination.suspend();
+    source.client().ok(&["SET", "key", "x"]);
+    // Otherwise what has arrived would be applied first.
+    run.wait_status(MINUTES, "a command without an answer, and a lag", |status| {
+        status["destinations"][0]["in_flight"].as_u64() > Some(0) && status["state"] == "streaming"
+    });
+    run.ctl(&["stop"]);
+    let told = |status: &Value| {
+        (status["state"] == "stopping").then(|| status["snapshot_unix_ms"].as_u64().unwrap())
+    };
+    let first = run.wait_status(MINUTES, "the wish to be obeyed", |status| told(status).is_some());
+    let first = told(&first).unwrap();
+    run.wait_status(MINUTES, "a later word of it", |status| told(status).is_some_and(|at| at > first + 2_000));
+    destination.resume();
+    run.wait_exit(MINUTES).expect(75, &["stopped"]);
+}
+
 /// How long the backlog lasts is asked when the link is down and nothing tells the rate any more.
 #[test]
 fn the_rate_of_a_lost_stream_is_remembered() {
