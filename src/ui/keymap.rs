@@ -385,7 +385,7 @@ pub static BINDINGS: &[Binding] = &[
     key(&[Char('d')], Quit, Action::Detach, "detach", "detach: close the screen, the migration goes on").footer(1),
     key(&[Char('s')], Quit, Action::Stop, "stop", "stop in order and quit")
         .footer(1).danger(Danger::CostsTime).unless(stoppable),
-    key(&[Char('F')], Quit, Action::Forget, "stop and forget", "stop for good and remove the checkpoint: nothing can be resumed (asks)")
+    key(&[Char('F')], Quit, Action::Forget, "stop and forget", "stop for good, remove the checkpoint: no way to resume (asks)")
         .footer(3).danger(Danger::Irreversible).unless(running),
     key(&[Esc, Char('n')], Quit, Action::Back, "go back", "go back to the screen").footer(1),
 
