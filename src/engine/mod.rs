@@ -43,6 +43,7 @@ mod supervisor;
 mod tls;
 mod turns;
 pub mod verify;
+mod whole;
 mod writer;
 
 use std::path::{Path, PathBuf};

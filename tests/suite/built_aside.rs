@@ -131,9 +131,9 @@ fn a_name_that_stands_twice_in_a_large_collection_is_told() {
     field.nothing_is_left_of_the_building();
 }
 
-/// The connection breaks when the destination says the size: it is asked again.
+/// The connection breaks when the destination says the size, and whether it took the last pieces: the value is built again.
 #[test]
-fn a_size_whose_answer_is_lost_is_asked_for_again() {
+fn a_value_whose_size_is_not_heard_is_built_again() {
     let field = Field::new(require_server!());
     let relay = Relay::start(field.destination.address());
     for (last, size, exit_code) in [(COUNT - 1, ":90000\r\n", 0), (7, ":89999\r\n", 5)] {
@@ -142,7 +142,7 @@ fn a_size_whose_answer_is_lost_is_asked_for_again() {
         relay.trap(size, At::Cut);
         let path = field.file(&file);
         let run = Setup::from_file(&path, &relay.address().to_string()).start();
-        run.wait_exit(MINUTES).expect(exit_code, &["connected again", "finished"]);
+        run.wait_exit(MINUTES).expect(exit_code, &["looking where to go on", "finished"]);
         assert!(relay.sprung());
         assert_eq!(field.client().integer(&["EXISTS", "set"]), i64::from(exit_code == 0));
         field.nothing_is_left_of_the_building();

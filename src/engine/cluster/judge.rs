@@ -5,10 +5,11 @@ use std::time::Instant;
 
 use super::super::batch::CommandKind;
 use super::super::rules::{Refusal, Rule, cure_of, refuses_payload, rule};
+use super::super::whole::{Parts, Whole, tell_refused};
 use super::super::writer::{WriterError, key_named, named_by, renewal_is_over, restored_until};
 use super::ask::taken_apart;
 use super::flight::{Outcome, outcome, size};
-use super::group::Group;
+use super::group::{Command, Group, Questions};
 use super::{ClusterWriter, HOLD, slots};
 use crate::config::{OnBadValue, OnExistingKey};
 use crate::format::escape;
@@ -48,6 +49,7 @@ impl ClusterWriter {
         }
         match outcome {
             Outcome::Done(refusals) => {
+                self.note_pieces(&group, &refusals);
                 if let Some(size) = size {
                     self.tell_size(Ok(Some(size)));
                 }
@@ -55,7 +57,7 @@ impl ClusterWriter {
                     refusals.iter().map(|(index, _)| group.command_bytes(*index).len()).sum();
                 let ran = group.entries().count().saturating_sub(refusals.len());
                 self.count_applied(node, ran, group.bytes.len().saturating_sub(refused));
-                let rest = self.judge_refusals(&group, refusals)?;
+                let rest = self.judge_refusals(node, &group, refusals).await?;
                 self.settle(group, rest);
             }
             Outcome::Moved(address, ran) => {
@@ -75,10 +77,23 @@ impl ClusterWriter {
                 self.not_now(node, format!("slot {slot}: {reason}"))?;
             }
             Outcome::Never(refused) => {
-                for (index, error) in &refused {
-                    self.refuse_for_good(&group, *index, error)?;
+                let mut removed = Vec::new();
+                for (index, error) in refused {
+                    if removed.contains(&index) {
+                        continue;
+                    }
+                    removed.push(index);
+                    if group.commands.get(index).is_some_and(|command| command.kind.is_part()) {
+                        let parts = group.parts(index);
+                        // Nothing of this group has run, but it may have been built by those before it.
+                        self.take_away(node, &group, index, &parts.built_before()).await?;
+                        self.refuse_value(&group, index, &parts, &error)?;
+                        removed.extend(parts.indexes);
+                    } else {
+                        self.refuse_for_good(&group, index, &error)?;
+                    }
                 }
-                let rest = group.without(&refused.iter().map(|(index, _)| *index).collect::<Vec<_>>());
+                let rest = group.without(&removed);
                 self.settle(group, rest);
             }
             Outcome::Stop(index, error, ran) => {
@@ -147,12 +162,15 @@ impl ClusterWriter {
     }
 
     /// The group ran; some of its commands were not done. Returns what must be done in their place.
-    fn judge_refusals(
+    async fn judge_refusals(
         &mut self,
+        node: usize,
         group: &Group,
         refusals: Vec<(usize, Refusal)>,
     ) -> Result<Group, WriterError> {
         let mut instead = Group::instead_of(group);
+        let refused: Vec<usize> = refusals.iter().map(|(index, _)| *index).collect();
+        let mut undone = Vec::new();
         // All of them before anything ends the run: a later start must not take them for ours.
         for (index, _) in refusals.iter().filter(|(_, refusal)| refusal.key_exists()) {
             let Some(command) = group.commands.get(*index).copied() else { continue };
@@ -223,9 +241,18 @@ impl ClusterWriter {
                         &text,
                     );
                 }
+                Refusal::Error(error) if kind.is_part() => {
+                    let parts = group.parts(index);
+                    if !undone.contains(&parts.indexes) {
+                        self.take_away(node, group, index, &parts.standing(&refused)).await?;
+                        self.refuse_value(group, index, &parts, &error)?;
+                        undone.push(parts.indexes);
+                    }
+                }
                 Refusal::Error(error) if kind.restores() && refuses_payload(&error) => {
+                    let next = group.arguments(index + 1);
                     if let Err(second) =
-                        self.rebuild(&mut instead, db, &arguments, &group.arguments(index + 1), &error)
+                        self.rebuild(&mut instead, (db, command.at), &arguments, &next, &error)
                     {
                         self.refuse_for_good(group, index, &format!("{error}; and by commands: {second}"))?;
                     }
@@ -255,7 +282,7 @@ impl ClusterWriter {
     fn rebuild(
         &self,
         instead: &mut Group,
-        db: u32,
+        (db, at): (u32, u64),
         arguments: &[&[u8]],
         next: &[&[u8]],
         refused: &str,
@@ -276,9 +303,10 @@ impl ClusterWriter {
         };
         let mut built = Group::new(instead.slot, instead.upto);
         built.select(db);
+        let part = Command { start: 0, kind: CommandKind::Part, once: true, repeated: false, at };
         let loss =
             value_to_commands(payload.type_byte, payload.raw, payload.dialect, rebuild, &mut |command| {
-                built.push(CommandKind::Rebuild, true, false, |out| append_resp(out, command));
+                built.push(part, |out| append_resp(out, command));
                 Ok(())
             })
             .map_err(|error| error.to_string())?;
@@ -289,11 +317,11 @@ impl ClusterWriter {
         if existing == OnExistingKey::Rewrite {
             // RENAME would do it, but not if the new value has ended.
             let unlink = self.settings.acceptance.target().unlink();
-            built.push(CommandKind::Rebuild, true, false, |out| append_command(out, &[unlink, key]));
+            built.push(part, |out| append_command(out, &[unlink, key]));
         }
         // Nobody can take it away within a transaction: if it is missing, it has ended.
         let kind = CommandKind::Rename { existing, ends: true };
-        built.push(kind, true, false, |out| append_command(out, &[verb, &aside, key]));
+        built.push(Command { kind, ..part }, |out| append_command(out, &[verb, &aside, key]));
         instead.append(built);
         let shown = escape(key, 60);
         let what = describe_type(payload.type_byte, payload.dialect);
@@ -312,6 +340,64 @@ impl ClusterWriter {
         Ok(())
     }
 
+    /// Replay hears of refused pieces before it hears the size of what they made.
+    fn note_pieces(&self, group: &Group, refusals: &[(usize, Refusal)]) {
+        for (index, refusal) in refusals {
+            let piece = group.commands.get(*index).is_some_and(|command| command.kind == CommandKind::Piece);
+            if let (true, Refusal::Error(error)) = (piece, refusal) {
+                self.refuse_piece(group, *index, error);
+            }
+        }
+    }
+
+    fn refuse_piece(&self, group: &Group, index: usize, error: &str) {
+        self.settings.source.refuse_piece(format!("{} was refused: {error}", group.verb(index)));
+    }
+
+    /// Removes what stands of a value that command `index` was a part of.
+    async fn take_away(
+        &mut self,
+        node: usize,
+        group: &Group,
+        index: usize,
+        keys: &[&[u8]],
+    ) -> Result<(), WriterError> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let mut questions = Questions::default();
+        questions.select(group.database_of(index));
+        let unlink = self.settings.acceptance.target().unlink();
+        let removed = questions.push(&[&[unlink], keys].concat());
+        match self.ask(node, questions).await?.get(removed) {
+            // The slot has moved, or the node takes no writes now: the value comes again.
+            Some(Reply::Error(error)) => Err(self.begin_again(Some(node), error.clone())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sets a value aside, or ends the run, as the rule says. Nothing of it stands on the destination.
+    fn refuse_value(
+        &self,
+        group: &Group,
+        index: usize,
+        parts: &Parts,
+        error: &str,
+    ) -> Result<(), WriterError> {
+        let Some(command) = group.commands.get(index) else { return Ok(()) };
+        let settings = &self.settings;
+        if rule(error, command.kind, settings.on_bad_value).0 == Rule::Stop {
+            return Err(self.refused(group, Some(index), error.to_owned()));
+        }
+        let (entry, target) = ((group.upto.generation, command.at), settings.acceptance.target());
+        let whole = Whole::read_for_writer(&settings.source, entry, target, error, &settings.shared.address)?;
+        let (db, source) = (group.database_of(index), &settings.source.address);
+        settings.quarantine.add(source, db, &parts.key, &whole.reason, &whole.command)?;
+        let (events, path) = (&settings.events, settings.quarantine.path());
+        tell_refused(events, &self.node_name(), &parts.key, &group.verb(index), error, path);
+        Ok(())
+    }
+
     /// Sets a command aside, or ends the run, as the rule says.
     fn refuse_for_good(&mut self, group: &Group, index: usize, error: &str) -> Result<(), WriterError> {
         let kind = group.commands.get(index).map_or(CommandKind::Select, |command| command.kind);
@@ -319,6 +405,10 @@ impl ClusterWriter {
         let key = arguments.get(named_by(kind)).copied().unwrap_or_default();
         match rule(error, kind, self.settings.on_bad_value).0 {
             // At run time a state that passes cannot be waited for any more: the rest is applied already.
+            Rule::Wait | Rule::Quarantine if kind == CommandKind::Piece => {
+                self.refuse_piece(group, index, error);
+                Ok(())
+            }
             Rule::Wait | Rule::Quarantine if kind == CommandKind::Count => {
                 // Replay sets the value aside.
                 self.tell_size(Err(error.to_owned()));
@@ -373,12 +463,14 @@ impl ClusterWriter {
     fn refused(&self, group: &Group, index: Option<usize>, error: String) -> WriterError {
         let arguments = index.map(|index| group.arguments(index)).unwrap_or_default();
         let kind = index.and_then(|index| group.commands.get(index)).map(|command| command.kind);
+        let part = index.filter(|_| kind.is_some_and(CommandKind::is_part));
+        let part = part.map(|index| escape(&group.parts(index).key, 60));
         let verb = arguments.first().copied().unwrap_or(b"a transaction");
         let (_, cure) = rule(&error, CommandKind::Restore, OnBadValue::Stop);
         WriterError::Refused {
             address: self.settings.shared.address.clone(),
             command: String::from_utf8_lossy(verb).into_owned(),
-            key: key_named(kind.unwrap_or(CommandKind::Select), &arguments),
+            key: part.or_else(|| key_named(kind.unwrap_or(CommandKind::Select), &arguments)),
             cure: cure.replace("<user>", self.user()),
             error,
         }

@@ -3,7 +3,7 @@
 //! A value too large to hold is built in several batches. The odd thing: this thread then waits, once a value, until the
 //! destination has counted what came out. It differs from what the file holds where a field or member stands twice, which only the
 //! destination can find out in bounded memory, and where somebody has removed the temporary key meanwhile (eviction, FLUSHALL).
-//! Such a value gets no name.
+//! Such a value gets no name, and neither does one of which the destination refused a command: it is known by then, too.
 //!
 //! Rejected: remembering every name here, which takes memory by the size of the value; a script that compares and renames, which takes
 //! the right to run scripts.
@@ -14,6 +14,7 @@ use std::sync::mpsc;
 use super::super::batch::{Batch, CommandKind, Counted};
 use super::super::events::unix_ms;
 use super::super::spool::{RdbReader, ReadEnd};
+use super::super::whole::Whole;
 use super::{End, Replay, ReplayError};
 use crate::config::OnExistingKey;
 use crate::format;
@@ -81,6 +82,9 @@ impl Replay {
         existing: OnExistingKey,
     ) -> Result<Option<End>, ReplayError> {
         let building = self.building_key(&large.key);
+        let begins = batch.at;
+        // Of a value whose building was given up half-way.
+        self.shared.take_refused_piece();
         // It may be left behind by a crash.
         self.note(large.db, &building);
         let at = decoder.position();
@@ -101,7 +105,7 @@ impl Replay {
             pending_ids: ahead.pending.into_sorted(),
         });
         let mut sink = |command: &ByteList| {
-            batch.begin(CommandKind::Rebuild);
+            batch.begin(CommandKind::Piece);
             append_resp(&mut batch.bytes, command);
             if batch.is_full(self.command_limit, self.byte_limit) && !self.send(batch) {
                 return Err(RdbError::Io(std::io::Error::other(ReadEnd::Stopped)));
@@ -116,35 +120,42 @@ impl Replay {
             Err(error) => return self.rdb_end(error).map(Some),
         };
         let fields_end = ahead.fields_end && self.target.has_field_ttl();
-        if let Some((command, expected)) = ahead.size {
-            let Some(counted) = self.count(batch, &building, command) else { return Ok(Some(End::Stopped)) };
-            let flaw = match counted {
-                Ok(None) => None,
-                Ok(Some(found)) if found == expected => None,
-                Ok(Some(found)) => {
-                    let mut ended = 0;
-                    if fields_end && found < expected {
-                        let now = i64::try_from(unix_ms()).unwrap_or(i64::MAX);
-                        let mut add = |element: Element<'_>| {
-                            let Element::Field { expire_at_ms: Some(at), .. } = element else { return };
-                            ended += u64::from(at <= now.saturating_add(CLOCKS_DIFFER_MS));
-                        };
-                        if let Looked::Ended(end) = self.look(generation, at, large, &mut add)? {
-                            return Ok(Some(end));
-                        }
-                    }
-                    let explained = (expected.saturating_sub(ended)..=expected).contains(&found);
-                    (!explained).then(|| wrong_size(command, expected, found))
-                }
-                Err(error) => {
-                    Some(format!("the destination did not count what had been built of it: {error}"))
-                }
+        // Where there is nothing to count it is asked all the same: with the answer it is known whether the pieces were accepted.
+        let (command, expected) = ahead.size.unwrap_or(("EXISTS", 1));
+        let Some(counted) = self.count(batch, &building, command) else { return Ok(Some(End::Stopped)) };
+        if let Some(refused) = self.shared.take_refused_piece() {
+            batch.push(CommandKind::Rebuild, &[self.target.unlink(), &building]);
+            let whole = match Whole::read(&self.shared, generation, begins, self.target, &refused) {
+                Ok(whole) => whole,
+                Err(error) => return self.rdb_end(error).map(Some),
             };
-            if let Some(reason) = flaw {
-                batch.push(CommandKind::Rebuild, &[self.target.unlink(), &building]);
-                self.set_aside(large.db, &large.key, &reason, &[])?;
-                return Ok(None);
+            self.set_aside(large.db, &large.key, &whole.reason, &whole.command)?;
+            return Ok(None);
+        }
+        let flaw = match counted {
+            Ok(None) => None,
+            Ok(Some(found)) if found == expected => None,
+            Ok(Some(found)) => {
+                let mut ended = 0;
+                if fields_end && found < expected {
+                    let now = i64::try_from(unix_ms()).unwrap_or(i64::MAX);
+                    let mut add = |element: Element<'_>| {
+                        let Element::Field { expire_at_ms: Some(at), .. } = element else { return };
+                        ended += u64::from(at <= now.saturating_add(CLOCKS_DIFFER_MS));
+                    };
+                    if let Looked::Ended(end) = self.look(generation, at, large, &mut add)? {
+                        return Ok(Some(end));
+                    }
+                }
+                let explained = (expected.saturating_sub(ended)..=expected).contains(&found);
+                (!explained).then(|| wrong_size(command, expected, found))
             }
+            Err(error) => Some(format!("the destination did not count what had been built of it: {error}")),
+        };
+        if let Some(reason) = flaw {
+            batch.push(CommandKind::Rebuild, &[self.target.unlink(), &building]);
+            self.set_aside(large.db, &large.key, &reason, &[])?;
+            return Ok(None);
         }
         self.report_loss(&large.key, loss);
         let name = Name { built: &building, key: &large.key, expire_at_ms: large.expire_at_ms };
@@ -207,18 +218,18 @@ impl Replay {
         let kind = CommandKind::Rename { existing, ends: fields_end || expire_at_ms.is_some() };
         if existing == OnExistingKey::Rewrite {
             // RENAME would do it, but not if the new value has ended.
-            batch.push(CommandKind::Rebuild, &[self.target.unlink(), key]);
+            batch.push(CommandKind::Part, &[self.target.unlink(), key]);
         }
         // A time that is past removes it.
         if let Some(at) = expire_at_ms {
-            batch.push(CommandKind::Rebuild, &[b"PEXPIREAT", built, at.to_string().as_bytes()]);
+            batch.push(CommandKind::Part, &[b"PEXPIREAT", built, at.to_string().as_bytes()]);
         }
         match existing {
             OnExistingKey::Rewrite => batch.push(kind, &[b"RENAME", built, key]),
             OnExistingKey::Panic => batch.push(kind, &[b"RENAMENX", built, key]),
             OnExistingKey::Skip => {
                 batch.push(kind, &[b"RENAMENX", built, key]);
-                batch.push(CommandKind::Rebuild, &[self.target.unlink(), built]);
+                batch.push(CommandKind::Part, &[self.target.unlink(), built]);
             }
         }
     }

@@ -143,9 +143,45 @@ impl Writer {
         }
     }
 
+    /// Removes what stands of a value that command `index` was a part of.
+    pub(super) async fn take_away(
+        &self,
+        beside: &mut Beside,
+        batch: &Batch,
+        index: usize,
+        keys: &[&[u8]],
+    ) -> Result<(), WriterError> {
+        let db = batch.database_of(index).to_string();
+        let unlink = self.acceptance.target().unlink();
+        while !keys.is_empty() {
+            let connection = self.beside(beside).await?;
+            let removed = async {
+                connection.request(&[b"SELECT", db.as_bytes()]).await?;
+                connection.request(&[&[unlink], keys].concat()).await
+            };
+            match removed.await {
+                Ok(Reply::Error(error)) => match self.passing(&error, CommandKind::Part) {
+                    Some(reason) if !self.wishes.borrow().stop => self.wait(reason).await,
+                    _ => return Err(self.refused("the removal of a part".into(), None, error)),
+                },
+                Ok(_) => break,
+                Err(error) if error.is_transient() && !self.wishes.borrow().stop => beside.lost(),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
     /// The batch has run, but its answers were lost with the connection. Which entries of the RDB were refused is found out by
-    /// asking again: RESTOREs are repeated, which changes nothing where the first one was accepted.
+    /// asking again: RESTOREs are repeated, which changes nothing where the first one was accepted. Commands that build a value cannot
+    /// be repeated singly: applying begins again before the batch.
     pub(super) async fn judge_unanswered(&self, batch: &Batch) -> Result<(), WriterError> {
+        if batch.commands.iter().any(|command| command.kind.is_part() || command.kind == CommandKind::Piece) {
+            return Err(WriterError::BeginAgain {
+                address: self.shared.address.clone(),
+                reason: "the answers to commands that build a value were lost".into(),
+            });
+        }
         let asked = |kind: CommandKind| {
             kind.restores() || matches!(kind, CommandKind::SetIfNone | CommandKind::Count)
         };
