@@ -29,6 +29,7 @@ mod pressure;
 mod publish;
 mod quarantine;
 mod rdb_file;
+mod rebuilt;
 mod replay;
 mod resend;
 mod reshape;

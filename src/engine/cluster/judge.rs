@@ -4,18 +4,19 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use super::super::batch::CommandKind;
+use super::super::net::NetError;
+use super::super::rebuilt::Plan;
 use super::super::rules::{Refusal, Rule, cure_of, refuses_payload, rule};
 use super::super::whole::{Parts, Whole, tell_refused};
-use super::super::writer::{WriterError, key_named, named_by, renewal_is_over, restored_until};
+use super::super::writer::{WriterError, key_named, named_by, renewal_is_over};
 use super::ask::taken_apart;
-use super::flight::{Outcome, outcome, size};
-use super::group::{Command, Group, Questions};
+use super::flight::{Outcome, obstacle, outcome, size};
+use super::group::{Group, Questions};
 use super::{ClusterWriter, HOLD, slots};
 use crate::config::{OnBadValue, OnExistingKey};
 use crate::format::escape;
-use crate::rdb::commands::{Rebuild, append_resp, value_to_commands};
-use crate::rdb::{describe_type, dump};
-use crate::resp::{Reply, append_command};
+use crate::rdb::describe_type;
+use crate::resp::Reply;
 use crate::status::{EventLevel, WriterState};
 
 impl ClusterWriter {
@@ -57,8 +58,8 @@ impl ClusterWriter {
                     refusals.iter().map(|(index, _)| group.command_bytes(*index).len()).sum();
                 let ran = group.entries().count().saturating_sub(refusals.len());
                 self.count_applied(node, ran, group.bytes.len().saturating_sub(refused));
-                let rest = self.judge_refusals(node, &group, refusals).await?;
-                self.settle(group, rest);
+                self.judge_refusals(node, &group, refusals).await?;
+                self.is_done(group);
             }
             Outcome::Moved(address, ran) => {
                 again(&mut group, ran);
@@ -161,14 +162,13 @@ impl ClusterWriter {
         Ok(())
     }
 
-    /// The group ran; some of its commands were not done. Returns what must be done in their place.
+    /// The group ran; some of its commands were not done.
     async fn judge_refusals(
         &mut self,
         node: usize,
         group: &Group,
         refusals: Vec<(usize, Refusal)>,
-    ) -> Result<Group, WriterError> {
-        let mut instead = Group::instead_of(group);
+    ) -> Result<(), WriterError> {
         let refused: Vec<usize> = refusals.iter().map(|(index, _)| *index).collect();
         let mut undone = Vec::new();
         // All of them before anything ends the run: a later start must not take them for ours.
@@ -181,7 +181,7 @@ impl ClusterWriter {
         }
         for (index, refusal) in refusals {
             let Some(command) = group.commands.get(index).copied() else { continue };
-            let (kind, db) = (command.kind, group.database_of(index));
+            let kind = command.kind;
             // Replay waits for the answer to a count, whatever it is.
             let awaited = kind == CommandKind::Count;
             let arguments = group.arguments(index);
@@ -250,17 +250,14 @@ impl ClusterWriter {
                     }
                 }
                 Refusal::Error(error) if kind.restores() && refuses_payload(&error) => {
-                    let next = group.arguments(index + 1);
-                    if let Err(second) =
-                        self.rebuild(&mut instead, (db, command.at), &arguments, &next, &error)
-                    {
+                    if let Err(second) = self.rebuild(node, group, index, &error).await? {
                         self.refuse_for_good(group, index, &format!("{error}; and by commands: {second}"))?;
                     }
                 }
                 Refusal::Error(error) => self.refuse_for_good(group, index, &error)?,
             }
         }
-        Ok(instead)
+        Ok(())
     }
 
     /// A command was refused that may have been applied before: what stands behind it in its slot had come already, and comes again. A refusal for
@@ -278,51 +275,37 @@ impl ClusterWriter {
         events.reject(&node, EventLevel::Info, "REPEATED", "applied before", &key, &text);
     }
 
-    /// The commands in place of a RESTORE that was refused, as one transaction.
-    fn rebuild(
-        &self,
-        instead: &mut Group,
-        (db, at): (u32, u64),
-        arguments: &[&[u8]],
-        next: &[&[u8]],
+    /// Rebuilds the value of a RESTORE that was refused, in its slot. The inner error says why that is impossible, too.
+    async fn rebuild(
+        &mut self,
+        node: usize,
+        group: &Group,
+        index: usize,
         refused: &str,
-    ) -> Result<(), String> {
-        let [_, key, _, payload, options @ ..] = arguments else {
-            return Err("the command has no payload".into());
+    ) -> Result<Result<(), String>, WriterError> {
+        let (arguments, next) = (group.arguments(index), group.arguments(index + 1));
+        let aside = slots::rebuilding_key(&self.settings.signature.id, group.slot);
+        let (db, target) = (group.database_of(index), self.settings.acceptance.target());
+        let plan = match Plan::new(db, &arguments, &next, &aside, target) {
+            Ok(plan) => plan,
+            Err(error) => return Ok(Err(error)),
         };
-        let payload = dump::parse_payload(payload).map_err(|error| error.to_string())?;
-        let has = |word: &[u8]| options.contains(&word);
-        let expire_at_ms = restored_until(arguments, next);
-        let aside = slots::rebuilding_key(&self.settings.signature.id, instead.slot);
-        let rebuild = Rebuild {
-            key: &aside,
-            target: self.settings.acceptance.target(),
-            replace: true,
-            expire_at_ms,
-            pending_ids: Vec::new(),
+        let connection = self.beside(node).await?;
+        let built = async {
+            let built = plan.build(connection, false).await?;
+            connection.request(&[b"SELECT", b"0"]).await?;
+            Ok::<_, NetError>(built)
         };
-        let mut built = Group::new(instead.slot, instead.upto);
-        built.select(db);
-        let part = Command { start: 0, kind: CommandKind::Part, once: true, repeated: false, at };
-        let loss =
-            value_to_commands(payload.type_byte, payload.raw, payload.dialect, rebuild, &mut |command| {
-                built.push(part, |out| append_resp(out, command));
-                Ok(())
-            })
-            .map_err(|error| error.to_string())?;
-        let (existing, verb): (_, &[u8]) = match has(b"REPLACE") {
-            true => (OnExistingKey::Rewrite, b"RENAME"),
-            false => (OnExistingKey::Panic, b"RENAMENX"),
+        let loss = match built.await {
+            Ok(Ok(loss)) => loss,
+            // A state that passes, or the slot has moved: the value comes again.
+            Ok(Err(error)) if obstacle(&error, CommandKind::Part).is_some() => {
+                return Err(self.begin_again(Some(node), error));
+            }
+            Ok(Err(error)) => return Ok(Err(error)),
+            Err(error) => return Err(self.begin_again(Some(node), error.to_string())),
         };
-        if existing == OnExistingKey::Rewrite {
-            // RENAME would do it, but not if the new value has ended.
-            let unlink = self.settings.acceptance.target().unlink();
-            built.push(part, |out| append_command(out, &[unlink, key]));
-        }
-        // Nobody can take it away within a transaction: if it is missing, it has ended.
-        let kind = CommandKind::Rename { existing, ends: true };
-        built.push(Command { kind, ..part }, |out| append_command(out, &[verb, &aside, key]));
-        instead.append(built);
+        let (key, payload) = (plan.key, &plan.payload);
         let shown = escape(key, 60);
         let what = describe_type(payload.type_byte, payload.dialect);
         let without = loss.describe().map_or(String::new(), |words| format!(", without {words}"));
@@ -337,7 +320,7 @@ impl ClusterWriter {
             );
             events.warn(&node, text);
         }
-        Ok(())
+        Ok(Ok(()))
     }
 
     /// Replay hears of refused pieces before it hears the size of what they made.

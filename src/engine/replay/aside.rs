@@ -12,17 +12,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc;
 
 use super::super::batch::{Batch, CommandKind, Counted};
-use super::super::events::unix_ms;
+use super::super::rebuilt::{Ahead, may_have_ended, wrong_size};
 use super::super::spool::{RdbReader, ReadEnd};
 use super::super::whole::Whole;
 use super::{End, Replay, ReplayError};
 use crate::config::OnExistingKey;
-use crate::format;
-use crate::rdb::commands::{CommandBuilder, PendingIds, Rebuild, append_resp};
+use crate::rdb::commands::{CommandBuilder, Rebuild, append_resp};
 use crate::rdb::{ByteList, Decoder, Dialect, Element, RdbError, visit_from};
-
-/// No two clocks are assumed to differ by more (ms): a field that ends so soon may have ended on the destination.
-const CLOCKS_DIFFER_MS: i64 = 3_600_000;
 
 /// A key whose value is read element by element.
 pub(super) struct LargeKey {
@@ -46,28 +42,6 @@ enum Looked {
     Whole,
     Damaged(String),
     Ended(End),
-}
-
-/// What must be known of a value before it is built.
-#[derive(Default)]
-struct Ahead {
-    /// Pending entries of a stream must be known before its first entry is added.
-    pending: PendingIds,
-    /// How large it is, and the command that tells.
-    size: Option<(&'static str, u64)>,
-    /// Some of its fields end by themselves.
-    fields_end: bool,
-}
-
-impl Ahead {
-    fn add(&mut self, element: Element<'_>) {
-        self.pending.add(element);
-        self.fields_end |= matches!(element, Element::Field { expire_at_ms: Some(_), .. });
-        if let Some((command, size)) = element.counts() {
-            let so_far = self.size.map_or(0, |(_, size)| size);
-            self.size = Some((command, so_far + size));
-        }
-    }
 }
 
 impl Replay {
@@ -102,7 +76,7 @@ impl Replay {
             target: self.target,
             replace: true,
             expire_at_ms: None,
-            pending_ids: ahead.pending.into_sorted(),
+            pending_ids: std::mem::take(&mut ahead.pending).into_sorted(),
         });
         let mut sink = |command: &ByteList| {
             batch.begin(CommandKind::Piece);
@@ -120,8 +94,8 @@ impl Replay {
             Err(error) => return self.rdb_end(error).map(Some),
         };
         let fields_end = ahead.fields_end && self.target.has_field_ttl();
-        // Where there is nothing to count it is asked all the same: with the answer it is known whether the pieces were accepted.
-        let (command, expected) = ahead.size.unwrap_or(("EXISTS", 1));
+        // Asked of every value: with the answer it is known, too, whether the pieces were accepted.
+        let (command, expected) = ahead.size();
         let Some(counted) = self.count(batch, &building, command) else { return Ok(Some(End::Stopped)) };
         if let Some(refused) = self.shared.take_refused_piece() {
             batch.push(CommandKind::Rebuild, &[self.target.unlink(), &building]);
@@ -138,11 +112,7 @@ impl Replay {
             Ok(Some(found)) => {
                 let mut ended = 0;
                 if fields_end && found < expected {
-                    let now = i64::try_from(unix_ms()).unwrap_or(i64::MAX);
-                    let mut add = |element: Element<'_>| {
-                        let Element::Field { expire_at_ms: Some(at), .. } = element else { return };
-                        ended += u64::from(at <= now.saturating_add(CLOCKS_DIFFER_MS));
-                    };
+                    let mut add = |element: Element<'_>| ended += u64::from(may_have_ended(&element));
                     if let Looked::Ended(end) = self.look(generation, at, large, &mut add)? {
                         return Ok(Some(end));
                     }
@@ -233,18 +203,4 @@ impl Replay {
             }
         }
     }
-}
-
-fn wrong_size(command: &str, expected: u64, found: u64) -> String {
-    let unit = if command == "STRLEN" { "bytes" } else { "elements" };
-    let cause = match command {
-        "HLEN" | "SCARD" | "ZCARD" if found < expected => {
-            "a field or member stands twice in the file, or the destination removed some meanwhile (maxmemory-policy, FLUSHALL)"
-        }
-        _ => {
-            "somebody on the destination changed or removed it while it was built (maxmemory-policy, FLUSHALL)"
-        }
-    };
-    let (expected, found) = (format::number(expected), format::number(found));
-    format!("the file holds {expected} {unit}, but {found} came out ({command}): {cause}")
 }
