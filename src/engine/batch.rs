@@ -101,8 +101,8 @@ pub enum CommandKind {
     Rename {
         /// What is to become of the key that has the name already.
         existing: OnExistingKey,
-        /// It may have ended by itself: "no such key" is no error.
-        ends: bool,
+        /// From when on it may have ended by itself (Unix ms, by the destination's clock): "no such key" is no error then.
+        ends_at_ms: Option<i64>,
     },
     /// How large is what has been built? The answer goes to [`Batch::counted`].
     Count,
@@ -123,6 +123,15 @@ impl CommandKind {
     /// Whether it is a RESTORE of a key of the RDB.
     pub fn restores(self) -> bool {
         matches!(self, CommandKind::Restore | CommandKind::RestoreIfMissing)
+    }
+
+    /// From when on (Unix ms, by the destination's clock) this error only says that the value has ended by itself. Before that somebody
+    /// has removed it.
+    pub fn ended_from(self, error: &str) -> Option<i64> {
+        match self {
+            CommandKind::Rename { ends_at_ms, .. } if error.contains("no such key") => ends_at_ms,
+            _ => None,
+        }
     }
 
     /// Whether it is nothing without the other commands of its entry, which are in the same batch.

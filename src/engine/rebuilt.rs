@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 use tokio::task::block_in_place;
 use tokio::time::timeout;
 
+use super::clocks;
 use super::events::unix_ms;
 use super::net::{Connection, NetError};
 use super::writer::restored_until;
@@ -34,6 +35,10 @@ pub struct Ahead {
     pub pending: PendingIds,
     /// Some of its fields end by themselves.
     pub fields_end: bool,
+    /// Something in it stays for ever.
+    stays: bool,
+    /// When the last of its fields ends.
+    last_field_ends_ms: i64,
     size: Option<(&'static str, u64)>,
 }
 
@@ -41,11 +46,24 @@ impl Ahead {
     /// Looks at one more element.
     pub fn add(&mut self, element: Element<'_>) {
         self.pending.add(element);
-        self.fields_end |= matches!(element, Element::Field { expire_at_ms: Some(_), .. });
+        match element {
+            Element::Field { expire_at_ms: Some(at), .. } => {
+                self.fields_end = true;
+                self.last_field_ends_ms = self.last_field_ends_ms.max(at);
+            }
+            _ => self.stays = true,
+        }
         if let Some((command, size)) = element.counts() {
             let so_far = self.size.map_or(0, |(_, size)| size);
             self.size = Some((command, so_far + size));
         }
+    }
+
+    /// When it is gone from the destination by itself (Unix ms): at its own time, or with its last field.
+    pub fn ends_at_ms(&self, expire_at_ms: Option<i64>, target: Target) -> Option<i64> {
+        let all_fields_end = self.fields_end && !self.stays && target.has_field_ttl();
+        let with_the_last = all_fields_end.then_some(self.last_field_ends_ms);
+        expire_at_ms.into_iter().chain(with_the_last).min()
     }
 
     /// How large it is, and the command that tells; whether it is there, where nothing counts.
@@ -137,14 +155,15 @@ impl<'a> Plan<'a> {
         }
         connection.request(&[b"SELECT", self.db.to_string().as_bytes()]).await?;
         let (command, expected) = ahead.size();
+        let ends_at_ms = ahead.ends_at_ms(self.expire_at_ms, self.target);
         let pending_ids = std::mem::take(&mut ahead.pending).into_sorted();
         let built = match block_in_place(|| self.send_pieces(connection, pending_ids)) {
-            Ok(loss) => self.counted(connection, command, expected).await?.map(|()| loss),
+            Ok(loss) => self.counted(connection, command, expected, ends_at_ms).await?.map(|()| loss),
             Err(Stop::Refused(error)) => Err(error),
             Err(Stop::Lost(error)) => return Err(error),
         };
         let named = match built {
-            Ok(loss) => self.name(connection, again).await?.map(|()| loss),
+            Ok(loss) => self.name(connection, again, ends_at_ms).await?.map(|()| loss),
             Err(error) => Err(error),
         };
         if named.is_err() {
@@ -204,13 +223,14 @@ impl<'a> Plan<'a> {
         connection: &mut Connection,
         command: &'static str,
         expected: u64,
+        ends_at_ms: Option<i64>,
     ) -> Result<Result<(), String>, NetError> {
         let found = match connection.request(&[command.as_bytes(), self.aside]).await? {
             Reply::Integer(found) => u64::try_from(found).unwrap_or_default(),
             Reply::Error(error) => return Ok(Err(error)),
             other => return Ok(Err(format!("unexpected answer to {command}: {other:?}"))),
         };
-        if found == expected || (found == 0 && self.expire_at_ms.is_some()) {
+        if found == expected || (found == 0 && has_ended(connection, ends_at_ms).await?) {
             return Ok(Ok(()));
         }
         let mut ended = 0;
@@ -227,22 +247,46 @@ impl<'a> Plan<'a> {
         Ok(if explained { Ok(()) } else { Err(wrong_size(command, expected, found)) })
     }
 
-    async fn name(&self, connection: &mut Connection, again: bool) -> Result<Result<(), String>, NetError> {
+    async fn name(
+        &self,
+        connection: &mut Connection,
+        again: bool,
+        ends_at_ms: Option<i64>,
+    ) -> Result<Result<(), String>, NetError> {
         // After a first try whose answer was lost the name may be taken by the value itself.
         let verb: &[u8] = if self.replace || again { b"RENAME" } else { b"RENAMENX" };
-        match connection.request(&[verb, self.aside, self.key]).await? {
-            // Expired in the meantime, or long ago.
-            Reply::Error(error) if self.expire_at_ms.is_some() && error.contains("no such key") => {
-                if self.replace {
-                    connection.request(&[b"DEL", self.key]).await?;
-                }
-                Ok(Ok(()))
-            }
-            Reply::Error(error) => Ok(Err(error)),
-            Reply::Integer(0) => Ok(Err("BUSYKEY Target key name already exists.".into())),
-            _ => Ok(Ok(())),
+        let refused = match connection.request(&[verb, self.aside, self.key]).await? {
+            Reply::Error(error) => error,
+            Reply::Integer(0) => "BUSYKEY Target key name already exists.".into(),
+            _ => return Ok(Ok(())),
+        };
+        if !refused.contains("no such key") {
+            return Ok(Err(refused));
         }
+        // Ended in the meantime, or long ago.
+        if has_ended(connection, ends_at_ms).await? {
+            if self.replace {
+                connection.request(&[b"DEL", self.key]).await?;
+            }
+            return Ok(Ok(()));
+        }
+        Ok(Err(taken_away(&refused)))
     }
+}
+
+/// Whether what is to end at this time has ended by the destination's clock.
+async fn has_ended(connection: &mut Connection, ends_at_ms: Option<i64>) -> Result<bool, NetError> {
+    Ok(match ends_at_ms {
+        Some(at) => at <= clocks::now_ms(connection).await?,
+        None => false,
+    })
+}
+
+/// Why a value has no name that was built as a whole.
+pub fn taken_away(error: &str) -> String {
+    format!(
+        "{error}: what had been built of it was removed before it got its name (maxmemory-policy, FLUSHALL)"
+    )
 }
 
 /// Sends commands and reads their answers; the first refusal counts.
@@ -261,5 +305,27 @@ async fn send_piece(connection: &mut Connection, bytes: &[u8], count: usize) -> 
     match timeout(ANSWER_LIMIT, answers).await {
         Ok(answered) => answered,
         Err(_) => Err(Stop::Lost(connection.lost(WHAT, io::ErrorKind::TimedOut.into()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_ends_at_its_time_or_with_its_last_field() {
+        let ends = |times: &[Option<i64>], expire_at_ms, target| {
+            let mut ahead = Ahead::default();
+            for expire_at_ms in times {
+                ahead.add(Element::Field { field: b"f", value: b"v", expire_at_ms: *expire_at_ms });
+            }
+            ahead.ends_at_ms(expire_at_ms, target)
+        };
+        let target = Target::valkey(9, 0);
+        assert_eq!(ends(&[Some(5), Some(9), Some(7)], None, target), Some(9));
+        assert_eq!(ends(&[Some(5), Some(9)], Some(8), target), Some(8));
+        assert_eq!(ends(&[Some(5), None], None, target), None);
+        assert_eq!(ends(&[Some(5), None], Some(8), target), Some(8));
+        assert_eq!(ends(&[Some(5)], None, Target::redis(7, 0)), None, "it knows no such times");
     }
 }

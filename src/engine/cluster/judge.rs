@@ -4,8 +4,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use super::super::batch::CommandKind;
+use super::super::clocks;
 use super::super::net::NetError;
-use super::super::rebuilt::Plan;
+use super::super::rebuilt::{Plan, taken_away};
 use super::super::rules::{Refusal, Rule, cure_of, refuses_payload, rule};
 use super::super::whole::{Parts, Whole, tell_refused};
 use super::super::writer::{WriterError, key_named, named_by, renewal_is_over};
@@ -192,8 +193,9 @@ impl ClusterWriter {
             if refusal == Refusal::KeyMissing && renewal_is_over(&arguments, self.settings.source.now_ms()) {
                 continue;
             }
-            if let (CommandKind::Rename { ends: true, .. }, Refusal::Error(error)) = (kind, &refusal)
-                && error.contains("no such key")
+            if let Refusal::Error(error) = &refusal
+                && let Some(at) = kind.ended_from(error)
+                && at <= self.now_there(node).await?
             {
                 continue;
             }
@@ -245,6 +247,8 @@ impl ClusterWriter {
                     let parts = group.parts(index);
                     if !undone.contains(&parts.indexes) {
                         self.take_away(node, group, index, &parts.standing(&refused)).await?;
+                        let gone = parts.rename == Some(index) && error.contains("no such key");
+                        let error = if gone { taken_away(&error) } else { error };
                         self.refuse_value(group, index, &parts, &error)?;
                         undone.push(parts.indexes);
                     }
@@ -335,6 +339,13 @@ impl ClusterWriter {
 
     fn refuse_piece(&self, group: &Group, index: usize, error: &str) {
         self.settings.source.refuse_piece(format!("{} was refused: {error}", group.verb(index)));
+    }
+
+    /// Now by the clock of a node (Unix ms).
+    async fn now_there(&mut self, node: usize) -> Result<i64, WriterError> {
+        let connection = self.beside(node).await?;
+        let now = clocks::now_ms(connection).await;
+        now.map_err(|error| self.begin_again(Some(node), error.to_string()))
     }
 
     /// Removes what stands of a value that command `index` was a part of.

@@ -168,7 +168,7 @@ mod tests {
         assert!(!needs(CommandKind::Restore, false, "RESTORE a 0 x"));
         assert!(!needs(CommandKind::Count, false, "SCARD a"));
         for existing in [OnExistingKey::Rewrite, OnExistingKey::Panic, OnExistingKey::Skip] {
-            assert!(needs(CommandKind::Rename { existing, ends: false }, false, "RENAME {a}1 a"));
+            assert!(needs(CommandKind::Rename { existing, ends_at_ms: None }, false, "RENAME {a}1 a"));
         }
     }
 

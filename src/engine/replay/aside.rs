@@ -94,6 +94,7 @@ impl Replay {
             Err(error) => return self.rdb_end(error).map(Some),
         };
         let fields_end = ahead.fields_end && self.target.has_field_ttl();
+        let ends_at_ms = ahead.ends_at_ms(large.expire_at_ms, self.target);
         // Asked of every value: with the answer it is known, too, whether the pieces were accepted.
         let (command, expected) = ahead.size();
         let Some(counted) = self.count(batch, &building, command) else { return Ok(Some(End::Stopped)) };
@@ -129,7 +130,7 @@ impl Replay {
         }
         self.report_loss(&large.key, loss);
         let name = Name { built: &building, key: &large.key, expire_at_ms: large.expire_at_ms };
-        self.give_name(batch, name, existing, fields_end);
+        self.give_name(batch, name, existing, ends_at_ms);
         batch.entries += 1;
         Ok(None)
     }
@@ -176,16 +177,16 @@ impl Replay {
         counted
     }
 
-    /// Gives what has been built its name and its time of expiry. `fields_end`: it may be gone by then, with its last field.
+    /// Gives what has been built its name and its time of expiry. `ends_at_ms`: see [`CommandKind::Rename`].
     pub(super) fn give_name(
         &self,
         batch: &mut Batch,
         name: Name<'_>,
         existing: OnExistingKey,
-        fields_end: bool,
+        ends_at_ms: Option<i64>,
     ) {
         let Name { built, key, expire_at_ms } = name;
-        let kind = CommandKind::Rename { existing, ends: fields_end || expire_at_ms.is_some() };
+        let kind = CommandKind::Rename { existing, ends_at_ms };
         if existing == OnExistingKey::Rewrite {
             // RENAME would do it, but not if the new value has ended.
             batch.push(CommandKind::Part, &[self.target.unlink(), key]);

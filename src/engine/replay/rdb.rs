@@ -401,9 +401,9 @@ impl Replay {
                     batch.push_raw(CommandKind::Part, command);
                 }
                 if !direct {
-                    // Nobody can take it away within a transaction: if it is missing, all of its fields have ended.
+                    // Nobody can take it away within a transaction: if it is missing, it has ended, or all of its fields have.
                     let name = Name { built: &building, key: entry.key, expire_at_ms: entry.expire_at_ms };
-                    self.give_name(batch, name, on_existing_key, true);
+                    self.give_name(batch, name, on_existing_key, Some(0));
                 }
                 batch.entries += 1;
                 self.tell_meta_lost(entry);

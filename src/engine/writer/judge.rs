@@ -8,6 +8,7 @@ use tokio::time::timeout;
 
 use super::super::batch::{Batch, CommandKind, Position};
 use super::super::net::{Connection, NetError};
+use super::super::rebuilt::taken_away;
 use super::super::rules::{Refusal, Rule, cause_of_abort, refuses_payload, rule};
 use super::super::whole::{Parts, Whole, tell_refused};
 use super::link::{Beside, STALL_LIMIT};
@@ -113,8 +114,9 @@ impl Writer {
                 // It has expired on the source too.
                 continue;
             }
-            if let (CommandKind::Rename { ends: true, .. }, Refusal::Error(error)) = (kind, &refusal)
-                && error.contains("no such key")
+            if let Refusal::Error(error) = &refusal
+                && let Some(at) = kind.ended_from(error)
+                && at <= self.now_there(&mut beside).await?
             {
                 continue;
             }
@@ -144,6 +146,8 @@ impl Writer {
                         let parts = batch.parts(index);
                         if !undone.contains(&parts.indexes) {
                             self.take_away(&mut beside, batch, index, &parts.standing(&refused)).await?;
+                            let gone = parts.rename == Some(index) && error.contains("no such key");
+                            let error = if gone { taken_away(&error) } else { error };
                             self.refuse_value(batch, index, &parts, &error)?;
                             undone.push(parts.indexes);
                         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::super::batch::{Batch, CommandKind};
+use super::super::clocks;
 use super::super::events::unix_ms;
 use super::super::net::{Connection, NetError};
 use super::super::rebuilt::Plan;
@@ -102,6 +103,18 @@ impl Writer {
                 Err(error) => return Err(error.into()),
             }
             again = true;
+        }
+    }
+
+    /// Now by the destination's clock (Unix ms).
+    pub(super) async fn now_there(&self, beside: &mut Beside) -> Result<i64, WriterError> {
+        loop {
+            let connection = self.beside(beside).await?;
+            match clocks::now_ms(connection).await {
+                Ok(now) => return Ok(now),
+                Err(error) if error.is_transient() && !self.wishes.borrow().stop => beside.lost(),
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 
