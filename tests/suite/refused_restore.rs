@@ -192,6 +192,30 @@ fn a_cluster_gets_every_refused_value_by_commands() {
     }
 }
 
+/// Its slot is on its way: where a value is to be built nobody serves a new key. It waits, and the others do not.
+#[test]
+fn a_refused_value_waits_for_its_slot() {
+    let Some(binary) = redis_7_0() else { return };
+    let source = Server::start(binary, Options::new());
+    let mut client = source.client();
+    (0..100).for_each(|n| _ = client.integer(&["RPUSH", &format!("list:{n}"), "1", "2"]));
+    let (destination, relays, map) = pretending_cluster(binary);
+    let slot = slot_of(b"list:7");
+    let from = destination.owner(slot);
+    let to = (from + 1) % 3;
+    destination.begin_move(from, to, slot);
+    let run = Setup::bare(&source.address().to_string(), &relays[0].address().to_string())
+        .set("redis_writer", "cluster", "true")
+        .set("redis_writer", "address_map", &map)
+        .start();
+    support::wait_until(MINUTES, "all others", || destination.client().keys_like("list:*").len() == 99);
+    support::wait_until(MINUTES, "why it waits", || run.output().contains(&format!("slot {slot}: ASK")));
+    assert!(!run.output().contains("looking where to go on"), "{}", run.output());
+    destination.finish_move(from, to, slot);
+    run.wait_state("caught_up", MINUTES);
+    assert_eq!(assert_same(&source, &destination).keys, 100);
+}
+
 #[test]
 fn a_value_that_expands_is_rebuilt_in_pieces_in_a_cluster() {
     let Some(binary) = redis_7_0() else { return };

@@ -11,7 +11,7 @@ use super::super::rules::{Refusal, Rule, cure_of, refuses_payload, rule};
 use super::super::whole::{Parts, Whole, tell_refused};
 use super::super::writer::{WriterError, key_named, named_by, renewal_is_over};
 use super::ask::taken_apart;
-use super::flight::{Outcome, obstacle, outcome, size};
+use super::flight::{Obstacle, Outcome, obstacle, outcome, size};
 use super::group::{Group, Questions};
 use super::{ClusterWriter, HOLD, slots};
 use crate::config::{OnBadValue, OnExistingKey};
@@ -59,8 +59,17 @@ impl ClusterWriter {
                     refusals.iter().map(|(index, _)| group.command_bytes(*index).len()).sum();
                 let ran = group.entries().count().saturating_sub(refusals.len());
                 self.count_applied(node, ran, group.bytes.len().saturating_sub(refused));
-                self.judge_refusals(node, &group, refusals).await?;
-                self.is_done(group);
+                match self.judge_refusals(node, &group, refusals).await? {
+                    None => self.is_done(group),
+                    Some((rest, error)) => {
+                        let (slot, later) = (rest.slot, Some(Instant::now() + HOLD));
+                        self.queues.put_back(Box::new(rest), taken, later);
+                        match obstacle(&error, CommandKind::Part) {
+                            Some(Obstacle::Moved(address)) => self.slot_moved(node, slot, &address)?,
+                            _ => self.not_now(node, format!("slot {slot}: {error}"))?,
+                        }
+                    }
+                }
             }
             Outcome::Moved(address, ran) => {
                 again(&mut group, ran);
@@ -163,13 +172,14 @@ impl ClusterWriter {
         Ok(())
     }
 
-    /// The group ran; some of its commands were not done.
+    /// The group ran; some of its commands were not done. Returns what must be sent again later, and why.
     async fn judge_refusals(
         &mut self,
         node: usize,
         group: &Group,
         refusals: Vec<(usize, Refusal)>,
-    ) -> Result<(), WriterError> {
+    ) -> Result<Option<(Group, String)>, WriterError> {
+        let mut later = Vec::new();
         let refused: Vec<usize> = refusals.iter().map(|(index, _)| *index).collect();
         let mut undone = Vec::new();
         // All of them before anything ends the run: a later start must not take them for ours.
@@ -255,13 +265,20 @@ impl ClusterWriter {
                 }
                 Refusal::Error(error) if kind.restores() && refuses_payload(&error) => {
                     if let Err(second) = self.rebuild(node, group, index, &error).await? {
+                        if obstacle(&second, CommandKind::Part).is_some() {
+                            later.push((command.at, second));
+                            continue;
+                        }
                         self.refuse_for_good(group, index, &format!("{error}; and by commands: {second}"))?;
                     }
                 }
                 Refusal::Error(error) => self.refuse_for_good(group, index, &error)?,
             }
         }
-        Ok(())
+        let Some((_, error)) = later.first().cloned() else { return Ok(None) };
+        let again = |at: u64| later.iter().any(|(of, _)| *of == at);
+        let done = group.entries().filter(|(.., command)| !again(command.at)).map(|(index, ..)| index);
+        Ok(Some((group.without(&done.collect::<Vec<_>>()), error)))
     }
 
     /// A command was refused that may have been applied before: what stands behind it in its slot had come already, and comes again. A refusal for
@@ -279,7 +296,7 @@ impl ClusterWriter {
         events.reject(&node, EventLevel::Info, "REPEATED", "applied before", &key, &text);
     }
 
-    /// Rebuilds the value of a RESTORE that was refused, in its slot. The inner error says why that is impossible, too.
+    /// Rebuilds the value of a RESTORE that was refused, in its slot. The inner error says why that is impossible, too, or impossible now.
     async fn rebuild(
         &mut self,
         node: usize,
@@ -302,10 +319,6 @@ impl ClusterWriter {
         };
         let loss = match built.await {
             Ok(Ok(loss)) => loss,
-            // A state that passes, or the slot has moved: the value comes again.
-            Ok(Err(error)) if obstacle(&error, CommandKind::Part).is_some() => {
-                return Err(self.begin_again(Some(node), error));
-            }
             Ok(Err(error)) => return Ok(Err(error)),
             Err(error) => return Err(self.begin_again(Some(node), error.to_string())),
         };
