@@ -31,7 +31,8 @@
 //! 4. `engine::writer` sends a batch as `MULTI … HSET checkpoint … EXEC`. The next batch is sent while the first one runs, without its EXEC,
 //!    which follows when the first is confirmed. So the checkpoint is exact, and nothing is ever applied behind a batch that failed.
 //!    A RESTORE that is refused is rebuilt by commands at this point. Inside the RDB the checkpoint stands before its batch: which
-//!    entries were refused is only known from the answers, and a crash may come before those.
+//!    entries were refused is only known from the answers, and a crash may come before those. A value that several commands make goes
+//!    as a whole where one of them is refused for good (`engine::whole`).
 //! 5. Confirmed progress frees spool segments and moves `offset_applied`.
 //! 6. Before a batch is handed over, `engine::ledger` has its keys on record ([`command`] knows where they are). After another full sync
 //!    `engine::replay` removes exactly those keys of the record that the new RDB has not.

@@ -8,7 +8,9 @@ use std::str::FromStr;
 use std::sync::{Arc, mpsc};
 
 use super::shared::SourceShared;
+use super::whole::Parts;
 use crate::config::OnExistingKey;
+use crate::format::escape;
 use crate::psync::Replid;
 use crate::resp;
 
@@ -95,16 +97,21 @@ pub enum CommandKind {
     SetIfNone,
     /// SET … NX of a key of the RDB: null = it existed.
     SetIfMissing,
-    /// RENAME or RENAMENX of a key of the RDB that was built aside: 0 = its name existed.
+    /// RENAME or RENAMENX of a key of the RDB that was built aside: 0 = its name existed. One of its [`CommandKind::Part`]s.
     Rename {
         /// What is to become of the key that has the name already.
         existing: OnExistingKey,
-        /// It may have ended by itself: "no such key" is no error.
-        ends: bool,
+        /// From when on it may have ended by itself (Unix ms, by the destination's clock): "no such key" is no error then.
+        ends_at_ms: Option<i64>,
     },
     /// How large is what has been built? The answer goes to [`Batch::counted`].
     Count,
-    /// Part of an RDB value or one of its functions, sent as a plain command.
+    /// One of several commands that make a value of the RDB, all of them in this batch: if one is refused, none counts.
+    Part,
+    /// One of the commands that build a value in several batches, under a temporary key. If one is refused, replay hears of it with
+    /// the answer to the count ([`SourceShared::refuse_piece`]), and the value gets no name.
+    Piece,
+    /// Of the RDB, and whole by itself: a string, a function; the removal of keys.
     Rebuild,
     /// A command of the stream (or several SETs of it as one MSET).
     Stream,
@@ -116,6 +123,20 @@ impl CommandKind {
     /// Whether it is a RESTORE of a key of the RDB.
     pub fn restores(self) -> bool {
         matches!(self, CommandKind::Restore | CommandKind::RestoreIfMissing)
+    }
+
+    /// From when on (Unix ms, by the destination's clock) this error only says that the value has ended by itself. Before that somebody
+    /// has removed it.
+    pub fn ended_from(self, error: &str) -> Option<i64> {
+        match self {
+            CommandKind::Rename { ends_at_ms, .. } if error.contains("no such key") => ends_at_ms,
+            _ => None,
+        }
+    }
+
+    /// Whether it is nothing without the other commands of its entry, which are in the same batch.
+    pub fn is_part(self) -> bool {
+        matches!(self, CommandKind::Part | CommandKind::Rename { .. })
     }
 }
 
@@ -397,6 +418,23 @@ impl Batch {
             // Nobody waits any more: the run is stopping.
             let _ = counted.send(answer);
         }
+    }
+
+    /// The destination has refused a [`CommandKind::Piece`] for good.
+    pub fn refuse_piece(&self, index: usize, error: &str) {
+        self.source.refuse_piece(format!("{} was refused: {error}", self.verb(index)));
+    }
+
+    /// The commands of the value to which command `index` belongs.
+    pub fn parts(&self, index: usize) -> Parts {
+        let at = self.commands.get(index).map_or(0, |command| command.at);
+        let commands = self.commands.iter().map(|command| (command.kind, command.at));
+        Parts::of(at, commands, |index| self.arguments(index))
+    }
+
+    /// The verb of command `index`, escaped.
+    pub fn verb(&self, index: usize) -> String {
+        escape(self.arguments(index).first().copied().unwrap_or_default(), 20)
     }
 
     /// The arguments of command `index`.

@@ -29,6 +29,7 @@ mod pressure;
 mod publish;
 mod quarantine;
 mod rdb_file;
+mod rebuilt;
 mod replay;
 mod resend;
 mod reshape;
@@ -43,6 +44,7 @@ mod supervisor;
 mod tls;
 mod turns;
 pub mod verify;
+mod whole;
 mod writer;
 
 use std::path::{Path, PathBuf};

@@ -105,6 +105,8 @@ fn fixed_rule(error: &str, kind: CommandKind, on_bad_value: OnBadValue) -> (Rule
     }
     match on_bad_value {
         OnBadValue::Quarantine => (Rule::Quarantine, ""),
+        // Replay decides about the value.
+        OnBadValue::Stop if kind == CommandKind::Piece => (Rule::Quarantine, ""),
         OnBadValue::Stop => (
             Rule::Stop,
             "[policy] on_bad_value = \"stop\"; set it to \"quarantine\" to set such entries aside and go on.",

@@ -53,6 +53,8 @@ pub struct SourceShared {
     pub batches_confirmed: AtomicU64,
     /// Keys (database, key) that existed on the destination and were left alone; taken by replay.
     foreign: Mutex<Option<Arc<Foreign>>>,
+    /// Why the value cannot be had that replay builds in pieces at the moment.
+    refused_piece: Mutex<Option<String>>,
     /// Drops the link and opens it again.
     pub restart: Notify,
     /// Asks for an ACK now.
@@ -186,6 +188,7 @@ impl SourceShared {
             batches_handed_over: AtomicU64::new(0),
             batches_confirmed: AtomicU64::new(0),
             foreign: Mutex::default(),
+            refused_piece: Mutex::default(),
             restart: Notify::new(),
             acknowledge: Notify::new(),
             full_sync_wanted: AtomicBool::new(false),
@@ -233,6 +236,16 @@ impl SourceShared {
     /// Where such keys are noted from now on.
     pub fn note_foreign_in(&self, file: Option<Arc<Foreign>>) {
         *self.foreign() = file;
+    }
+
+    /// The destination has refused a command of the value that replay builds in pieces. Said before the answer to its count.
+    pub fn refuse_piece(&self, reason: String) {
+        self.refused_piece.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert(reason);
+    }
+
+    /// Takes the first such reason.
+    pub fn take_refused_piece(&self) -> Option<String> {
+        self.refused_piece.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take()
     }
 
     fn foreign(&self) -> MutexGuard<'_, Option<Arc<Foreign>>> {

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::require_server;
 use crate::support;
 use crate::support::cluster::{Cluster, Layout};
+use crate::support::cluster_client::slot_of;
 use crate::support::rdb_file::{expiring, key, rdb, string};
 use crate::support::relay::{At, Relay};
 use crate::support::shakedeck::Setup;
@@ -131,9 +132,9 @@ fn a_name_that_stands_twice_in_a_large_collection_is_told() {
     field.nothing_is_left_of_the_building();
 }
 
-/// The connection breaks when the destination says the size: it is asked again.
+/// The connection breaks when the destination says the size, and whether it took the last pieces: the value is built again.
 #[test]
-fn a_size_whose_answer_is_lost_is_asked_for_again() {
+fn a_value_whose_size_is_not_heard_is_built_again() {
     let field = Field::new(require_server!());
     let relay = Relay::start(field.destination.address());
     for (last, size, exit_code) in [(COUNT - 1, ":90000\r\n", 0), (7, ":89999\r\n", 5)] {
@@ -142,7 +143,7 @@ fn a_size_whose_answer_is_lost_is_asked_for_again() {
         relay.trap(size, At::Cut);
         let path = field.file(&file);
         let run = Setup::from_file(&path, &relay.address().to_string()).start();
-        run.wait_exit(MINUTES).expect(exit_code, &["connected again", "finished"]);
+        run.wait_exit(MINUTES).expect(exit_code, &["looking where to go on", "finished"]);
         assert!(relay.sprung());
         assert_eq!(field.client().integer(&["EXISTS", "set"]), i64::from(exit_code == 0));
         field.nothing_is_left_of_the_building();
@@ -249,6 +250,62 @@ fn a_value_that_is_removed_while_it_is_built_is_told() {
     });
     assert_eq!(field.client().integer(&["EXISTS", "list"]), 0);
     field.nothing_is_left_of_the_building();
+}
+
+/// Removed between its count and its RENAME, a value with a time to live is missing, and has not expired.
+fn is_removed_before_it_gets_its_name(
+    setup: &Setup,
+    mut nodes: Vec<Client>,
+    building: &dyn Fn() -> Option<(Vec<u8>, Client)>,
+) {
+    // The writer lets some time pass behind each batch.
+    nodes.iter_mut().for_each(|node| _ = node.ok(&["CLIENT", "PAUSE", "60000", "WRITE"]));
+    let run = setup.start();
+    run.status_json();
+    run.ctl(&["throttle", "3MB"]).expect(0, &[]);
+    nodes.iter_mut().for_each(|node| _ = node.ok(&["CLIENT", "UNPAUSE"]));
+    let mut found = None;
+    support::wait_until(MINUTES, "the building", || {
+        found = building();
+        found.is_some()
+    });
+    let (key, mut client) = found.unwrap();
+    let removal = "if redis.call('SCARD', KEYS[1]) == tonumber(ARGV[1]) then return redis.call('DEL', KEYS[1]) end return 0";
+    let (removal, count) = (removal.as_bytes(), COUNT.to_string());
+    let started = std::time::Instant::now();
+    while client.integer(&[b"EVAL", removal, b"1", &key, count.as_bytes()]) == 0 {
+        assert!(started.elapsed() < MINUTES, "it never was whole:\n{}", run.output());
+    }
+    let exit = run.wait_exit(MINUTES);
+    exit.expect(
+        5,
+        &["key 'set' cannot be copied", "was removed before it got its name", "1 entries are in quarantine"],
+    );
+}
+
+#[test]
+fn a_value_that_is_removed_before_it_gets_its_name_has_not_expired() {
+    let file = rdb(
+        "REDIS0009",
+        &[&expiring(now_ms() + 3_600_000, &key(types::SET, "set", &elements(types::SET, COUNT - 1)))],
+    );
+    let field = Field::new(require_server!());
+    for behavior in ["rewrite", "panic"] {
+        is_removed_before_it_gets_its_name(&field.setup(&file, behavior), vec![field.client()], &|| {
+            let key = support::client::keys_like(&mut field.client(), "shakedeck:building:*").pop_first()?;
+            Some((key, field.client()))
+        });
+        assert_eq!(field.client().integer(&["EXISTS", "set"]), 0);
+        field.nothing_is_left_of_the_building();
+    }
+    let destination = Cluster::start(require_server!(), Layout::new(3, 0));
+    let setup = Setup::from_file(&field.file(&file), &destination.address().to_string());
+    let nodes = destination.masters().into_iter().map(|node| destination.client_of(node)).collect();
+    is_removed_before_it_gets_its_name(&setup.set("redis_writer", "cluster", "true"), nodes, &|| {
+        let key = destination.client().keys_like("shakedeck:building:*").pop_first()?;
+        Some((key, destination.client_of(destination.owner(slot_of(b"set")))))
+    });
+    assert!(destination.client().keys_like("*").is_empty());
 }
 
 /// Fields that have ended, or end while the value is built, are no reason to set it aside.

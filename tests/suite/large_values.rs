@@ -45,22 +45,29 @@ fn moved(source: &Server, destination: &Server) -> u64 {
     peak
 }
 
-/// Packed to a sixtieth in the file, and by commands as long as ever: its size counts, not that of the file.
+/// Elements of [`that_expands`], and the length of each.
+const NODES: usize = 150;
+const NODE_BYTES: usize = 1 + 264 * RUNS;
+const RUNS: usize = 4_000;
+
+/// A file with a list that is packed to a sixtieth there, and by commands as long as ever.
+pub fn that_expands() -> Vec<u8> {
+    // One letter, then runs of 264 of it: 3 bytes each.
+    let packed = [&b"\x00x"[..], &b"\xe0\xff\x00".repeat(RUNS)].concat();
+    let node = [&b"\x01\xc3"[..], &length(packed.len()), &length(NODE_BYTES), &packed].concat();
+    let file = rdb("REDIS0010", &[&key(types::LIST_QUICKLIST_2, "value", &vec![node; NODES])]);
+    assert!(file.len() < 2 << 20);
+    file
+}
+
+/// What it takes in memory counts, not its size in the file.
 #[test]
 fn a_value_that_expands_passes_in_pieces() {
     let Some(binary) = support::servers::default() else {
         support::skip("no redis-server on PATH (run tests/run, or install it)");
         return;
     };
-    const RUNS: usize = 4_000;
-    const NODES: usize = 150;
-    // One letter, then runs of 264 of it: 3 bytes each.
-    let packed = [&b"\x00x"[..], &b"\xe0\xff\x00".repeat(RUNS)].concat();
-    let plain = 1 + 264 * RUNS;
-    let node = [&b"\x01\xc3"[..], &length(packed.len()), &length(plain), &packed].concat();
-    let file = rdb("REDIS0010", &[&key(types::LIST_QUICKLIST_2, "value", &vec![node; NODES])]);
-    assert!(file.len() < 2 << 20);
-    let source = FakeSource::start(vec![Snapshot::whole(file)]);
+    let source = FakeSource::start(vec![Snapshot::whole(that_expands())]);
     let destination = Server::start(binary, Options::new());
     let setup = Setup::bare(&source.address().to_string(), &destination.address().to_string());
     let run = setup.set("advanced", "target_redis_proto_max_bulk_len", "0").start();
@@ -69,10 +76,15 @@ fn a_value_that_expands_passes_in_pieces() {
     });
     assert!(run.peak_bytes() < 80 << 20, "{} MiB resident at the peak", run.peak_bytes() >> 20);
     let mut client = destination.client();
+    expect_expanded(&mut client);
+    assert_eq!(support::client::keys_like(&mut client, "shakedeck:b*").len(), 0);
+}
+
+#[track_caller]
+pub fn expect_expanded(client: &mut Client) {
     assert_eq!(client.integer(&["LLEN", "value"]), NODES as i64);
     let sum = "local sum = 0 for _, item in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do sum = sum + #item end return sum";
-    assert_eq!(client.integer(&["EVAL", sum, "1", "value"]), (plain * NODES) as i64);
-    assert_eq!(support::client::keys_like(&mut client, "shakedeck:b*").len(), 0);
+    assert_eq!(client.integer(&["EVAL", sum, "1", "value"]), (NODE_BYTES * NODES) as i64);
 }
 
 fn arrives(prepare: impl Fn(&mut Client), facts: &[&[&str]]) {

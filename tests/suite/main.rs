@@ -44,6 +44,7 @@ mod rdb_restore;
 mod rdb_robust;
 mod rdb_walk;
 mod refusals;
+mod refused_parts;
 mod refused_restore;
 mod resume;
 mod rollback_cluster;

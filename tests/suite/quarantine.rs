@@ -12,7 +12,7 @@ use crate::support::{Cluster, Exit, Layout, Options, Reply, Server, Shakedeck};
 const MINUTES: Duration = Duration::from_secs(120);
 
 /// `shakedeck quarantine …` in the directory of a run.
-fn quarantine(folder: &Path, words: &[&str]) -> Exit {
+pub fn quarantine(folder: &Path, words: &[&str]) -> Exit {
     let output = Command::new(binary())
         .arg("quarantine")
         .args(words)

@@ -284,12 +284,10 @@ pub(super) fn taken_apart(group: &Group) -> Group {
             _ => Vec::new(),
         };
         if pieces.len() < 2 {
-            apart.push(command.kind, command.once, command.repeated, |out| {
-                out.extend_from_slice(group.command_bytes(index));
-            });
+            apart.push(command, |out| out.extend_from_slice(group.command_bytes(index)));
         }
         for piece in pieces.iter().filter(|_| pieces.len() > 1) {
-            apart.push(command.kind, command.once, command.repeated, |out| append_command(out, piece));
+            apart.push(command, |out| append_command(out, piece));
         }
     }
     apart.select(0);

@@ -107,7 +107,7 @@ impl ClusterWriter {
         let argument = |at: usize| raw.get(words.get(at)?.clone());
         let (place, upto) = (place_of(batch, sent.at), behind(batch, sent.at));
         let repeated = self.settings.repeated_until.is_some_and(|until| place < until);
-        let origin = Origin { row: intake.row, db: intake.db, upto, repeated };
+        let origin = Origin { row: intake.row, db: intake.db, at: sent.at, upto, repeated };
         let route = route(words.len(), argument);
         match route {
             // So is all of its value.

@@ -260,7 +260,7 @@ fn refusal(kind: CommandKind, reply: &Reply) -> Option<Refusal> {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a panic is the failure of a test")]
 
-    use super::super::group::tests::group;
+    use super::super::group::tests::{group, of_stream};
     use super::*;
 
     fn ok() -> Reply {
@@ -300,11 +300,15 @@ mod tests {
             assert!(!went_well(&plain, &replies), "{replies:?}");
         }
         let mut other = group(&[("SET a 1", false)]);
-        other.push(CommandKind::Renew, false, false, |out| append_command(out, &[b"PERSIST", b"b"]));
+        other.push(Command { kind: CommandKind::Renew, ..of_stream(false) }, |out| {
+            append_command(out, &[b"PERSIST", b"b"])
+        });
         assert!(
             went_well(&other, &[ok(), Reply::Integer(1)]) && !went_well(&other, &[ok(), Reply::Integer(0)])
         );
-        other.push(CommandKind::Count, false, false, |out| append_command(out, &[b"SCARD", b"b"]));
+        other.push(Command { kind: CommandKind::Count, ..of_stream(false) }, |out| {
+            append_command(out, &[b"SCARD", b"b"])
+        });
         assert!(!went_well(&other, &[ok(), Reply::Integer(1), Reply::Integer(1)]));
         let once = group(&[("INCR a", true)]);
         let queued = || Reply::Status("QUEUED".into());
@@ -343,12 +347,16 @@ mod tests {
     #[test]
     fn a_size_is_found_among_the_answers() {
         let mut counting = group(&[("SET a 1", false)]);
-        counting.push(CommandKind::Count, false, false, |out| append_command(out, &[b"SCARD", b"b"]));
+        counting.push(Command { kind: CommandKind::Count, ..of_stream(false) }, |out| {
+            append_command(out, &[b"SCARD", b"b"])
+        });
         assert_eq!(size(&counting, &[Reply::Integer(9), Reply::Integer(5)]), Some(5));
         assert_eq!(size(&counting, &[ok(), error("WRONGTYPE x")]), None);
         assert_eq!(size(&group(&[("SET a 1", false)]), &[Reply::Integer(9)]), None);
         let mut built = group(&[("SADD b 1", true)]);
-        built.push(CommandKind::Count, false, false, |out| append_command(out, &[b"SCARD", b"b"]));
+        built.push(Command { kind: CommandKind::Count, ..of_stream(false) }, |out| {
+            append_command(out, &[b"SCARD", b"b"])
+        });
         let queued = || Reply::Status("QUEUED".into());
         let ran = Reply::Array(vec![Reply::Integer(1), Reply::Integer(7)]);
         assert_eq!(size(&built, &[ok(), queued(), queued(), ran]), Some(7));

@@ -1,6 +1,8 @@
 //! Commands of one slot that travel together.
 
 use super::super::batch::{CommandKind, Place};
+use super::super::whole::Parts;
+use crate::format::escape;
 use crate::resp::{self, append_command};
 
 /// One command of a group.
@@ -14,6 +16,8 @@ pub struct Command {
     pub once: bool,
     /// It may have been applied before: an error that only a second application causes says nothing.
     pub repeated: bool,
+    /// Where its entry begins: offset in the stream, or byte of the RDB.
+    pub at: u64,
 }
 
 /// Commands of one slot, in order. It begins in database 0, where the checkpoints are; other databases (Valkey 9) are selected by
@@ -58,16 +62,17 @@ impl Group {
         self.commands.iter().any(|command| command.once)
     }
 
-    /// Appends a command; `write` appends its bytes.
-    pub fn push(&mut self, kind: CommandKind, once: bool, repeated: bool, write: impl FnOnce(&mut Vec<u8>)) {
-        self.commands.push(Command { start: self.bytes.len(), kind, once, repeated });
+    /// Appends a command, which begins here whatever `command` says; `write` appends its bytes.
+    pub fn push(&mut self, command: Command, write: impl FnOnce(&mut Vec<u8>)) {
+        self.commands.push(Command { start: self.bytes.len(), ..command });
         write(&mut self.bytes);
     }
 
     /// Selects a database for what follows.
     pub fn select(&mut self, db: u32) {
         if db != self.db {
-            self.push(CommandKind::Select, false, false, |out| append_select(out, db));
+            let select = Command { start: 0, kind: CommandKind::Select, once: false, repeated: false, at: 0 };
+            self.push(select, |out| append_select(out, db));
             self.db = db;
         }
     }
@@ -82,6 +87,18 @@ impl Group {
     /// The arguments of command `index`.
     pub fn arguments(&self, index: usize) -> Vec<&[u8]> {
         resp::arguments(self.command_bytes(index))
+    }
+
+    /// The commands of the value to which command `index` belongs.
+    pub fn parts(&self, index: usize) -> Parts {
+        let at = self.commands.get(index).map_or(0, |command| command.at);
+        let commands = self.commands.iter().map(|command| (command.kind, command.at));
+        Parts::of(at, commands, |index| self.arguments(index))
+    }
+
+    /// The verb of command `index`, escaped.
+    pub fn verb(&self, index: usize) -> String {
+        escape(self.arguments(index).first().copied().unwrap_or_default(), 20)
     }
 
     /// Its commands, each with its index and database, without those that only select one.
@@ -113,9 +130,7 @@ impl Group {
         let mut rest = Group::instead_of(self);
         for (index, db, command) in self.entries().filter(|(index, ..)| !indexes.contains(index)) {
             rest.select(db);
-            rest.push(command.kind, command.once, command.repeated, |out| {
-                out.extend_from_slice(self.command_bytes(index));
-            });
+            rest.push(command, |out| out.extend_from_slice(self.command_bytes(index)));
         }
         rest
     }
@@ -187,6 +202,11 @@ pub(super) mod tests {
         group
     }
 
+    /// A command of the stream.
+    pub fn of_stream(once: bool) -> Command {
+        Command { start: 0, kind: CommandKind::Stream, once, repeated: false, at: 0 }
+    }
+
     /// Each command in words.
     pub fn words(group: &Group) -> Vec<String> {
         let command = |index| String::from_utf8_lossy(&group.arguments(index).join(&b' ')).into_owned();
@@ -195,7 +215,7 @@ pub(super) mod tests {
 
     fn push(group: &mut Group, text: &str, once: bool) {
         let words: Vec<&[u8]> = text.split(' ').map(str::as_bytes).collect();
-        group.push(CommandKind::Stream, once, false, |out| append_command(out, &words));
+        group.push(of_stream(once), |out| append_command(out, &words));
     }
 
     fn in_databases(commands: &[(u32, &str)]) -> Group {

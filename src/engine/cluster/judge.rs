@@ -4,17 +4,20 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
 use super::super::batch::CommandKind;
+use super::super::clocks;
+use super::super::net::NetError;
+use super::super::rebuilt::{Plan, taken_away};
 use super::super::rules::{Refusal, Rule, cure_of, refuses_payload, rule};
-use super::super::writer::{WriterError, key_named, named_by, renewal_is_over, restored_until};
+use super::super::whole::{Parts, Whole, tell_refused};
+use super::super::writer::{WriterError, key_named, named_by, renewal_is_over};
 use super::ask::taken_apart;
-use super::flight::{Outcome, outcome, size};
-use super::group::Group;
+use super::flight::{Obstacle, Outcome, obstacle, outcome, size};
+use super::group::{Group, Questions};
 use super::{ClusterWriter, HOLD, slots};
 use crate::config::{OnBadValue, OnExistingKey};
 use crate::format::escape;
-use crate::rdb::commands::{Rebuild, append_resp, value_to_commands};
-use crate::rdb::{describe_type, dump};
-use crate::resp::{Reply, append_command};
+use crate::rdb::describe_type;
+use crate::resp::Reply;
 use crate::status::{EventLevel, WriterState};
 
 impl ClusterWriter {
@@ -48,6 +51,7 @@ impl ClusterWriter {
         }
         match outcome {
             Outcome::Done(refusals) => {
+                self.note_pieces(&group, &refusals);
                 if let Some(size) = size {
                     self.tell_size(Ok(Some(size)));
                 }
@@ -55,8 +59,17 @@ impl ClusterWriter {
                     refusals.iter().map(|(index, _)| group.command_bytes(*index).len()).sum();
                 let ran = group.entries().count().saturating_sub(refusals.len());
                 self.count_applied(node, ran, group.bytes.len().saturating_sub(refused));
-                let rest = self.judge_refusals(&group, refusals)?;
-                self.settle(group, rest);
+                match self.judge_refusals(node, &group, refusals).await? {
+                    None => self.is_done(group),
+                    Some((rest, error)) => {
+                        let (slot, later) = (rest.slot, Some(Instant::now() + HOLD));
+                        self.queues.put_back(Box::new(rest), taken, later);
+                        match obstacle(&error, CommandKind::Part) {
+                            Some(Obstacle::Moved(address)) => self.slot_moved(node, slot, &address)?,
+                            _ => self.not_now(node, format!("slot {slot}: {error}"))?,
+                        }
+                    }
+                }
             }
             Outcome::Moved(address, ran) => {
                 again(&mut group, ran);
@@ -75,10 +88,23 @@ impl ClusterWriter {
                 self.not_now(node, format!("slot {slot}: {reason}"))?;
             }
             Outcome::Never(refused) => {
-                for (index, error) in &refused {
-                    self.refuse_for_good(&group, *index, error)?;
+                let mut removed = Vec::new();
+                for (index, error) in refused {
+                    if removed.contains(&index) {
+                        continue;
+                    }
+                    removed.push(index);
+                    if group.commands.get(index).is_some_and(|command| command.kind.is_part()) {
+                        let parts = group.parts(index);
+                        // Nothing of this group has run, but it may have been built by those before it.
+                        self.take_away(node, &group, index, &parts.built_before()).await?;
+                        self.refuse_value(&group, index, &parts, &error)?;
+                        removed.extend(parts.indexes);
+                    } else {
+                        self.refuse_for_good(&group, index, &error)?;
+                    }
                 }
-                let rest = group.without(&refused.iter().map(|(index, _)| *index).collect::<Vec<_>>());
+                let rest = group.without(&removed);
                 self.settle(group, rest);
             }
             Outcome::Stop(index, error, ran) => {
@@ -146,13 +172,16 @@ impl ClusterWriter {
         Ok(())
     }
 
-    /// The group ran; some of its commands were not done. Returns what must be done in their place.
-    fn judge_refusals(
+    /// The group ran; some of its commands were not done. Returns what must be sent again later, and why.
+    async fn judge_refusals(
         &mut self,
+        node: usize,
         group: &Group,
         refusals: Vec<(usize, Refusal)>,
-    ) -> Result<Group, WriterError> {
-        let mut instead = Group::instead_of(group);
+    ) -> Result<Option<(Group, String)>, WriterError> {
+        let mut later = Vec::new();
+        let refused: Vec<usize> = refusals.iter().map(|(index, _)| *index).collect();
+        let mut undone = Vec::new();
         // All of them before anything ends the run: a later start must not take them for ours.
         for (index, _) in refusals.iter().filter(|(_, refusal)| refusal.key_exists()) {
             let Some(command) = group.commands.get(*index).copied() else { continue };
@@ -163,7 +192,7 @@ impl ClusterWriter {
         }
         for (index, refusal) in refusals {
             let Some(command) = group.commands.get(index).copied() else { continue };
-            let (kind, db) = (command.kind, group.database_of(index));
+            let kind = command.kind;
             // Replay waits for the answer to a count, whatever it is.
             let awaited = kind == CommandKind::Count;
             let arguments = group.arguments(index);
@@ -174,8 +203,9 @@ impl ClusterWriter {
             if refusal == Refusal::KeyMissing && renewal_is_over(&arguments, self.settings.source.now_ms()) {
                 continue;
             }
-            if let (CommandKind::Rename { ends: true, .. }, Refusal::Error(error)) = (kind, &refusal)
-                && error.contains("no such key")
+            if let Refusal::Error(error) = &refusal
+                && let Some(at) = kind.ended_from(error)
+                && at <= self.now_there(node).await?
             {
                 continue;
             }
@@ -223,17 +253,32 @@ impl ClusterWriter {
                         &text,
                     );
                 }
+                Refusal::Error(error) if kind.is_part() => {
+                    let parts = group.parts(index);
+                    if !undone.contains(&parts.indexes) {
+                        self.take_away(node, group, index, &parts.standing(&refused)).await?;
+                        let gone = parts.rename == Some(index) && error.contains("no such key");
+                        let error = if gone { taken_away(&error) } else { error };
+                        self.refuse_value(group, index, &parts, &error)?;
+                        undone.push(parts.indexes);
+                    }
+                }
                 Refusal::Error(error) if kind.restores() && refuses_payload(&error) => {
-                    if let Err(second) =
-                        self.rebuild(&mut instead, db, &arguments, &group.arguments(index + 1), &error)
-                    {
+                    if let Err(second) = self.rebuild(node, group, index, &error).await? {
+                        if obstacle(&second, CommandKind::Part).is_some() {
+                            later.push((command.at, second));
+                            continue;
+                        }
                         self.refuse_for_good(group, index, &format!("{error}; and by commands: {second}"))?;
                     }
                 }
                 Refusal::Error(error) => self.refuse_for_good(group, index, &error)?,
             }
         }
-        Ok(instead)
+        let Some((_, error)) = later.first().cloned() else { return Ok(None) };
+        let again = |at: u64| later.iter().any(|(of, _)| *of == at);
+        let done = group.entries().filter(|(.., command)| !again(command.at)).map(|(index, ..)| index);
+        Ok(Some((group.without(&done.collect::<Vec<_>>()), error)))
     }
 
     /// A command was refused that may have been applied before: what stands behind it in its slot had come already, and comes again. A refusal for
@@ -251,50 +296,33 @@ impl ClusterWriter {
         events.reject(&node, EventLevel::Info, "REPEATED", "applied before", &key, &text);
     }
 
-    /// The commands in place of a RESTORE that was refused, as one transaction.
-    fn rebuild(
-        &self,
-        instead: &mut Group,
-        db: u32,
-        arguments: &[&[u8]],
-        next: &[&[u8]],
+    /// Rebuilds the value of a RESTORE that was refused, in its slot. The inner error says why that is impossible, too, or impossible now.
+    async fn rebuild(
+        &mut self,
+        node: usize,
+        group: &Group,
+        index: usize,
         refused: &str,
-    ) -> Result<(), String> {
-        let [_, key, _, payload, options @ ..] = arguments else {
-            return Err("the command has no payload".into());
+    ) -> Result<Result<(), String>, WriterError> {
+        let (arguments, next) = (group.arguments(index), group.arguments(index + 1));
+        let aside = slots::rebuilding_key(&self.settings.signature.id, group.slot);
+        let (db, target) = (group.database_of(index), self.settings.acceptance.target());
+        let plan = match Plan::new(db, &arguments, &next, &aside, target) {
+            Ok(plan) => plan,
+            Err(error) => return Ok(Err(error)),
         };
-        let payload = dump::parse_payload(payload).map_err(|error| error.to_string())?;
-        let has = |word: &[u8]| options.contains(&word);
-        let expire_at_ms = restored_until(arguments, next);
-        let aside = slots::rebuilding_key(&self.settings.signature.id, instead.slot);
-        let rebuild = Rebuild {
-            key: &aside,
-            target: self.settings.acceptance.target(),
-            replace: true,
-            expire_at_ms,
-            pending_ids: Vec::new(),
+        let connection = self.beside(node).await?;
+        let built = async {
+            let built = plan.build(connection, false).await?;
+            connection.request(&[b"SELECT", b"0"]).await?;
+            Ok::<_, NetError>(built)
         };
-        let mut built = Group::new(instead.slot, instead.upto);
-        built.select(db);
-        let loss =
-            value_to_commands(payload.type_byte, payload.raw, payload.dialect, rebuild, &mut |command| {
-                built.push(CommandKind::Rebuild, true, false, |out| append_resp(out, command));
-                Ok(())
-            })
-            .map_err(|error| error.to_string())?;
-        let (existing, verb): (_, &[u8]) = match has(b"REPLACE") {
-            true => (OnExistingKey::Rewrite, b"RENAME"),
-            false => (OnExistingKey::Panic, b"RENAMENX"),
+        let loss = match built.await {
+            Ok(Ok(loss)) => loss,
+            Ok(Err(error)) => return Ok(Err(error)),
+            Err(error) => return Err(self.begin_again(Some(node), error.to_string())),
         };
-        if existing == OnExistingKey::Rewrite {
-            // RENAME would do it, but not if the new value has ended.
-            let unlink = self.settings.acceptance.target().unlink();
-            built.push(CommandKind::Rebuild, true, false, |out| append_command(out, &[unlink, key]));
-        }
-        // Nobody can take it away within a transaction: if it is missing, it has ended.
-        let kind = CommandKind::Rename { existing, ends: true };
-        built.push(kind, true, false, |out| append_command(out, &[verb, &aside, key]));
-        instead.append(built);
+        let (key, payload) = (plan.key, &plan.payload);
         let shown = escape(key, 60);
         let what = describe_type(payload.type_byte, payload.dialect);
         let without = loss.describe().map_or(String::new(), |words| format!(", without {words}"));
@@ -309,6 +337,71 @@ impl ClusterWriter {
             );
             events.warn(&node, text);
         }
+        Ok(Ok(()))
+    }
+
+    /// Replay hears of refused pieces before it hears the size of what they made.
+    fn note_pieces(&self, group: &Group, refusals: &[(usize, Refusal)]) {
+        for (index, refusal) in refusals {
+            let piece = group.commands.get(*index).is_some_and(|command| command.kind == CommandKind::Piece);
+            if let (true, Refusal::Error(error)) = (piece, refusal) {
+                self.refuse_piece(group, *index, error);
+            }
+        }
+    }
+
+    fn refuse_piece(&self, group: &Group, index: usize, error: &str) {
+        self.settings.source.refuse_piece(format!("{} was refused: {error}", group.verb(index)));
+    }
+
+    /// Now by the clock of a node (Unix ms).
+    async fn now_there(&mut self, node: usize) -> Result<i64, WriterError> {
+        let connection = self.beside(node).await?;
+        let now = clocks::now_ms(connection).await;
+        now.map_err(|error| self.begin_again(Some(node), error.to_string()))
+    }
+
+    /// Removes what stands of a value that command `index` was a part of.
+    async fn take_away(
+        &mut self,
+        node: usize,
+        group: &Group,
+        index: usize,
+        keys: &[&[u8]],
+    ) -> Result<(), WriterError> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let mut questions = Questions::default();
+        questions.select(group.database_of(index));
+        let unlink = self.settings.acceptance.target().unlink();
+        let removed = questions.push(&[&[unlink], keys].concat());
+        match self.ask(node, questions).await?.get(removed) {
+            // The slot has moved, or the node takes no writes now: the value comes again.
+            Some(Reply::Error(error)) => Err(self.begin_again(Some(node), error.clone())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sets a value aside, or ends the run, as the rule says. Nothing of it stands on the destination.
+    fn refuse_value(
+        &self,
+        group: &Group,
+        index: usize,
+        parts: &Parts,
+        error: &str,
+    ) -> Result<(), WriterError> {
+        let Some(command) = group.commands.get(index) else { return Ok(()) };
+        let settings = &self.settings;
+        if rule(error, command.kind, settings.on_bad_value).0 == Rule::Stop {
+            return Err(self.refused(group, Some(index), error.to_owned()));
+        }
+        let (entry, target) = ((group.upto.generation, command.at), settings.acceptance.target());
+        let whole = Whole::read_for_writer(&settings.source, entry, target, error, &settings.shared.address)?;
+        let (db, source) = (group.database_of(index), &settings.source.address);
+        settings.quarantine.add(source, db, &parts.key, &whole.reason, &whole.command)?;
+        let (events, path) = (&settings.events, settings.quarantine.path());
+        tell_refused(events, &self.node_name(), &parts.key, &group.verb(index), error, path);
         Ok(())
     }
 
@@ -319,6 +412,10 @@ impl ClusterWriter {
         let key = arguments.get(named_by(kind)).copied().unwrap_or_default();
         match rule(error, kind, self.settings.on_bad_value).0 {
             // At run time a state that passes cannot be waited for any more: the rest is applied already.
+            Rule::Wait | Rule::Quarantine if kind == CommandKind::Piece => {
+                self.refuse_piece(group, index, error);
+                Ok(())
+            }
             Rule::Wait | Rule::Quarantine if kind == CommandKind::Count => {
                 // Replay sets the value aside.
                 self.tell_size(Err(error.to_owned()));
@@ -373,12 +470,14 @@ impl ClusterWriter {
     fn refused(&self, group: &Group, index: Option<usize>, error: String) -> WriterError {
         let arguments = index.map(|index| group.arguments(index)).unwrap_or_default();
         let kind = index.and_then(|index| group.commands.get(index)).map(|command| command.kind);
+        let part = index.filter(|_| kind.is_some_and(CommandKind::is_part));
+        let part = part.map(|index| escape(&group.parts(index).key, 60));
         let verb = arguments.first().copied().unwrap_or(b"a transaction");
         let (_, cure) = rule(&error, CommandKind::Restore, OnBadValue::Stop);
         WriterError::Refused {
             address: self.settings.shared.address.clone(),
             command: String::from_utf8_lossy(verb).into_owned(),
-            key: key_named(kind.unwrap_or(CommandKind::Select), &arguments),
+            key: part.or_else(|| key_named(kind.unwrap_or(CommandKind::Select), &arguments)),
             cure: cure.replace("<user>", self.user()),
             error,
         }

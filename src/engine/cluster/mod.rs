@@ -3,7 +3,7 @@
 //! ```text
 //!  batches ──distribute──► what waits, by slot ──take──► one flight per node ──answers──► rows done ──marks──► confirmed
 //!                                 ▲                                              │
-//!                                 └──────── moved, not now, rebuilt ◄────────────┘
+//!                                 └──────────── moved, not now ◄────────────────┘
 //! ```
 //!
 //! # Exactly once, without a transaction around everything

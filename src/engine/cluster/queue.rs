@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::super::batch::{CommandKind, Place, Progress};
 use super::super::confirm::Confirmed;
-use super::group::Group;
+use super::group::{Command, Group};
 
 /// Where a command comes from.
 #[derive(Debug, Clone, Copy)]
@@ -18,6 +18,8 @@ pub struct Origin {
     pub row: u64,
     /// Database in which it runs.
     pub db: u32,
+    /// Where its entry begins: offset in the stream, or byte of the RDB.
+    pub at: u64,
     /// A place behind it, and before what follows it.
     pub upto: Place,
     /// It may have been applied before.
@@ -119,7 +121,7 @@ impl Queues {
         });
         let before = group.bytes.len();
         group.select(origin.db);
-        group.push(kind, once, origin.repeated, write);
+        group.push(Command { start: 0, kind, once, repeated: origin.repeated, at: origin.at }, write);
         group.upto = group.upto.max(origin.upto);
         let first_of_row = group.rows.last() != Some(&origin.row);
         if first_of_row {
@@ -313,7 +315,7 @@ mod tests {
     }
 
     fn push(queues: &mut Queues, slot: u16, row: u64, word: &str) -> bool {
-        let origin = Origin { row, db: 0, upto: place(row), repeated: false };
+        let origin = Origin { row, db: 0, at: row, upto: place(row), repeated: false };
         queues.push(slot, origin, CommandKind::Stream, false, |out| append_command(out, &[word.as_bytes()]))
     }
 

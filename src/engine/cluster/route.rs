@@ -78,7 +78,8 @@ pub fn needs_transaction<'a>(
         CommandKind::Stream | CommandKind::Renew => {
             sent.transaction || !command::find(verb).is_some_and(|known| known.is_idempotent(count, argument))
         }
-        // Whole values. The others build one, which nobody should see before it is complete.
+        // They build a value, which nobody should see before it is complete.
+        CommandKind::Part | CommandKind::Piece => true,
         CommandKind::Rebuild => ![&b"SET"[..], b"UNLINK", b"DEL"].contains(&verb) || sent.transaction,
         // What stands before it in the batch (UNLINK, PEXPIREAT) is in the same slot, so in the same transaction.
         CommandKind::Rename { .. } => true,
@@ -163,11 +164,11 @@ mod tests {
             assert!(needs(CommandKind::Stream, false, text), "{text}");
         }
         assert!(!needs(CommandKind::Rebuild, false, "SET a 1"));
-        assert!(needs(CommandKind::Rebuild, false, "RPUSH a 1"));
+        assert!(needs(CommandKind::Part, false, "RPUSH a 1") && needs(CommandKind::Piece, false, "SET a 1"));
         assert!(!needs(CommandKind::Restore, false, "RESTORE a 0 x"));
         assert!(!needs(CommandKind::Count, false, "SCARD a"));
         for existing in [OnExistingKey::Rewrite, OnExistingKey::Panic, OnExistingKey::Skip] {
-            assert!(needs(CommandKind::Rename { existing, ends: false }, false, "RENAME {a}1 a"));
+            assert!(needs(CommandKind::Rename { existing, ends_at_ms: None }, false, "RENAME {a}1 a"));
         }
     }
 

@@ -3,7 +3,7 @@
 //! A value too large to hold is built in several batches. The odd thing: this thread then waits, once a value, until the
 //! destination has counted what came out. It differs from what the file holds where a field or member stands twice, which only the
 //! destination can find out in bounded memory, and where somebody has removed the temporary key meanwhile (eviction, FLUSHALL).
-//! Such a value gets no name.
+//! Such a value gets no name, and neither does one of which the destination refused a command: it is known by then, too.
 //!
 //! Rejected: remembering every name here, which takes memory by the size of the value; a script that compares and renames, which takes
 //! the right to run scripts.
@@ -12,16 +12,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc;
 
 use super::super::batch::{Batch, CommandKind, Counted};
-use super::super::events::unix_ms;
+use super::super::rebuilt::{Ahead, may_have_ended, wrong_size};
 use super::super::spool::{RdbReader, ReadEnd};
+use super::super::whole::Whole;
 use super::{End, Replay, ReplayError};
 use crate::config::OnExistingKey;
-use crate::format;
-use crate::rdb::commands::{CommandBuilder, PendingIds, Rebuild, append_resp};
+use crate::rdb::commands::{CommandBuilder, Rebuild, append_resp};
 use crate::rdb::{ByteList, Decoder, Dialect, Element, RdbError, visit_from};
-
-/// No two clocks are assumed to differ by more (ms): a field that ends so soon may have ended on the destination.
-const CLOCKS_DIFFER_MS: i64 = 3_600_000;
 
 /// A key whose value is read element by element.
 pub(super) struct LargeKey {
@@ -47,28 +44,6 @@ enum Looked {
     Ended(End),
 }
 
-/// What must be known of a value before it is built.
-#[derive(Default)]
-struct Ahead {
-    /// Pending entries of a stream must be known before its first entry is added.
-    pending: PendingIds,
-    /// How large it is, and the command that tells.
-    size: Option<(&'static str, u64)>,
-    /// Some of its fields end by themselves.
-    fields_end: bool,
-}
-
-impl Ahead {
-    fn add(&mut self, element: Element<'_>) {
-        self.pending.add(element);
-        self.fields_end |= matches!(element, Element::Field { expire_at_ms: Some(_), .. });
-        if let Some((command, size)) = element.counts() {
-            let so_far = self.size.map_or(0, |(_, size)| size);
-            self.size = Some((command, so_far + size));
-        }
-    }
-}
-
 impl Replay {
     /// Rebuilds a value too large to hold, element by element and in several batches, under a temporary key that is renamed
     /// when it is complete. Until then the checkpoint stays before the key, so a restart begins it anew.
@@ -81,6 +56,9 @@ impl Replay {
         existing: OnExistingKey,
     ) -> Result<Option<End>, ReplayError> {
         let building = self.building_key(&large.key);
+        let begins = batch.at;
+        // Of a value whose building was given up half-way.
+        self.shared.take_refused_piece();
         // It may be left behind by a crash.
         self.note(large.db, &building);
         let at = decoder.position();
@@ -98,10 +76,10 @@ impl Replay {
             target: self.target,
             replace: true,
             expire_at_ms: None,
-            pending_ids: ahead.pending.into_sorted(),
+            pending_ids: std::mem::take(&mut ahead.pending).into_sorted(),
         });
         let mut sink = |command: &ByteList| {
-            batch.begin(CommandKind::Rebuild);
+            batch.begin(CommandKind::Piece);
             append_resp(&mut batch.bytes, command);
             if batch.is_full(self.command_limit, self.byte_limit) && !self.send(batch) {
                 return Err(RdbError::Io(std::io::Error::other(ReadEnd::Stopped)));
@@ -116,39 +94,43 @@ impl Replay {
             Err(error) => return self.rdb_end(error).map(Some),
         };
         let fields_end = ahead.fields_end && self.target.has_field_ttl();
-        if let Some((command, expected)) = ahead.size {
-            let Some(counted) = self.count(batch, &building, command) else { return Ok(Some(End::Stopped)) };
-            let flaw = match counted {
-                Ok(None) => None,
-                Ok(Some(found)) if found == expected => None,
-                Ok(Some(found)) => {
-                    let mut ended = 0;
-                    if fields_end && found < expected {
-                        let now = i64::try_from(unix_ms()).unwrap_or(i64::MAX);
-                        let mut add = |element: Element<'_>| {
-                            let Element::Field { expire_at_ms: Some(at), .. } = element else { return };
-                            ended += u64::from(at <= now.saturating_add(CLOCKS_DIFFER_MS));
-                        };
-                        if let Looked::Ended(end) = self.look(generation, at, large, &mut add)? {
-                            return Ok(Some(end));
-                        }
-                    }
-                    let explained = (expected.saturating_sub(ended)..=expected).contains(&found);
-                    (!explained).then(|| wrong_size(command, expected, found))
-                }
-                Err(error) => {
-                    Some(format!("the destination did not count what had been built of it: {error}"))
-                }
+        let ends_at_ms = ahead.ends_at_ms(large.expire_at_ms, self.target);
+        // Asked of every value: with the answer it is known, too, whether the pieces were accepted.
+        let (command, expected) = ahead.size();
+        let Some(counted) = self.count(batch, &building, command) else { return Ok(Some(End::Stopped)) };
+        if let Some(refused) = self.shared.take_refused_piece() {
+            batch.push(CommandKind::Rebuild, &[self.target.unlink(), &building]);
+            let whole = match Whole::read(&self.shared, generation, begins, self.target, &refused) {
+                Ok(whole) => whole,
+                Err(error) => return self.rdb_end(error).map(Some),
             };
-            if let Some(reason) = flaw {
-                batch.push(CommandKind::Rebuild, &[self.target.unlink(), &building]);
-                self.set_aside(large.db, &large.key, &reason, &[])?;
-                return Ok(None);
+            self.set_aside(large.db, &large.key, &whole.reason, &whole.command)?;
+            return Ok(None);
+        }
+        let flaw = match counted {
+            Ok(None) => None,
+            Ok(Some(found)) if found == expected => None,
+            Ok(Some(found)) => {
+                let mut ended = 0;
+                if fields_end && found < expected {
+                    let mut add = |element: Element<'_>| ended += u64::from(may_have_ended(&element));
+                    if let Looked::Ended(end) = self.look(generation, at, large, &mut add)? {
+                        return Ok(Some(end));
+                    }
+                }
+                let explained = (expected.saturating_sub(ended)..=expected).contains(&found);
+                (!explained).then(|| wrong_size(command, expected, found))
             }
+            Err(error) => Some(format!("the destination did not count what had been built of it: {error}")),
+        };
+        if let Some(reason) = flaw {
+            batch.push(CommandKind::Rebuild, &[self.target.unlink(), &building]);
+            self.set_aside(large.db, &large.key, &reason, &[])?;
+            return Ok(None);
         }
         self.report_loss(&large.key, loss);
         let name = Name { built: &building, key: &large.key, expire_at_ms: large.expire_at_ms };
-        self.give_name(batch, name, existing, fields_end);
+        self.give_name(batch, name, existing, ends_at_ms);
         batch.entries += 1;
         Ok(None)
     }
@@ -195,45 +177,31 @@ impl Replay {
         counted
     }
 
-    /// Gives what has been built its name and its time of expiry. `fields_end`: it may be gone by then, with its last field.
+    /// Gives what has been built its name and its time of expiry. `ends_at_ms`: see [`CommandKind::Rename`].
     pub(super) fn give_name(
         &self,
         batch: &mut Batch,
         name: Name<'_>,
         existing: OnExistingKey,
-        fields_end: bool,
+        ends_at_ms: Option<i64>,
     ) {
         let Name { built, key, expire_at_ms } = name;
-        let kind = CommandKind::Rename { existing, ends: fields_end || expire_at_ms.is_some() };
+        let kind = CommandKind::Rename { existing, ends_at_ms };
         if existing == OnExistingKey::Rewrite {
             // RENAME would do it, but not if the new value has ended.
-            batch.push(CommandKind::Rebuild, &[self.target.unlink(), key]);
+            batch.push(CommandKind::Part, &[self.target.unlink(), key]);
         }
         // A time that is past removes it.
         if let Some(at) = expire_at_ms {
-            batch.push(CommandKind::Rebuild, &[b"PEXPIREAT", built, at.to_string().as_bytes()]);
+            batch.push(CommandKind::Part, &[b"PEXPIREAT", built, at.to_string().as_bytes()]);
         }
         match existing {
             OnExistingKey::Rewrite => batch.push(kind, &[b"RENAME", built, key]),
             OnExistingKey::Panic => batch.push(kind, &[b"RENAMENX", built, key]),
             OnExistingKey::Skip => {
                 batch.push(kind, &[b"RENAMENX", built, key]);
-                batch.push(CommandKind::Rebuild, &[self.target.unlink(), built]);
+                batch.push(CommandKind::Part, &[self.target.unlink(), built]);
             }
         }
     }
-}
-
-fn wrong_size(command: &str, expected: u64, found: u64) -> String {
-    let unit = if command == "STRLEN" { "bytes" } else { "elements" };
-    let cause = match command {
-        "HLEN" | "SCARD" | "ZCARD" if found < expected => {
-            "a field or member stands twice in the file, or the destination removed some meanwhile (maxmemory-policy, FLUSHALL)"
-        }
-        _ => {
-            "somebody on the destination changed or removed it while it was built (maxmemory-policy, FLUSHALL)"
-        }
-    };
-    let (expected, found) = (format::number(expected), format::number(found));
-    format!("the file holds {expected} {unit}, but {found} came out ({command}): {cause}")
 }

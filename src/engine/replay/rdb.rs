@@ -6,6 +6,7 @@ use super::super::batch::{Batch, CommandKind, PairVerb, Position};
 use super::super::events::unix_ms;
 use super::super::quarantine::{MOST_KEPT, without_content};
 use super::super::spool::{Manifest, RdbReader, ReadEnd, SpoolError};
+use super::super::whole;
 use super::aside::{LargeKey, Name};
 use super::databases::Emptied;
 use super::{End, Replay, ReplayError};
@@ -299,7 +300,7 @@ impl Replay {
         // 0 = always by commands, which cannot carry what only a module understands.
         let module = entry.type_byte == types::MODULE_2;
         let only_restore = module && self.max_bulk_len == 0;
-        let meta = self.meta_of(entry);
+        let meta = whole::meta_of(entry, self.target);
         let fits = only_restore || dump::payload_len(meta.len() + raw.len()) as u64 <= self.max_bulk_len;
         // Before Redis 5.0 the time is a command of its own, which must not meet a key that is kept.
         let ends_by_itself = entry.expire_at_ms.is_some() && !self.target.has_redis(5, 0);
@@ -344,11 +345,6 @@ impl Replay {
         };
         visit_from(reader, at, large.type_byte, large.dialect, &mut see).ok()?;
         (longest > limit).then(|| too_long(longest, limit))
-    }
-
-    /// The metadata of a key as far as the destination takes it.
-    fn meta_of<'a>(&self, entry: &Entry<'a>) -> &'a [u8] {
-        entry.meta.filter(|_| self.target.has_redis(8, 6)).unwrap_or_default()
     }
 
     fn tell_meta_lost(&self, entry: &Entry<'_>) {
@@ -402,12 +398,12 @@ impl Replay {
         match built {
             Ok(loss) => {
                 for command in commands.iter() {
-                    batch.push_raw(CommandKind::Rebuild, command);
+                    batch.push_raw(CommandKind::Part, command);
                 }
                 if !direct {
-                    // Nobody can take it away within a transaction: if it is missing, all of its fields have ended.
+                    // Nobody can take it away within a transaction: if it is missing, it has ended, or all of its fields have.
                     let name = Name { built: &building, key: entry.key, expire_at_ms: entry.expire_at_ms };
-                    self.give_name(batch, name, on_existing_key, true);
+                    self.give_name(batch, name, on_existing_key, Some(0));
                 }
                 batch.entries += 1;
                 self.tell_meta_lost(entry);
@@ -481,28 +477,17 @@ impl Replay {
         version: u16,
         reason: &str,
     ) -> Result<(), ReplayError> {
-        let mut command = Vec::new();
         if let Some(raw) = raw.filter(|raw| raw.len() > MOST_KEPT) {
             let what = describe_type(entry.type_byte, entry.dialect);
             return self.set_aside(entry.db, entry.key, &without_content(reason, &what, raw.len()), &[]);
         }
-        if let Some(raw) = raw {
-            let meta = self.meta_of(entry);
+        let command = raw.map_or(Vec::new(), |raw| {
+            let meta = whole::meta_of(entry, self.target);
             if meta.is_empty() {
                 self.tell_meta_lost(entry);
             }
-            let mut payload = Vec::new();
-            dump::append_payload_with_meta(&mut payload, meta, entry.type_byte, raw, version);
-            // To be sent by hand or by `quarantine replay`, at any later time.
-            append_array_header(&mut command, if entry.expire_at_ms.is_some() { 5 } else { 4 });
-            let ttl = entry.expire_at_ms.unwrap_or(0).to_string();
-            for argument in [&b"RESTORE"[..], entry.key, ttl.as_bytes(), &payload] {
-                append_bulk(&mut command, argument);
-            }
-            if entry.expire_at_ms.is_some() {
-                append_bulk(&mut command, b"ABSTTL");
-            }
-        }
+            whole::restore(entry, raw, meta, version)
+        });
         self.set_aside(entry.db, entry.key, reason, &command)
     }
 

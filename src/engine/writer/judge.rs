@@ -8,7 +8,9 @@ use tokio::time::timeout;
 
 use super::super::batch::{Batch, CommandKind, Position};
 use super::super::net::{Connection, NetError};
+use super::super::rebuilt::taken_away;
 use super::super::rules::{Refusal, Rule, cause_of_abort, refuses_payload, rule};
+use super::super::whole::{Parts, Whole, tell_refused};
 use super::link::{Beside, STALL_LIMIT};
 use super::{Flight, PROLOGUE, Writer, WriterError};
 use crate::command;
@@ -52,6 +54,11 @@ impl Writer {
                     };
                     let kind = flight.batch.commands.get(index).map(|command| command.kind);
                     match (result, kind) {
+                        // Said before the answer to the count behind it.
+                        (Reply::Error(error), Some(CommandKind::Piece)) => {
+                            flight.batch.refuse_piece(index, error);
+                            refusals.push((index, Refusal::Error(error.clone())));
+                        }
                         (Reply::Error(error), _) => refusals.push((index, Refusal::Error(error.clone()))),
                         (Reply::Integer(size), Some(CommandKind::Count)) => {
                             flight.batch.tell_size(Ok(Some(u64::try_from(*size).unwrap_or_default())));
@@ -95,6 +102,8 @@ impl Writer {
         let taken = self.note_foreign(batch, &refusals).await?;
         // On ours the next batch is open.
         let mut beside = Beside::default();
+        let refused: Vec<usize> = refusals.iter().map(|(index, _)| *index).collect();
+        let mut undone = Vec::new();
         for (index, refusal) in refusals {
             let kind = batch.commands.get(index).map_or(CommandKind::Select, |command| command.kind);
             let arguments = batch.arguments(index);
@@ -105,8 +114,9 @@ impl Writer {
                 // It has expired on the source too.
                 continue;
             }
-            if let (CommandKind::Rename { ends: true, .. }, Refusal::Error(error)) = (kind, &refusal)
-                && error.contains("no such key")
+            if let Refusal::Error(error) = &refusal
+                && let Some(at) = kind.ended_from(error)
+                && at <= self.now_there(&mut beside).await?
             {
                 continue;
             }
@@ -132,6 +142,17 @@ impl Writer {
                     return self.stop(batch, index, verb, Some(key), error);
                 }
                 Refusal::Error(error) => {
+                    if kind.is_part() {
+                        let parts = batch.parts(index);
+                        if !undone.contains(&parts.indexes) {
+                            self.take_away(&mut beside, batch, index, &parts.standing(&refused)).await?;
+                            let gone = parts.rename == Some(index) && error.contains("no such key");
+                            let error = if gone { taken_away(&error) } else { error };
+                            self.refuse_value(batch, index, &parts, &error)?;
+                            undone.push(parts.indexes);
+                        }
+                        continue;
+                    }
                     let error = if kind.restores() && refuses_payload(&error) {
                         match self.rebuild(&mut beside, batch, index, &error).await? {
                             Ok(()) => continue,
@@ -141,6 +162,8 @@ impl Writer {
                         error
                     };
                     match rule(&error, kind, self.on_bad_value).0 {
+                        // Replay has heard of it.
+                        Rule::Wait | Rule::Quarantine if kind == CommandKind::Piece => {}
                         // At run time a state that passes cannot be waited for any more: the rest is applied already.
                         Rule::Wait | Rule::Quarantine => self.set_aside(batch, index, &error)?,
                         Rule::Stop => {
@@ -225,10 +248,12 @@ impl Writer {
                     let arguments = index.map(|index| batch.arguments(index)).unwrap_or_default();
                     // Before the batch stand MULTI and SELECT, behind it the checkpoint and EXEC.
                     let verb = arguments.first().copied().unwrap_or(b"a transaction");
+                    let part =
+                        index.filter(|_| kind.is_part()).map(|index| escape(&batch.parts(index).key, 60));
                     return Err(WriterError::Refused {
                         address: self.shared.address.clone(),
                         command: String::from_utf8_lossy(verb).into_owned(),
-                        key: key_named(kind, &arguments),
+                        key: part.or_else(|| key_named(kind, &arguments)),
                         error,
                         cure: self.name_user(&cure),
                     });
@@ -244,11 +269,27 @@ impl Writer {
             }
             return Ok(Ok(()));
         }
+        let mut beside = Beside::default();
+        let mut removed = Vec::new();
         for (index, error) in &never {
             batch.source.errors.fetch_add(1, Relaxed);
-            self.set_aside(batch, *index, error)?;
+            match batch.commands.get(*index).map(|command| command.kind) {
+                Some(kind) if kind.is_part() => {
+                    let parts = batch.parts(*index);
+                    if !removed.contains(index) {
+                        // Nothing of this batch has run, but it may have been built by those before it.
+                        self.take_away(&mut beside, batch, *index, &parts.built_before()).await?;
+                        self.refuse_value(batch, *index, &parts, error)?;
+                        removed.extend(parts.indexes);
+                    }
+                    continue;
+                }
+                Some(CommandKind::Piece) => batch.refuse_piece(*index, error),
+                _ => self.set_aside(batch, *index, error)?,
+            }
+            removed.push(*index);
         }
-        batch.remove(&never.into_iter().map(|(index, _)| index).collect::<Vec<_>>());
+        batch.remove(&removed);
         self.shared.retries.fetch_add(1, Relaxed);
         Ok(Ok(()))
     }
@@ -333,6 +374,28 @@ impl Writer {
             self.set_aside(batch, index, &error)?;
         }
         Err(self.refused(command, key, error))
+    }
+
+    /// Sets a value aside, or ends the run, as the rule says. Nothing of it stands on the destination.
+    fn refuse_value(
+        &self,
+        batch: &Batch,
+        index: usize,
+        parts: &Parts,
+        error: &str,
+    ) -> Result<(), WriterError> {
+        let Some(command) = batch.commands.get(index) else { return Ok(()) };
+        let verb = batch.verb(index);
+        if rule(error, command.kind, self.on_bad_value).0 == Rule::Stop {
+            return Err(self.refused(verb, Some(escape(&parts.key, 60)), error.to_owned()));
+        }
+        let (entry, target) = ((batch.progress.generation, command.at), self.acceptance.target());
+        let whole = Whole::read_for_writer(&batch.source, entry, target, error, &self.shared.address)?;
+        let (db, source) = (batch.database_of(index), &batch.source.address);
+        self.quarantine.add(source, db, &parts.key, &whole.reason, &whole.command)?;
+        let (events, path) = (&self.events, self.quarantine.path());
+        tell_refused(events, &self.node(), &parts.key, &verb, error, path);
+        Ok(())
     }
 
     /// The destination refused something that neither waiting nor setting aside would cure.

@@ -173,7 +173,9 @@ impl Writer {
         let result = self.serve().await;
         let state = match &result {
             Ok(()) => WriterState::Closed,
-            Err(WriterError::CheckpointMoved { .. }) => WriterState::Reconnecting,
+            Err(WriterError::CheckpointMoved { .. } | WriterError::BeginAgain { .. }) => {
+                WriterState::Reconnecting
+            }
             Err(_) => WriterState::Failed,
         };
         self.shared.enter(state, result.as_ref().err().map(ToString::to_string));

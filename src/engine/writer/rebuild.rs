@@ -9,16 +9,18 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::super::batch::{Batch, CommandKind};
+use super::super::clocks;
 use super::super::events::unix_ms;
 use super::super::net::{Connection, NetError};
+use super::super::rebuilt::Plan;
 use super::super::rules::Refusal;
 use super::super::rules::{Rule, rule};
 use super::link::Beside;
 use super::{Writer, WriterError};
 use crate::config::OnBadValue;
 use crate::format::escape;
-use crate::rdb::commands::{Rebuild, append_resp, value_to_commands};
-use crate::rdb::{describe_type, dump};
+use crate::rdb::commands::Loss;
+use crate::rdb::describe_type;
 use crate::resp::{Reply, append_command};
 use crate::status::{EventLevel, WriterState};
 
@@ -26,17 +28,6 @@ use crate::status::{EventLevel, WriterState};
 /// one of those may be half-way at this moment.
 pub fn rebuilding_key(run_id: &str) -> Vec<u8> {
     format!("shakedeck:rebuilding:{run_id}").into_bytes()
-}
-
-/// The commands that make one value aside, and what is to become of it.
-struct Plan<'a> {
-    db: u32,
-    key: &'a [u8],
-    aside: &'a [u8],
-    bytes: Vec<u8>,
-    count: usize,
-    replace: bool,
-    expires: bool,
 }
 
 impl Writer {
@@ -48,45 +39,17 @@ impl Writer {
         index: usize,
         refused: &str,
     ) -> Result<Result<(), String>, WriterError> {
-        let arguments = batch.arguments(index);
-        let [_, key, _, payload, options @ ..] = arguments.as_slice() else {
-            return Ok(Err("the command has no payload".into()));
+        let (arguments, next) = (batch.arguments(index), batch.arguments(index + 1));
+        let (db, target) = (batch.database_of(index), self.acceptance.target());
+        let plan = match Plan::new(db, &arguments, &next, &self.rebuilding_key, target) {
+            Ok(plan) => plan,
+            Err(error) => return Ok(Err(error)),
         };
-        let has = |word: &[u8]| options.contains(&word);
-        let payload = match dump::parse_payload(payload) {
-            Ok(payload) => payload,
-            Err(error) => return Ok(Err(error.to_string())),
-        };
-        let expire_at_ms = restored_until(&arguments, &batch.arguments(index + 1));
-        let mut plan = Plan {
-            db: batch.database_of(index),
-            key,
-            aside: &self.rebuilding_key,
-            bytes: Vec::new(),
-            count: 0,
-            replace: has(b"REPLACE"),
-            expires: expire_at_ms.is_some(),
-        };
-        let rebuild = Rebuild {
-            key: &self.rebuilding_key,
-            target: self.acceptance.target(),
-            replace: true,
-            expire_at_ms,
-            pending_ids: Vec::new(),
-        };
-        let built =
-            value_to_commands(payload.type_byte, payload.raw, payload.dialect, rebuild, &mut |command| {
-                append_resp(&mut plan.bytes, command);
-                plan.count += 1;
-                Ok(())
-            });
-        let loss = match built {
+        let loss = match self.until_answered(beside, &plan).await? {
             Ok(loss) => loss,
-            Err(error) => return Ok(Err(error.to_string())),
+            Err(error) => return Ok(Err(error)),
         };
-        if let Err(error) = self.until_answered(beside, &plan).await? {
-            return Ok(Err(error));
-        }
+        let (key, payload) = (plan.key, &plan.payload);
         let shown = escape(key, 60);
         let what = describe_type(payload.type_byte, payload.dialect);
         let without = loss.describe().map_or(String::new(), |words| format!(", without {words}"));
@@ -115,11 +78,11 @@ impl Writer {
         &self,
         beside: &mut Beside,
         plan: &Plan<'_>,
-    ) -> Result<Result<(), String>, WriterError> {
+    ) -> Result<Result<Loss, String>, WriterError> {
         let mut again = false;
         loop {
             let connection = self.beside(beside).await?;
-            match build(connection, plan, again).await {
+            match plan.build(connection, again).await {
                 Ok(Err(error)) => match rule(&error, CommandKind::Rebuild, OnBadValue::Quarantine) {
                     (Rule::Wait, cure) if !self.wishes.borrow().stop => {
                         self.shared
@@ -135,7 +98,7 @@ impl Writer {
                         ));
                     }
                 },
-                Ok(Ok(())) => return Ok(Ok(())),
+                Ok(Ok(loss)) => return Ok(Ok(loss)),
                 Err(error) if error.is_transient() && !self.wishes.borrow().stop => beside.lost(),
                 Err(error) => return Err(error.into()),
             }
@@ -143,9 +106,57 @@ impl Writer {
         }
     }
 
+    /// Now by the destination's clock (Unix ms).
+    pub(super) async fn now_there(&self, beside: &mut Beside) -> Result<i64, WriterError> {
+        loop {
+            let connection = self.beside(beside).await?;
+            match clocks::now_ms(connection).await {
+                Ok(now) => return Ok(now),
+                Err(error) if error.is_transient() && !self.wishes.borrow().stop => beside.lost(),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Removes what stands of a value that command `index` was a part of.
+    pub(super) async fn take_away(
+        &self,
+        beside: &mut Beside,
+        batch: &Batch,
+        index: usize,
+        keys: &[&[u8]],
+    ) -> Result<(), WriterError> {
+        let db = batch.database_of(index).to_string();
+        let unlink = self.acceptance.target().unlink();
+        while !keys.is_empty() {
+            let connection = self.beside(beside).await?;
+            let removed = async {
+                connection.request(&[b"SELECT", db.as_bytes()]).await?;
+                connection.request(&[&[unlink], keys].concat()).await
+            };
+            match removed.await {
+                Ok(Reply::Error(error)) => match self.passing(&error, CommandKind::Part) {
+                    Some(reason) if !self.wishes.borrow().stop => self.wait(reason).await,
+                    _ => return Err(self.refused("the removal of a part".into(), None, error)),
+                },
+                Ok(_) => break,
+                Err(error) if error.is_transient() && !self.wishes.borrow().stop => beside.lost(),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
     /// The batch has run, but its answers were lost with the connection. Which entries of the RDB were refused is found out by
-    /// asking again: RESTOREs are repeated, which changes nothing where the first one was accepted.
+    /// asking again: RESTOREs are repeated, which changes nothing where the first one was accepted. Commands that build a value cannot
+    /// be repeated singly: applying begins again before the batch.
     pub(super) async fn judge_unanswered(&self, batch: &Batch) -> Result<(), WriterError> {
+        if batch.commands.iter().any(|command| command.kind.is_part() || command.kind == CommandKind::Piece) {
+            return Err(WriterError::BeginAgain {
+                address: self.shared.address.clone(),
+                reason: "the answers to commands that build a value were lost".into(),
+            });
+        }
         let asked = |kind: CommandKind| {
             kind.restores() || matches!(kind, CommandKind::SetIfNone | CommandKind::Count)
         };
@@ -174,43 +185,6 @@ pub fn restored_until(restore: &[&[u8]], next: &[&[u8]]) -> Option<i64> {
         (Some(ttl), _) => Some(ttl.saturating_add(unix_ms() as i64)),
         (None, [b"PEXPIREAT", same, at]) if same == key => number(at),
         (None, _) => None,
-    }
-}
-
-/// Builds the value aside and gives it its name. The inner error is the destination's answer.
-async fn build(
-    connection: &mut Connection,
-    plan: &Plan<'_>,
-    again: bool,
-) -> Result<Result<(), String>, NetError> {
-    connection.request(&[b"SELECT", plan.db.to_string().as_bytes()]).await?;
-    connection.send(&plan.bytes, "the commands in place of RESTORE").await?;
-    let mut refused = None;
-    for _ in 0..plan.count {
-        if let Reply::Error(error) = connection.read_reply("the commands in place of RESTORE").await? {
-            refused.get_or_insert(error);
-        }
-    }
-    if let Some(error) = refused {
-        connection.request(&[b"DEL", plan.aside]).await?;
-        return Ok(Err(error));
-    }
-    // After a first try whose answer was lost the name may be taken by the value itself.
-    let verb: &[u8] = if plan.replace || again { b"RENAME" } else { b"RENAMENX" };
-    match connection.request(&[verb, plan.aside, plan.key]).await? {
-        // Expired in the meantime, or long ago.
-        Reply::Error(error) if plan.expires && error.contains("no such key") => {
-            if plan.replace {
-                connection.request(&[b"DEL", plan.key]).await?;
-            }
-            Ok(Ok(()))
-        }
-        Reply::Error(error) => Ok(Err(error)),
-        Reply::Integer(0) => {
-            connection.request(&[b"DEL", plan.aside]).await?;
-            Ok(Err("BUSYKEY Target key name already exists.".into()))
-        }
-        _ => Ok(Ok(())),
     }
 }
 
