@@ -152,8 +152,8 @@ pub(crate) fn visit(
     match type_byte {
         types::STRING => visit_string(src, sink),
         types::LIST => repeat(src, |src| {
-            src.string(&mut first)?;
-            emit(sink, Element::Item(&first))
+            let (item, []) = src.string_and(&mut first)?;
+            emit(sink, Element::Item(item))
         }),
         types::LIST_ZIPLIST => each_item(Ziplist::new(blob(src, &mut first)?)?, sink),
         types::LIST_QUICKLIST => repeat(src, |src| each_item(Ziplist::new(blob(src, &mut first)?)?, sink)),
@@ -163,8 +163,8 @@ pub(crate) fn visit(
             _ => Err(Fault::Bad("quicklist node that is neither plain nor packed")),
         }),
         types::SET => repeat(src, |src| {
-            src.string(&mut first)?;
-            emit(sink, Element::Member(&first))
+            let (member, []) = src.string_and(&mut first)?;
+            emit(sink, Element::Member(member))
         }),
         types::SET_INTSET => intset(blob(src, &mut first)?, |number| {
             emit(sink, Element::Member(Packed::Int(number).text(&mut second)))
@@ -182,19 +182,19 @@ pub(crate) fn visit(
             emit(sink, Element::Scored { member: &first, score })
         }),
         types::ZSET_2 => repeat(src, |src| {
-            src.string(&mut first)?;
-            let score = f64::from_le_bytes(src.array()?);
+            let (member, score) = src.string_and(&mut first)?;
+            let score = f64::from_le_bytes(score);
             if score.is_nan() {
                 return Err(Fault::Bad("a score that is not a number"));
             }
-            emit(sink, Element::Scored { member: &first, score })
+            emit(sink, Element::Scored { member, score })
         }),
         types::ZSET_ZIPLIST => each_scored(Ziplist::new(blob(src, &mut first)?)?, sink),
         types::ZSET_LISTPACK => each_scored(Listpack::new(blob(src, &mut first)?)?, sink),
         types::HASH => repeat(src, |src| {
             src.string(&mut first)?;
-            src.string(&mut second)?;
-            emit(sink, Element::Field { field: &first, value: &second, expire_at_ms: None })
+            let (value, []) = src.string_and(&mut second)?;
+            emit(sink, Element::Field { field: &first, value, expire_at_ms: None })
         }),
         types::HASH_ZIPMAP => zipmap(blob(src, &mut first)?, |field, value| {
             emit(sink, Element::Field { field, value, expire_at_ms: None })
@@ -210,9 +210,9 @@ pub(crate) fn visit(
         }
         types::HASH_22 if dialect == Dialect::Valkey => repeat(src, |src| {
             src.string(&mut first)?;
-            src.string(&mut second)?;
-            let expire_at_ms = Some(src.i64_le()?).filter(|&at| at != -1);
-            emit(sink, Element::Field { field: &first, value: &second, expire_at_ms })
+            let (value, at) = src.string_and(&mut second)?;
+            let expire_at_ms = Some(i64::from_le_bytes(at)).filter(|&at| at != -1);
+            emit(sink, Element::Field { field: &first, value, expire_at_ms })
         }),
         // Times are absolute in the release candidates; in the final version they count from the lowest, plus one.
         types::HASH_22 => each_field_with_ttl(src, 0, sink),
@@ -320,9 +320,9 @@ fn each_field_with_ttl(src: &mut impl Source, base: i64, sink: Sink<'_>) -> Resu
     repeat(src, |src| {
         let ttl = src.length()?;
         src.string(&mut field)?;
-        src.string(&mut value)?;
+        let (value, []) = src.string_and(&mut value)?;
         let expire_at_ms = (ttl != 0).then_some(base.wrapping_add(ttl as i64));
-        emit(sink, Element::Field { field: &field, value: &value, expire_at_ms })
+        emit(sink, Element::Field { field: &field, value, expire_at_ms })
     })
 }
 

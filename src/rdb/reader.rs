@@ -100,6 +100,7 @@ pub(crate) trait Source {
         self.length_after(first)
     }
 
+    #[inline]
     fn length_after(&mut self, first: u8) -> Result<u64, Fault> {
         Ok(match first {
             0x00..=0x3f => u64::from(first),
@@ -111,6 +112,7 @@ pub(crate) trait Source {
         })
     }
 
+    #[inline]
     fn string_head(&mut self) -> Result<StringHead, Fault> {
         let first = self.byte()?;
         Ok(match first {
@@ -143,7 +145,12 @@ pub(crate) trait Source {
 
     /// Appends a string, decoded, to `out`, which grows only as bytes arrive.
     fn string_into(&mut self, out: &mut Vec<u8>) -> Result<(), Fault> {
-        match self.held_head()? {
+        let head = self.held_head()?;
+        self.string_after(head, out)
+    }
+
+    fn string_after(&mut self, head: StringHead, out: &mut Vec<u8>) -> Result<(), Fault> {
+        match head {
             StringHead::Plain(mut left) => {
                 while left > 0 {
                     let piece = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
@@ -158,6 +165,25 @@ pub(crate) trait Source {
             }
         }
         Ok(())
+    }
+
+    /// A string and the `N` bytes behind it. Most strings need no copy: they are lent where they stand.
+    fn string_and<'s, const N: usize>(
+        &'s mut self,
+        scratch: &'s mut Vec<u8>,
+    ) -> Result<(&'s [u8], [u8; N]), Fault> {
+        match self.held_head()? {
+            StringHead::Plain(length) if length <= PIECE as u64 => {
+                let both = self.take(length as usize + N)?;
+                let (text, behind) = both.split_last_chunk().ok_or(Fault::End)?;
+                Ok((text, *behind))
+            }
+            head => {
+                scratch.clear();
+                self.string_after(head, scratch)?;
+                Ok((scratch, self.array()?))
+            }
+        }
     }
 
     /// Reads a string into a reused buffer.
@@ -370,6 +396,24 @@ impl<R: Read> Input<R> {
         Ok(())
     }
 
+    /// Passes over more bytes than have arrived.
+    #[cold]
+    fn skip_beyond(&mut self, n: u64) -> Result<(), Fault> {
+        if self.held.is_some() {
+            return self.take(usize::try_from(n).map_err(|_| Fault::TooLarge)?).map(|_| ());
+        }
+        let mut left = n;
+        while left > 0 {
+            if self.at == self.end {
+                self.fill(1)?;
+            }
+            let step = left.min((self.end - self.at) as u64);
+            self.at += step as usize;
+            left -= step;
+        }
+        Ok(())
+    }
+
     /// Moves what is still needed to the front; doubles the buffer when that is most of it, so that moving stays cheap.
     fn make_room(&mut self) {
         let from = self.held.unwrap_or(self.at).min(self.at);
@@ -400,24 +444,13 @@ impl<R: Read> Source for Input<R> {
         Ok(&self.buffer[from..self.at])
     }
 
+    #[inline]
     fn skip(&mut self, n: u64) -> Result<(), Fault> {
         if n <= (self.ready - self.at) as u64 {
             self.at += n as usize;
             return Ok(());
         }
-        if self.held.is_some() {
-            return self.take(usize::try_from(n).map_err(|_| Fault::TooLarge)?).map(|_| ());
-        }
-        let mut left = n;
-        while left > 0 {
-            if self.at == self.end {
-                self.fill(1)?;
-            }
-            let step = left.min((self.end - self.at) as u64);
-            self.at += step as usize;
-            left -= step;
-        }
-        Ok(())
+        self.skip_beyond(n)
     }
 }
 

@@ -349,11 +349,12 @@ impl<'a> CommandBuilder<'a> {
 
 /// The shortest text that reads back as the same bits.
 fn append_score(out: &mut Vec<u8>, score: f64) {
-    const EXACT: f64 = (1u64 << 53) as f64;
+    const EXACT: i64 = 1 << 53;
+    let whole = score as i64;
     if score.is_infinite() {
         out.extend_from_slice(if score > 0.0 { b"inf" } else { b"-inf" });
-    } else if score.fract() == 0.0 && score.abs() <= EXACT && !(score == 0.0 && score.is_sign_negative()) {
-        append_decimal(out, score as i64);
+    } else if (whole as f64).to_bits() == score.to_bits() && (-EXACT..=EXACT).contains(&whole) {
+        append_decimal(out, whole);
     } else {
         // JSON's formatter is three times as fast as that of the standard library; writing to a Vec cannot fail.
         let _ = serde_json::to_writer(out, &score);
