@@ -309,7 +309,9 @@ fn a_run_that_waits_for_its_destination_while_it_stops_goes_on_telling() {
     };
     let first = run.wait_status(MINUTES, "the wish to be obeyed", |status| told(status).is_some());
     let first = told(&first).unwrap();
-    run.wait_status(MINUTES, "a later word of it", |status| told(status).is_some_and(|at| at > first + 2_000));
+    run.wait_status(MINUTES, "a later word of it", |status| {
+        told(status).is_some_and(|at| at > first + 2_000)
+    });
     destination.resume();
     run.wait_exit(MINUTES).expect(75, &["stopped"]);
 }
