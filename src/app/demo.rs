@@ -11,7 +11,7 @@ use crate::cli;
 use crate::control::{self, EngineEnd, Handle};
 use crate::demo::{Comparison, Demo, DemoOptions};
 use crate::engine::exit;
-use crate::status::{Outcome, State};
+use crate::status::{Outcome, State, Status};
 
 /// How long the live load of a demo without a console goes on.
 const DEMO_SECONDS: u64 = 5;
@@ -60,7 +60,7 @@ pub(super) fn run(options: cli::Demo) -> Result<i32, Outcome> {
         let _ = runtime.block_on(relaying);
         let comparison = compared.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
         Ok(match comparison {
-            _ if !matches!(outcome.exit_code, exit::DONE | exit::INTERRUPTED) => outcome.exit_code,
+            _ if !ends_well(outcome.exit_code) => outcome.exit_code,
             Some(comparison) => {
                 println!("{comparison}");
                 if comparison.is_equal() { exit::DONE } else { exit::DIFFERENT }
@@ -69,8 +69,15 @@ pub(super) fn run(options: cli::Demo) -> Result<i32, Outcome> {
             None => outcome.exit_code,
         })
     })();
-    let _ = std::fs::remove_dir_all(&dir);
+    if matches!(result, Ok(code) if ends_well(code)) {
+        let _ = std::fs::remove_dir_all(&dir);
+    }
     result
+}
+
+/// Nothing is left to look at: the data directory goes with the demo.
+fn ends_well(exit_code: i32) -> bool {
+    matches!(exit_code, exit::DONE | exit::INTERRUPTED)
 }
 
 /// Stands between the fronts and the engine of a demo: whoever asks for the end gets, before it, the load stopped, the
@@ -96,7 +103,7 @@ impl DemoRelay {
                             caught_up_since.get_or_insert_with(Instant::now);
                         }
                         let ended = status.outcome.is_some();
-                        self.end.status.send_replace(status);
+                        self.tell(status);
                         if ended {
                             return;
                         }
@@ -119,6 +126,16 @@ impl DemoRelay {
         }
     }
 
+    /// The last words do not name files that are gone when they are read.
+    fn tell(&self, mut status: Arc<Status>) {
+        if status.outcome.as_ref().is_some_and(|outcome| ends_well(outcome.exit_code)) {
+            let status = Arc::make_mut(&mut status);
+            status.log_file = None;
+            status.outcome.iter_mut().for_each(|outcome| outcome.hint = None);
+        }
+        self.end.status.send_replace(status);
+    }
+
     async fn finish(mut self) {
         // Neither a pause nor a limit of the operator may keep the destination from catching up.
         let status = self.engine.status();
@@ -136,7 +153,7 @@ impl DemoRelay {
                 let Some(status) = self.engine.next_status().await else { break };
                 let done = status.sources.iter().all(|source| source.offset_applied >= offset);
                 let ended = status.outcome.is_some();
-                self.end.status.send_replace(status);
+                self.tell(status);
                 if done || ended {
                     break;
                 }
@@ -148,7 +165,7 @@ impl DemoRelay {
         let _ = self.engine.send(control::Command::Stop { forget: true });
         while let Some(status) = self.engine.next_status().await {
             let ended = status.outcome.is_some();
-            self.end.status.send_replace(status);
+            self.tell(status);
             if ended {
                 return;
             }

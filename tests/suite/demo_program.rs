@@ -37,6 +37,8 @@ fn the_demo_can_be_cut_over() {
     {
         assert!(text.contains(expected), "no '{expected}' in:\n{text}");
     }
+    let summary = text.split("shakedeck summary").nth(1).expect("a summary");
+    assert!(!summary.contains("shakedeck-demo"), "a directory that is gone is named in:\n{summary}");
 }
 
 #[test]
