@@ -425,6 +425,20 @@ impl Batch {
         self.source.refuse_piece(format!("{} was refused: {error}", self.verb(index)));
     }
 
+    /// Whether it holds keys of the RDB that must not replace those of others: once its answers are lost, nobody can tell them apart.
+    pub fn keeps_keys_of_others(&self) -> bool {
+        let keeps = |(index, command): (usize, &SentCommand)| match command.kind {
+            CommandKind::RestoreIfMissing | CommandKind::SetIfNone | CommandKind::SetIfMissing => true,
+            CommandKind::Rename { existing, .. } => existing != OnExistingKey::Rewrite,
+            CommandKind::Restore => {
+                let arguments = self.arguments(index);
+                arguments.first() == Some(&&b"RESTORE"[..]) && !arguments.contains(&&b"REPLACE"[..])
+            }
+            _ => false,
+        };
+        self.commands.iter().enumerate().any(keeps)
+    }
+
     /// The commands of the value to which command `index` belongs.
     pub fn parts(&self, index: usize) -> Parts {
         let at = self.commands.get(index).map_or(0, |command| command.at);

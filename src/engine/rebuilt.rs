@@ -153,7 +153,9 @@ impl<'a> Plan<'a> {
         }) {
             return Ok(Err(error.to_string()));
         }
-        connection.request(&[b"SELECT", self.db.to_string().as_bytes()]).await?;
+        if let Reply::Error(error) = connection.request(&[b"SELECT", self.db.to_string().as_bytes()]).await? {
+            return Ok(Err(error));
+        }
         let (command, expected) = ahead.size();
         let ends_at_ms = ahead.ends_at_ms(self.expire_at_ms, self.target);
         let pending_ids = std::mem::take(&mut ahead.pending).into_sorted();
@@ -234,7 +236,7 @@ impl<'a> Plan<'a> {
             return Ok(Ok(()));
         }
         let mut ended = 0;
-        if found < expected {
+        if found < expected && self.target.has_field_ttl() {
             // It was looked through before.
             let _ = block_in_place(|| {
                 self.visit(&mut |element| {

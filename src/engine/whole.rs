@@ -28,6 +28,8 @@ pub struct Parts {
     pub key: Vec<u8>,
     /// The command that gives it that name, if it was built under another one.
     pub rename: Option<usize>,
+    /// Nothing of it stands in a former batch.
+    begins_here: bool,
     /// A later command of the batch builds another value where this one was built.
     built_again: bool,
 }
@@ -39,9 +41,9 @@ impl Parts {
         commands: impl Iterator<Item = (CommandKind, u64)>,
         arguments: impl Fn(usize) -> Vec<&'a [u8]>,
     ) -> Parts {
-        let (mut all, mut count) = (Vec::new(), 0);
+        let (mut all, mut kinds) = (Vec::new(), Vec::new());
         for (index, (kind, of)) in commands.enumerate() {
-            count += 1;
+            kinds.push(kind);
             if kind.is_part() && of == at {
                 all.push((index, kind));
             }
@@ -50,20 +52,28 @@ impl Parts {
         let word = |index: Option<usize>, at: usize| {
             index.and_then(|index| arguments(index).get(at).map(|word| word.to_vec())).unwrap_or_default()
         };
-        // UNLINK or SET comes first.
+        // UNLINK or SET comes first, or was in a former batch.
         let first = all.first().map(|(index, _)| *index);
         let (built, key) = match rename {
             Some(_) => (word(rename, 1), word(rename, 2)),
             None => (word(first, 1), word(first, 1)),
         };
-        let behind = all.last().map_or(count, |(index, _)| index + 1);
-        let built_again = (behind..count).any(|index| arguments(index).get(1) == Some(&built.as_slice()));
-        Parts { indexes: all.into_iter().map(|(index, _)| index).collect(), built, key, rename, built_again }
+        let begins = |first| matches!(arguments(first).as_slice(), [b"UNLINK" | b"DEL" | b"SET", on, ..] if *on == built);
+        let begins_here = first.is_some_and(begins);
+        let behind = all.last().map_or(kinds.len(), |(index, _)| index + 1);
+        let same_database =
+            kinds.iter().enumerate().skip(behind).take_while(|(_, kind)| **kind != CommandKind::Select);
+        let mut built_there =
+            same_database.map(|(index, _)| arguments(index).get(1) == Some(&built.as_slice()));
+        let built_again = built_there.any(|there| there);
+        let indexes = all.into_iter().map(|(index, _)| index).collect();
+        Parts { indexes, built, key, rename, begins_here, built_again }
     }
 
-    /// The keys under which something of it may stand where none of these commands has run.
+    /// The keys under which something of it may stand where none of these commands has run. Not those of a value that begins in this
+    /// batch: another one may stand there, complete, and wait for its name.
     pub fn built_before(&self) -> Vec<&[u8]> {
-        self.rename.map(|_| self.built.as_slice()).into_iter().collect()
+        self.rename.filter(|_| !self.begins_here).map(|_| self.built.as_slice()).into_iter().collect()
     }
 
     /// The same where all have run, and these of the batch were refused.
@@ -171,4 +181,44 @@ pub fn meta_of<'a>(entry: &Entry<'a>, target: Target) -> &'a [u8] {
 
 fn failed(source: &SourceShared, cause: io::Error) -> WriterError {
     SpoolError { action: "read the RDB again in", path: source.spool.dir().to_owned(), cause }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::OnExistingKey;
+
+    const NAME: CommandKind = CommandKind::Rename { existing: OnExistingKey::Panic, ends_at_ms: None };
+
+    /// Two values that are built under the same key, one after the other: the first in former batches, to be named here.
+    fn parts(at: u64, between: &[(CommandKind, u64, &'static str)]) -> Parts {
+        let first = [(CommandKind::Part, 10, "PEXPIREAT built 1"), (NAME, 10, "RENAMENX built first")];
+        let second = [
+            (CommandKind::Part, 20, "UNLINK built"),
+            (CommandKind::Part, 20, "RPUSH built x"),
+            (NAME, 20, "RENAMENX built second"),
+        ];
+        let all = [&first[..], between, &second].concat();
+        let words = |index: usize| all[index].2.split(' ').map(str::as_bytes).collect::<Vec<_>>();
+        Parts::of(at, all.iter().map(|(kind, at, _)| (*kind, *at)), words)
+    }
+
+    #[test]
+    fn what_waits_for_its_name_is_not_removed_with_another_value() {
+        let (first, second) = (parts(10, &[]), parts(20, &[]));
+        assert_eq!((first.indexes.as_slice(), first.key.as_slice()), (&[0, 1][..], &b"first"[..]));
+        assert_eq!((second.indexes.as_slice(), second.key.as_slice()), (&[2, 3, 4][..], &b"second"[..]));
+        assert_eq!(first.built_before(), [b"built"]);
+        assert!(second.built_before().is_empty(), "nothing of it has run");
+        // All have run, and the names were refused.
+        assert!(first.standing(&[1]).is_empty(), "the second value is built there");
+        assert_eq!(second.standing(&[4]), [b"built"]);
+        assert_eq!(second.standing(&[3]), [&b"built"[..], b"second"]);
+    }
+
+    #[test]
+    fn a_value_in_another_database_is_built_elsewhere() {
+        let first = parts(10, &[(CommandKind::Select, 0, "SELECT 1")]);
+        assert_eq!(first.standing(&[1]), [b"built"]);
+    }
 }

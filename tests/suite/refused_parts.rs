@@ -184,7 +184,7 @@ fn a_part_that_is_refused_when_it_runs_takes_the_value_along() {
             .text("advanced", "rdb_restore_command_behavior", behavior)
     };
     for (behavior, trap) in
-        [("rewrite", None), ("skip", None), ("panic", Some(At::Cut)), ("panic", Some(At::Hold))]
+        [("rewrite", None), ("skip", None), ("rewrite", Some(At::Cut)), ("panic", Some(At::Hold))]
     {
         client.ok(&["FLUSHALL"]);
         if let Some(at) = trap {
@@ -213,6 +213,28 @@ fn a_part_that_is_refused_when_it_runs_takes_the_value_along() {
     let run = setup("rewrite").text("policy", "on_bad_value", "stop").start();
     run.wait_exit(MINUTES).expect(4, &["XGROUP of key 'broken' was refused", "on_bad_value"]);
     assert_eq!(client.integer(&["EXISTS", "broken"]), 0);
+}
+
+/// Begun again, keys that stand on the destination would be taken for ours and be replaced.
+#[test]
+fn keys_of_others_outlive_lost_answers() {
+    let binary = require_server!();
+    let destination = Server::start(binary, Options::new());
+    let relay = Relay::start(destination.address());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("made.rdb");
+    let records = [refused_when_it_runs(&destination, "broken"), list(5)];
+    std::fs::write(&file, rdb("REDIS0010", &records.each_ref().map(Vec::as_slice))).unwrap();
+    let mut client = destination.client();
+    client.ok(&["SET", "list", "of somebody else"]);
+    relay.trap("value is not an integer", At::Cut);
+    let run = Setup::from_file(&file, &relay.address().to_string())
+        .set("advanced", "target_redis_proto_max_bulk_len", "0")
+        .text("advanced", "rdb_restore_command_behavior", "skip")
+        .start();
+    run.wait_exit(MINUTES).expect(0, &["the answers to commands that build values were lost"]);
+    assert!(relay.sprung());
+    assert_eq!(client.text(&["GET", "list"]), "of somebody else");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What becomes of a group once it is answered: done, sent elsewhere, sent later, or without a command that is refused for good.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Instant;
 
@@ -181,7 +182,7 @@ impl ClusterWriter {
     ) -> Result<Option<(Group, String)>, WriterError> {
         let mut later = Vec::new();
         let refused: Vec<usize> = refusals.iter().map(|(index, _)| *index).collect();
-        let mut undone = Vec::new();
+        let mut undone = BTreeSet::new();
         // All of them before anything ends the run: a later start must not take them for ours.
         for (index, _) in refusals.iter().filter(|(_, refusal)| refusal.key_exists()) {
             let Some(command) = group.commands.get(*index).copied() else { continue };
@@ -254,13 +255,13 @@ impl ClusterWriter {
                     );
                 }
                 Refusal::Error(error) if kind.is_part() => {
-                    let parts = group.parts(index);
-                    if !undone.contains(&parts.indexes) {
+                    if !undone.contains(&index) {
+                        let parts = group.parts(index);
                         self.take_away(node, group, index, &parts.standing(&refused)).await?;
                         let gone = parts.rename == Some(index) && error.contains("no such key");
                         let error = if gone { taken_away(&error) } else { error };
                         self.refuse_value(group, index, &parts, &error)?;
-                        undone.push(parts.indexes);
+                        undone.extend(parts.indexes);
                     }
                 }
                 Refusal::Error(error) if kind.restores() && refuses_payload(&error) => {
@@ -268,6 +269,9 @@ impl ClusterWriter {
                         if obstacle(&second, CommandKind::Part).is_some() {
                             later.push((command.at, second));
                             continue;
+                        }
+                        if rule(&second, CommandKind::Rebuild, OnBadValue::Quarantine).0 == Rule::Stop {
+                            return Err(self.refused(group, Some(index), second));
                         }
                         self.refuse_for_good(group, index, &format!("{error}; and by commands: {second}"))?;
                     }

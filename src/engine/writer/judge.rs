@@ -1,6 +1,6 @@
 //! What answers mean: which batch was applied, and what becomes of commands that were refused.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -103,7 +103,7 @@ impl Writer {
         // On ours the next batch is open.
         let mut beside = Beside::default();
         let refused: Vec<usize> = refusals.iter().map(|(index, _)| *index).collect();
-        let mut undone = Vec::new();
+        let mut undone = BTreeSet::new();
         for (index, refusal) in refusals {
             let kind = batch.commands.get(index).map_or(CommandKind::Select, |command| command.kind);
             let arguments = batch.arguments(index);
@@ -143,13 +143,13 @@ impl Writer {
                 }
                 Refusal::Error(error) => {
                     if kind.is_part() {
-                        let parts = batch.parts(index);
-                        if !undone.contains(&parts.indexes) {
+                        if !undone.contains(&index) {
+                            let parts = batch.parts(index);
                             self.take_away(&mut beside, batch, index, &parts.standing(&refused)).await?;
                             let gone = parts.rename == Some(index) && error.contains("no such key");
                             let error = if gone { taken_away(&error) } else { error };
                             self.refuse_value(batch, index, &parts, &error)?;
-                            undone.push(parts.indexes);
+                            undone.extend(parts.indexes);
                         }
                         continue;
                     }
@@ -270,26 +270,26 @@ impl Writer {
             return Ok(Ok(()));
         }
         let mut beside = Beside::default();
-        let mut removed = Vec::new();
+        let mut removed = BTreeSet::new();
         for (index, error) in &never {
+            if removed.contains(index) {
+                continue;
+            }
             batch.source.errors.fetch_add(1, Relaxed);
             match batch.commands.get(*index).map(|command| command.kind) {
                 Some(kind) if kind.is_part() => {
                     let parts = batch.parts(*index);
-                    if !removed.contains(index) {
-                        // Nothing of this batch has run, but it may have been built by those before it.
-                        self.take_away(&mut beside, batch, *index, &parts.built_before()).await?;
-                        self.refuse_value(batch, *index, &parts, error)?;
-                        removed.extend(parts.indexes);
-                    }
-                    continue;
+                    // Nothing of this batch has run, but it may have been built by those before it.
+                    self.take_away(&mut beside, batch, *index, &parts.built_before()).await?;
+                    self.refuse_value(batch, *index, &parts, error)?;
+                    removed.extend(parts.indexes);
                 }
                 Some(CommandKind::Piece) => batch.refuse_piece(*index, error),
                 _ => self.set_aside(batch, *index, error)?,
             }
-            removed.push(*index);
+            removed.insert(*index);
         }
-        batch.remove(&removed);
+        batch.remove(&removed.into_iter().collect::<Vec<_>>());
         self.shared.retries.fetch_add(1, Relaxed);
         Ok(Ok(()))
     }

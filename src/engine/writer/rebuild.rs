@@ -131,8 +131,10 @@ impl Writer {
         while !keys.is_empty() {
             let connection = self.beside(beside).await?;
             let removed = async {
-                connection.request(&[b"SELECT", db.as_bytes()]).await?;
-                connection.request(&[&[unlink], keys].concat()).await
+                match connection.request(&[b"SELECT", db.as_bytes()]).await? {
+                    Reply::Error(error) => Ok(Reply::Error(error)),
+                    _ => connection.request(&[&[unlink], keys].concat()).await,
+                }
             };
             match removed.await {
                 Ok(Reply::Error(error)) => match self.passing(&error, CommandKind::Part) {
@@ -149,13 +151,19 @@ impl Writer {
 
     /// The batch has run, but its answers were lost with the connection. Which entries of the RDB were refused is found out by
     /// asking again: RESTOREs are repeated, which changes nothing where the first one was accepted. Commands that build a value cannot
-    /// be repeated singly: applying begins again before the batch.
+    /// be repeated singly: applying begins again before the batch, unless keys of others could be taken for ours then.
     pub(super) async fn judge_unanswered(&self, batch: &Batch) -> Result<(), WriterError> {
-        if batch.commands.iter().any(|command| command.kind.is_part() || command.kind == CommandKind::Piece) {
-            return Err(WriterError::BeginAgain {
-                address: self.shared.address.clone(),
-                reason: "the answers to commands that build a value were lost".into(),
-            });
+        let builds = |kind: CommandKind| kind.is_part() || kind == CommandKind::Piece;
+        if batch.commands.iter().any(|command| builds(command.kind)) {
+            if !batch.keeps_keys_of_others() {
+                return Err(WriterError::BeginAgain {
+                    address: self.shared.address.clone(),
+                    reason: "the answers to commands that build a value were lost".into(),
+                });
+            }
+            let text = "the answers to commands that build values were lost with the link: should the destination have refused one of \
+                        them, its value is not whole there; compare both sides (v) before a cutover";
+            self.events.warn(&self.node(), text);
         }
         let asked = |kind: CommandKind| {
             kind.restores() || matches!(kind, CommandKind::SetIfNone | CommandKind::Count)
