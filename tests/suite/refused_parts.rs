@@ -232,8 +232,15 @@ fn keys_of_others_outlive_lost_answers() {
         .set("advanced", "target_redis_proto_max_bulk_len", "0")
         .text("advanced", "rdb_restore_command_behavior", "skip")
         .start();
-    run.wait_exit(MINUTES).expect(0, &["the answers to commands that build values were lost"]);
+    let exit = run.wait_exit(MINUTES);
     assert!(relay.sprung());
+    assert_eq!(
+        client.text(&["TYPE", "list"]),
+        "string",
+        "a key of somebody else was replaced: {}",
+        exit.output
+    );
+    exit.expect(0, &["the answers to commands that build values were lost"]);
     assert_eq!(client.text(&["GET", "list"]), "of somebody else");
 }
 
